@@ -1,0 +1,158 @@
+"""The contract that every network obeys: encode each modality alone, then decode any subset of them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from bts_lightning.modalities import MODALITIES
+
+
+@dataclass(frozen=True)
+class Features:
+    """What `encode` yields: per level, finest first, the features of each modality on their own.
+
+    Attributes:
+        levels: per level a tensor B×4×C×D×H×W.
+        present: per level a bool tensor B×4: which slots `decode` may read.
+        real: B×4 bool: which slots hold features of an image that was really encoded. In training this may be
+            more than `present`, because some published losses supervise modalities that were dropped.
+        original: the features before an alignment substituted absent slots; per-modality heads read these.
+    """
+
+    levels: tuple[Tensor, ...]
+    present: tuple[Tensor, ...]
+    real: Tensor
+    original: "Features | None" = None
+
+    def restrict(self, present: Tensor) -> "Features":
+        """Let `decode` see only these modalities (B×4 bool) of those that were encoded."""
+        return replace(self, present=tuple(level & present for level in self.present))
+
+    def selected(self, level: int) -> Tensor:
+        """Give one level with its absent slots set to zero by selection, so that NaN cannot pass."""
+        x = self.levels[level]  # B M C D H W
+        keep = self.present[level].view(*self.present[level].shape, *[1] * (x.dim() - 2))
+        return torch.where(keep, x, x.new_zeros(()))
+
+    def repeat(self, times: int) -> "Features":
+        """Repeat the batch for `times` subsets without copying memory while the batch is one case."""
+
+        def tile(x: Tensor) -> Tensor:
+            return x.unsqueeze(0).expand(times, *x.shape).flatten(0, 1)
+
+        return Features(
+            levels=tuple(tile(x) for x in self.levels),
+            present=tuple(tile(x) for x in self.present),
+            real=tile(self.real),
+            original=self.original.repeat(times) if self.original is not None else None,
+        )
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """An extra supervised prediction of the training step.
+
+    Attributes:
+        name: the loss is logged as `train/<name>`.
+        logits: B×C×d×h×w; when coarser than the label, the label is down-sampled to it (nearest).
+        weight: factor of its loss.
+        valid: B bool, the samples it is supervised on; None means all.
+    """
+
+    name: str
+    logits: Tensor
+    weight: float = 1.0
+    valid: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `decode` yields; in eval mode only `logits` is computed.
+
+    Attributes:
+        logits: B×C×D×H×W, the final prediction.
+        weight: factor of the final prediction's loss.
+        auxiliary: extra supervised predictions.
+        penalties: named extra losses, already weighted, added as they are and logged as `train/<name>`.
+    """
+
+    logits: Tensor
+    weight: float = 1.0
+    auxiliary: tuple[Auxiliary, ...] = ()
+    penalties: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Backbone(nn.Module, ABC):
+    """Base of every network: subclasses write `encode_levels` and `decode`, nobody writes `forward` again.
+
+    Attributes:
+        divisor: every spatial size must be a multiple of this.
+        learns_from_dropped: in training also encode modalities that dropout removed, because a loss of this
+            network reads them. The prediction never does.
+    """
+
+    divisor: int = 1
+    learns_from_dropped: bool = False
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+
+    def forward(self, image: Tensor, present: Tensor, available: Tensor | None = None) -> Output:
+        """Predict from the modalities in `present`; `available` adds those that training may also look at."""
+        use_dropped = self.learns_from_dropped and self.training and available is not None
+        features = self.encode(
+            image, available if use_dropped and available is not None else present
+        )
+        return self.decode(features.restrict(present))
+
+    def encode(self, image: Tensor, present: Tensor) -> Features:
+        """Compute everything that does not depend on which other modalities are there."""
+        self.check(image, present)
+        keep = present.view(*present.shape, 1, 1, 1)
+        # Select before any arithmetic: NaN times a zero gradient would still be NaN in the backward pass.
+        image = torch.where(keep, image, image.new_zeros(()))
+        levels = self.encode_levels(image, present)
+        return Features(levels=levels, present=(present,) * len(levels), real=present)
+
+    @abstractmethod
+    def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+        """Encode B×4×D×H×W, absent channels already zero, into levels B×4×C×d×h×w, finest first."""
+
+    @abstractmethod
+    def decode(self, features: Features) -> Output:
+        """Fuse the present slots of each level and predict; read absent slots only through `selected`."""
+
+    def check(self, image: Tensor, present: Tensor) -> None:
+        """Refuse what no network can use, in words that say what would do."""
+        if image.dim() != 5 or image.shape[1] != len(MODALITIES):
+            raise ValueError(
+                f"image has shape {tuple(image.shape)}; expected B×{len(MODALITIES)}×D×H×W"
+            )
+        if present.shape != image.shape[:2] or present.dtype != torch.bool:
+            raise ValueError(
+                f"present is {present.dtype} of shape {tuple(present.shape)}; expected bool {tuple(image.shape[:2])}"
+            )
+        # The value of `present` is data: reading it would stall a GPU and break a compiled graph.
+        if (
+            not torch.compiler.is_compiling()
+            and present.device.type == "cpu"
+            and not present.any(dim=1).all()
+        ):
+            rows = (~present.any(dim=1)).nonzero().flatten().tolist()
+            raise ValueError(
+                f"no modality is present in row {rows} of the batch; each sample needs at least one"
+            )
+        self.check_size(tuple(image.shape[2:]))
+
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Refuse a spatial size that the network cannot halve often enough, and name the next one that works."""
+        if any(length % self.divisor for length in size):
+            fits = tuple(
+                max(self.divisor, -(-length // self.divisor) * self.divisor) for length in size
+            )
+            raise ValueError(
+                f"{type(self).__name__} needs sizes that are multiples of {self.divisor}, got {size}; {fits} would do"
+            )
