@@ -1,0 +1,239 @@
+"""Compare a network of ours with the recorded outputs of the official code.
+
+How to add a network: write `tests/networks/golden_<network>.py` with a mapping `GOLDEN` from the
+`network` entry of the files' config to a `Recorded` (or to any object with the same `masks` and
+`check`, as MedMAP needs, whose file has keys of its own). The command `python -m
+tests.networks.golden` and `test_golden.py` find it by themselves.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bts_lightning.modalities import subset_name
+from bts_lightning.networks.backbone import Backbone
+from tests.golden.fill_rule import fill, kind_of, make_input, noise
+
+FOLDER = Path(__file__).parents[1] / "golden"
+# From this many input voxels a file takes minutes on two cores and is left to `make test-all`.
+SLOW_FROM = 64**3
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: `what` differs by `error` (relative) where `limit` is allowed."""
+
+    what: str
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Say whether the limit holds; NaN never passes."""
+        return self.error <= self.limit
+
+
+class Check(Protocol):
+    """What the command needs of an entry: the masks of a file, and the comparison for one."""
+
+    def masks(self, path: Path) -> int:
+        """Count the masks of the file."""
+
+    def check(self, path: Path, index: int) -> list[Row]:
+        """Compare the mask of this index."""
+
+
+def plain(name: str) -> int:
+    """Give the salt of networks whose files are never salted."""
+    return 0
+
+
+def as_is(name: str, value: Array) -> Array:
+    """Leave a filled parameter as the official layout has it."""
+    return value
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """How to rebuild one official network and how far its numbers may lie from ours.
+
+    Attributes:
+        build: the network in its official variant, from the config of the file.
+        limit: relative L2 error of the logits, and of std and norm of the whole output.
+        salt: 10*m + j of a parameter by its name (m = 1..4 owner modality, else 0; j = expert or
+            region + 1, else 0).
+        arrange: changes a filled parameter from the official layout to ours, by its name: reorder
+            the input channels of a convolution over concatenated modalities, split a fused tensor.
+        fill: replaces the whole filling where one parameter of ours is many of theirs; called with
+            a function (shape, kind, salt) -> tensor and with `salted`.
+        dead: parameters of the official network that do nothing and that ours leaves out, from the
+            config.
+        auxiliary: further tensors by the name they have in the file (without the shape): from the
+            network, the features of all four modalities and the features restricted to the mask.
+        auxiliary_limit: relative error of the statistics of these.
+        salted_limit: the limit for salted files where it differs.
+        outliers: share of voxels that may be off by more than 1e-3 standard deviations in salted
+            files; None: do not ask.
+    """
+
+    build: Callable[[dict[str, Any]], Backbone]
+    limit: float
+    salt: Callable[[str], int] = plain
+    arrange: Callable[[str, Array], Array] = as_is
+    fill: Callable[[Backbone, Callable[[tuple[int, ...], str, int], Tensor], bool], None] | None = (
+        None
+    )
+    dead: Callable[[dict[str, Any]], int] = lambda config: 0
+    auxiliary: Callable[[Backbone, Any, Any], dict[str, Tensor]] | None = None
+    auxiliary_limit: float | None = None
+    salted_limit: float | None = None
+    outliers: float | None = None
+    _cache: dict[Path, tuple[Backbone, Any]] = field(default_factory=dict, compare=False)
+
+    def masks(self, path: Path) -> int:
+        """Count the masks of the file."""
+        return len(read(path)["masks"])
+
+    def network(self, path: Path) -> tuple[Backbone, Any]:
+        """Build, fill and encode once a file; the last one is kept for its other masks."""
+        if path not in self._cache:
+            self._cache.clear()
+            config = config_of(path)
+            net = self.build(config).eval()
+            if self.fill is None:
+                fill_parameters(net, self.salt if config["salted"] else plain, self.arrange)
+            else:
+                self.fill(net, filled, config["salted"])
+            image = torch.from_numpy(make_input(config["input"][2]))
+            with torch.no_grad():
+                features = net.encode(image, torch.ones(1, 4, dtype=torch.bool))
+            self._cache[path] = net, features
+        return self._cache[path]
+
+    def check(self, path: Path, index: int) -> list[Row]:
+        """Compare parameter count, logits, statistics and known inner tensors for one mask."""
+        config, golden = config_of(path), read(path)
+        net, features = self.network(path)
+        limit = self.salted_limit if config["salted"] and self.salted_limit else self.limit
+        count = sum(p.numel() for p in net.parameters()) + self.dead(config)
+        seen = features.restrict(torch.from_numpy(golden["masks"][index]).unsqueeze(0))
+        with torch.no_grad():
+            logits = net.decode(seen).logits[0]
+            inner = self.auxiliary(net, features, seen) if self.auxiliary else {}
+        step, expected = config["stride"], golden["out"][index]
+        taken = logits[:, ::step, ::step, ::step].numpy()
+        rows = [
+            Row("parameters", abs(count - config["params"]), 0),
+            Row("logits", relative(taken, expected), limit),
+            Row("statistics", deviation(statistics(logits), golden["out_stats"][index]), limit),
+        ]
+        for channel, values in enumerate(logits):
+            expected_here = golden["out_channel_stats"][index][channel]
+            error = deviation(statistics(values), expected_here)
+            rows.append(Row(f"channel {channel}", error, limit))
+        if config["salted"] and self.outliers is not None:
+            off = np.abs(taken - expected) > 1e-3 * expected.std()
+            rows.append(Row("outliers", float(off.mean()), self.outliers))
+        rows += self._inner_rows(golden, index, inner, self.auxiliary_limit or limit)
+        return rows
+
+    def _inner_rows(
+        self, golden: dict[str, Array], index: int, inner: dict[str, Tensor], limit: float
+    ) -> Iterator[Row]:
+        for name, row, stats in zip(
+            golden["aux_names"], golden["aux_mask_index"], golden["aux_stats"], strict=True
+        ):
+            key = str(name).split()[0]
+            if row == index and key in inner:
+                yield Row(key, deviation(statistics(inner[key]), stats), limit)
+
+
+def entries() -> dict[str, Check]:
+    """Collect the entries of all `golden_*.py` files next to this one."""
+    found: dict[str, Check] = {}
+    for path in sorted(Path(__file__).parent.glob("golden_*.py")):
+        found.update(import_module(f"tests.networks.{path.stem}").GOLDEN)
+    return found
+
+
+def files(folder: Path = FOLDER) -> list[tuple[Path, Check]]:
+    """Pair the files of a folder with the entries of their networks; others are left out."""
+    known = entries()
+    paths = sorted(folder.glob("*.npz"))
+    return [(path, known[name]) for path in paths if (name := config_of(path)["network"]) in known]
+
+
+@lru_cache(maxsize=4)
+def read(path: Path) -> dict[str, Array]:
+    """Load a golden file."""
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """Read what was recorded; files of modules rather than networks have fewer keys."""
+    config: dict[str, Any] = {"salted": False} | json.loads(str(read(path)["config"]))
+    return config
+
+
+def is_slow(path: Path) -> bool:
+    """Say whether a file's input is too large for the quick suite."""
+    size = config_of(path).get("input", [0])
+    return bool(np.prod(size[2:]) >= SLOW_FROM)
+
+
+def mask_name(path: Path, index: int) -> str:
+    """Name a mask of a file as `t1c+flair`."""
+    return subset_name(read(path)["masks"][index].tolist())
+
+
+def filled(shape: tuple[int, ...], kind: str, salt: int) -> Tensor:
+    """Give the values of one official parameter."""
+    return torch.from_numpy(fill(shape, kind, salt))
+
+
+@torch.no_grad()
+def fill_parameters(
+    net: torch.nn.Module,
+    salt: Callable[[str], int] = plain,
+    arrange: Callable[[str, Array], Array] = as_is,
+) -> None:
+    """Set every parameter by the fill rule."""
+    for name, parameter in net.named_parameters():
+        shape = tuple(parameter.shape)
+        value = arrange(name, fill(shape, kind_of(name, shape), salt(name)))
+        parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+
+
+def relative(ours: Array, expected: Array) -> float:
+    """Give the relative L2 error."""
+    difference = ours.astype(np.float64) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
+
+
+def statistics(x: Tensor) -> Array:
+    """Give mean, std, minimum, maximum, L2 norm and a fixed projection in double precision."""
+    a = x.detach().double().flatten().numpy()
+    projection = a @ noise(np.arange(a.size) + 104729) / np.sqrt(a.size)
+    return np.array([a.mean(), a.std(), a.min(), a.max(), np.linalg.norm(a), projection])
+
+
+def deviation(ours: Array, expected: Array) -> float:
+    """Give the largest error of std and norm (relative) and of mean and projection (relative to
+    std).
+
+    Extremes are left out: they belong to one voxel and say nothing that the norm does not.
+    """
+    mean, std, _, _, norm, projection = np.abs(ours - expected)
+    scale, size = expected[1], expected[4]
+    return float(max(mean / scale, std / scale, projection / scale, norm / size))

@@ -1,0 +1,324 @@
+"""Every network that an experiment names obeys the laws of the contract.
+
+A network is found by its YAML: each `experiments/*.yaml` with a `net:` node is built with the
+overrides of the class method `small()` (`@classmethod def small(cls) -> dict[str, Any]`,
+constructor arguments that make a network of the same wiring that runs in a blink) and fed 16³
+voxels, or twice its `divisor` where that is more. A network that takes one size only must take that
+one in its `small` form. Parameters that get no gradient in one step, and why, are named in
+`UNTRAINED`.
+"""
+
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from bts_lightning.modalities import SUBSETS, Subset, subset_name
+from bts_lightning.networks.backbone import Backbone, Features, Output
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+# Class name -> (pattern of parameter names, reason why one step on one sample need not move them).
+UNTRAINED: dict[str, tuple[str, str]] = {}
+
+# Rows of a batch go through other kernels (blocking, vector width) than single samples, so sums are
+# rounded in another order; a leak between rows would be of the size of the signal.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def networks() -> list[Any]:
+    """Find the experiments that define a network."""
+    nodes = {path.stem: yaml.safe_load(path.read_text()) for path in EXPERIMENTS.glob("*.yaml")}
+    return [
+        pytest.param(node["net"], id=name)
+        for name, node in sorted(nodes.items())
+        if node and "_target_" in (node.get("net") or {})
+    ]
+
+
+@pytest.fixture(params=networks())
+def net(request: pytest.FixtureRequest) -> Backbone:
+    """Build the small form of an experiment's network, without symmetric or zero weights."""
+    return build(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def build(node: dict[str, Any], **extra: Any) -> Backbone:
+    module, name = node["_target_"].rsplit(".", 1)
+    cls = getattr(import_module(module), name)
+    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+    torch.manual_seed(0)
+    network: Backbone = cls(**arguments | cls.small() | extra)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            # Zero-initialised tables and unit norms would hide a wrong order.
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return network.eval()
+
+
+def image_for(network: Backbone, batch: int = 1) -> Tensor:
+    size = max(16, 2 * network.divisor)
+    return torch.randn(batch, 4, size, size, size, generator=torch.Generator().manual_seed(batch))
+
+
+def rows(*subsets: Subset) -> Tensor:
+    return torch.tensor(subsets)
+
+
+def spoil(image: Tensor, present: Tensor, value: float) -> Tensor:
+    """Fill the absent channels with a value."""
+    keep = present.view(*present.shape, 1, 1, 1)
+    return torch.where(keep, image, torch.full_like(image, value))
+
+
+def everything(output: Output) -> list[Tensor]:
+    """List all tensors of an output."""
+    parts = [auxiliary.logits for auxiliary in output.auxiliary]
+    return [output.logits, *parts, *output.penalties.values()]
+
+
+def objective(output: Output) -> Tensor:
+    """Give a scalar that depends on all that a training step would look at."""
+    total = torch.zeros(())
+    for logits in [output.logits, *(auxiliary.logits for auxiliary in output.auxiliary)]:
+        draw = torch.Generator().manual_seed(7)
+        total = total + (logits.float() * torch.randn(logits.shape, generator=draw)).mean()
+        total = total + logits.float().square().mean()
+    return total + sum(output.penalties.values())
+
+
+# Law 1: no leak
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@torch.no_grad()
+def test_absent_content_changes_no_bit(net: Backbone, value: float) -> None:
+    image = image_for(net)
+    for subset in [
+        (True, False, False, False),
+        (False, True, False, True),
+        (True, True, True, False),
+    ]:
+        present = rows(subset)
+        clean = net(spoil(image, present, 0.0), present).logits
+        assert clean.isfinite().all()
+        assert torch.equal(net(spoil(image, present, value), present).logits, clean)
+
+
+def test_absent_nan_reaches_no_gradient(net: Backbone) -> None:
+    present = rows((False, True, True, False), (True, False, False, False))
+    image = spoil(image_for(net, batch=2), present, float("nan"))
+    output = net.train()(image, present, available=present)
+    assert all(tensor.isfinite().all() for tensor in everything(output))
+    objective(output).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+@torch.no_grad()
+def test_decode_never_reads_absent_slots(net: Backbone) -> None:
+    present = rows((False, True, False, True))
+    features = net.encode(image_for(net), torch.ones_like(present))
+    seen = net.decode(features.restrict(present)).logits
+    broken = tuple(
+        torch.where(present.view(1, 4, *[1] * (x.dim() - 2)), x, float("nan"))
+        for x in features.levels
+    )
+    spoilt = Features(broken, features.present, features.real, features.original)
+    assert torch.equal(net.decode(spoilt.restrict(present)).logits, seen)
+
+
+def test_dropped_modalities_do_not_change_the_prediction_in_training(net: Backbone) -> None:
+    image, present = image_for(net), rows((False, True, False, True))
+    available = rows((True, True, False, True))
+    logits = []
+    for seen in (present, available):
+        torch.manual_seed(3)
+        logits.append(net.train()(image, present, available=seen).logits)
+    if any("dropout" in type(m).__name__.lower() for m in net.modules()):
+        pytest.skip("draws of dropout depend on how many modalities are encoded")
+    assert torch.equal(*logits)
+
+
+# Law 2: order
+
+
+@torch.no_grad()
+def test_one_modality_depends_on_exactly_its_channel(net: Backbone) -> None:
+    image = image_for(net)
+    for channel in range(4):
+        present = torch.zeros(1, 4, dtype=torch.bool)
+        present[0, channel] = True
+        logits = net(image, present).logits
+        for changed in range(4):
+            other = image.clone()
+            other[:, changed] = other[:, changed].flip(-1) + 1
+            assert torch.equal(net(other, present).logits, logits) == (changed != channel)
+
+
+@torch.no_grad()
+def test_modalities_are_told_apart(net: Backbone) -> None:
+    image = image_for(net)
+    same = image[:, :1].expand(-1, 4, -1, -1, -1)
+    single = [net(same, torch.eye(4, dtype=torch.bool)[i : i + 1]).logits for i in range(4)]
+    for i in range(4):
+        for j in range(i):
+            assert not torch.allclose(single[i], single[j], rtol=1e-3, atol=1e-3)
+
+
+# Law 3: per sample
+
+
+@torch.no_grad()
+def test_mixed_batch_equals_its_rows(net: Backbone) -> None:
+    present = rows((True, False, False, False), (False, True, True, True), (True, True, True, True))
+    image = image_for(net, batch=3)
+    together = net(image, present).logits
+    for row in range(3):
+        alone = net(image[row : row + 1], present[row : row + 1]).logits
+        torch.testing.assert_close(together[row : row + 1], alone, **ROUNDING)
+
+
+@torch.no_grad()
+def test_nan_stays_in_no_other_row(net: Backbone) -> None:
+    image, present = image_for(net, batch=2), torch.ones(2, 4, dtype=torch.bool)
+    clean = net(image, present).logits
+    image[0, 2] = float("nan")
+    assert torch.equal(net(image, present).logits[1], clean[1])
+
+
+# Law 4: deterministic
+
+
+@torch.no_grad()
+def test_two_calls_agree_bit_for_bit(net: Backbone) -> None:
+    image, present = image_for(net), rows((True, False, True, True))
+    assert torch.equal(net(image, present).logits, net(image, present).logits)
+
+
+def test_seeded_training_step_repeats_bit_for_bit(net: Backbone) -> None:
+    image, present = image_for(net), rows((True, False, True, True))
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        net.train().zero_grad()
+        objective(net(image, present, available=present)).backward()
+        runs.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+# Law 5: encode once
+
+
+@torch.no_grad()
+def test_encode_once_equals_naive_bit_for_bit(net: Backbone) -> None:
+    image = image_for(net)
+    features = net.encode(image, torch.ones(1, 4, dtype=torch.bool))
+    for subset in SUBSETS:
+        present = rows(subset)
+        once = net.decode(features.restrict(present)).logits
+        assert torch.equal(once, net(image, present).logits), subset_name(subset)
+
+
+@torch.no_grad()
+def test_subsets_in_one_batch_equal_single_ones(net: Backbone) -> None:
+    image = image_for(net)
+    features = net.encode(image, torch.ones(1, 4, dtype=torch.bool))
+    some = rows(SUBSETS[0], SUBSETS[4], SUBSETS[14])
+    logits = net.decode(features.repeat(3).restrict(some)).logits
+    for row in range(3):
+        alone = net.decode(features.restrict(some[row : row + 1])).logits
+        torch.testing.assert_close(logits[row : row + 1], alone, **ROUNDING)
+
+
+# Learning
+
+
+def test_gradient_reaches_every_parameter(net: Backbone) -> None:
+    image, present = image_for(net, batch=2), torch.ones(2, 4, dtype=torch.bool)
+    objective(net.train()(image, present, available=present)).backward()
+    pattern, _ = UNTRAINED.get(type(net).__name__, ("$^", ""))
+    for name, parameter in net.named_parameters():
+        if not re.search(pattern, name):
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_every_parameter_takes_part_whatever_is_present(net: Backbone) -> None:
+    present = rows((False, False, True, False))
+    objective(net.train()(image_for(net), present, available=present)).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+
+
+@torch.no_grad()
+def test_evaluation_computes_the_prediction_alone(net: Backbone) -> None:
+    output = net(image_for(net), torch.ones(1, 4, dtype=torch.bool))
+    assert output.auxiliary == ()
+    assert output.penalties == {}
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("node", networks())
+@torch.no_grad()
+def test_output_has_the_shape_of_the_image(node: dict[str, Any], channels: int) -> None:
+    network = build(node, out_channels=channels)
+    image = image_for(network)
+    logits = network(image, torch.ones(1, 4, dtype=torch.bool)).logits
+    assert logits.shape == (1, channels, *image.shape[2:])
+
+
+# Boundary
+
+
+def test_sample_without_modality_is_refused(net: Backbone) -> None:
+    present = rows((True, False, False, False), (False, False, False, False))
+    with pytest.raises(ValueError, match=r"row \[1\]"):
+        net(image_for(net, batch=2), present)
+
+
+def test_wrong_size_is_refused_with_one_that_fits(net: Backbone) -> None:
+    if net.divisor == 1:
+        pytest.skip("takes any size")
+    size = image_for(net).shape[-1]
+    image = torch.zeros(1, 4, size, size, size - 1)
+    with pytest.raises(ValueError, match=rf"\({size}, {size}, {size}\)"):
+        net(image, torch.ones(1, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_finite(net: Backbone, dtype: torch.dtype) -> None:
+    image, present = image_for(net), rows((True, False, True, False))
+    with torch.autocast("cpu", dtype=dtype):
+        half = net.train()(image, present, available=present)
+        assert all(tensor.isfinite().all() for tensor in everything(half))
+        with torch.no_grad():
+            half = net.eval()(image, present)
+    with torch.no_grad():
+        full = net(image, present).logits
+    assert (half.logits.float() - full).norm() < 0.2 * full.norm()
+
+
+@torch.no_grad()
+def test_encode_and_decode_compile_without_graph_break(net: Backbone) -> None:
+    image, present = image_for(net), rows((True, False, True, False))
+    encode = torch.compile(net.encode, fullgraph=True, backend="eager")
+    decode = torch.compile(net.decode, fullgraph=True, backend="eager")
+    torch.testing.assert_close(decode(encode(image, present)).logits, net(image, present).logits)
+
+
+def test_training_compiles_without_graph_break(net: Backbone) -> None:
+    image, present = image_for(net), rows((True, False, True, False))
+    forward = torch.compile(net.train().forward, fullgraph=True, backend="eager")
+    objective(forward(image, present, present)).backward()
