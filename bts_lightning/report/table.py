@@ -1,0 +1,136 @@
+"""The evaluation table: one row per case × subset × region, read, checked and laid out as grids."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bts_lightning.errors import DataError
+from bts_lightning.modalities import REGIONS, SUBSETS, parse_subset, subset_name
+
+KEYS = ("case", "subset", "region")
+METRICS = ("dice", "hd95", "sensitivity", "precision", "true_ml", "predicted_ml")
+COLUMNS = KEYS + METRICS
+MISSING = {metric: ["", "nan", "NaN"] for metric in METRICS}
+REGION_NAMES: tuple[str, ...] = tuple(REGIONS)
+SUBSET_NAMES: tuple[str, ...] = tuple(subset_name(subset) for subset in SUBSETS)
+
+
+@dataclass(frozen=True)
+class EvaluationTable:
+    """Hold checked rows with the order of their cases and subsets.
+
+    >>> EvaluationTable.read(Path("runs/a2fseg/newest/evaluation/test")).grid("dice").shape
+    (74, 15, 3)
+    """
+
+    rows: pd.DataFrame
+    cases: tuple[str, ...]
+    subsets: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> "EvaluationTable":
+        """Read `cases.csv`, or the one in an evaluation folder."""
+        file = path / "cases.csv" if path.is_dir() else path
+        if not file.is_file():
+            raise DataError(f"{file}: no such file; `bts evaluate RUN` writes this table")
+        try:
+            # A case may be called 007 or NA: names are text.
+            rows = pd.read_csv(
+                file, dtype=dict.fromkeys(KEYS, str), keep_default_na=False, na_values=MISSING
+            )
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as fault:
+            raise DataError(f"{file}: not a readable table ({fault}); evaluate again") from fault
+        return cls.from_rows(rows, str(file))
+
+    @classmethod
+    def from_rows(
+        cls, rows: pd.DataFrame | Iterable[Mapping[str, object]], source: str = "evaluation table"
+    ) -> "EvaluationTable":
+        """Check rows and bring subsets into canonical spelling and order."""
+        table = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+        absent = [column for column in COLUMNS if column not in table]
+        if absent:
+            raise DataError(
+                f"{source}: no column {', '.join(absent)}; a table has {','.join(COLUMNS)}"
+            )
+        if table.empty:
+            raise DataError(f"{source}: the table has no row, so there is nothing to report")
+        table = table[list(COLUMNS)].reset_index(drop=True)
+        table["case"] = table["case"].astype(str)
+        table["subset"] = [_canonical(name, source) for name in table["subset"]]
+        _check_regions(table, source)
+        for metric in METRICS:
+            table[metric] = _numbers(table, metric, source)
+        _check_unique(table, source)
+        subsets = tuple(name for name in SUBSET_NAMES if (table["subset"] == name).any())
+        cases = tuple(sorted(table["case"].unique()))
+        return cls(table, cases, subsets)
+
+    def grid(self, metric: str) -> np.ndarray:
+        """Lay one metric out as case × subset × region; NaN where there is no value."""
+        grid = np.full((len(self.cases), len(self.subsets), len(REGION_NAMES)), np.nan)
+        case = self.rows["case"].map({name: i for i, name in enumerate(self.cases)}).to_numpy(int)
+        subset = self.rows["subset"].map({name: i for i, name in enumerate(self.subsets)})
+        region = self.rows["region"].map({name: i for i, name in enumerate(REGION_NAMES)})
+        grid[case, subset.to_numpy(int), region.to_numpy(int)] = self.rows[metric].to_numpy(float)
+        return grid
+
+    def shown(self) -> np.ndarray:
+        """Say which case × subset has rows: a case without FLAIR cannot show subsets with it."""
+        pairs = set(zip(self.rows["case"], self.rows["subset"], strict=True))
+        return np.array([[(case, name) in pairs for name in self.subsets] for case in self.cases])
+
+
+def write_whole(file: Path, content: str | bytes) -> Path:
+    """Write a file so that a reader finds the old one or the new one, never half of one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
+
+
+def _canonical(name: object, source: str) -> str:
+    try:
+        return subset_name(parse_subset(str(name)))
+    except ValueError as fault:
+        raise DataError(f"{source}: {fault}") from fault
+
+
+def _check_regions(table: pd.DataFrame, source: str) -> None:
+    unknown = sorted(set(table["region"].astype(str)) - set(REGION_NAMES))
+    if unknown:
+        raise DataError(
+            f"{source}: unknown region {unknown[0]!r}; the regions are {', '.join(REGION_NAMES)}"
+        )
+
+
+def _numbers(table: pd.DataFrame, metric: str, source: str) -> "pd.Series[float]":
+    try:
+        numbers = pd.to_numeric(table[metric]).astype(float)
+    except (ValueError, TypeError) as fault:
+        raise DataError(f"{source}: column {metric} holds something other than a number") from fault
+    # An infinite distance would vanish from the means or swallow them; a policy gives it a value.
+    if np.isinf(numbers).any():
+        raise DataError(
+            f"{source}: column {metric} holds an infinite value; evaluate with a policy for empty "
+            "regions (brats, brats2023 or nan)"
+        )
+    return numbers
+
+
+def _check_unique(table: pd.DataFrame, source: str) -> None:
+    twice = table[table.duplicated(list(KEYS))]
+    if len(twice):
+        case, subset, region = twice.iloc[0][list(KEYS)]
+        raise DataError(
+            f"{source}: case {case!r}, subset {subset}, region {region} is there twice; "
+            "each may be scored once, so evaluate again into an empty folder"
+        )

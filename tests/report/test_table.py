@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bts_lightning.errors import DataError
+from bts_lightning.report.table import COLUMNS, SUBSET_NAMES, EvaluationTable
+from tests.report.synthetic import rows
+
+
+def one_row(**changes: object) -> dict[str, object]:
+    row = dict.fromkeys(COLUMNS, 0.5) | {"case": "a", "subset": "t1", "region": "WT"}
+    return row | changes
+
+
+def test_table_survives_the_way_through_a_file(tmp_path: Path) -> None:
+    made = rows(3)
+    pd.DataFrame(made).to_csv(tmp_path / "cases.csv", index=False)
+    table = EvaluationTable.read(tmp_path)
+    assert table.subsets == SUBSET_NAMES
+    np.testing.assert_allclose(
+        table.grid("dice"), EvaluationTable.from_rows(made).grid("dice"), rtol=1e-12
+    )
+
+
+def test_case_names_stay_text(tmp_path: Path) -> None:
+    names = ["007", "NA", "nan"]
+    frame = pd.DataFrame([one_row(case=name) for name in names])
+    frame.to_csv(tmp_path / "cases.csv", index=False)
+    assert set(EvaluationTable.read(tmp_path).cases) == set(names)
+
+
+def test_subsets_come_in_binary_order_and_canonical_spelling() -> None:
+    table = EvaluationTable.from_rows([one_row(subset="flair+T1c"), one_row(subset="FLAIR")])
+    assert table.subsets == ("flair", "t1c+flair")
+
+
+def test_grid_has_nan_only_where_there_is_no_row() -> None:
+    table = EvaluationTable.from_rows([one_row(), one_row(case="b", subset="t2", dice=0.25)])
+    dice = table.grid("dice")
+    assert np.isfinite(dice).sum() == 2
+    assert dice[1, table.subsets.index("t2"), 0] == 0.25
+    np.testing.assert_array_equal(table.shown(), [[False, True], [True, False]])
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ([], "no column case"),
+        ([{"case": "a"}], "no column subset"),
+        ([one_row(subset="t1+pet")], "unknown modality 'pet'"),
+        ([one_row(region="NCR")], "unknown region 'NCR'; the regions are WT, TC, ET"),
+        ([one_row(dice="high")], "column dice holds something other than a number"),
+        ([one_row(hd95=float("inf"))], "column hd95 holds an infinite value"),
+        ([one_row(), one_row()], "case 'a', subset t1, region WT is there twice"),
+    ],
+)
+def test_a_wrong_table_is_named(bad: list[dict[str, object]], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        EvaluationTable.from_rows(bad)
+
+
+def test_a_file_that_is_not_there_or_not_a_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cases\.csv: no such file"):
+        EvaluationTable.read(tmp_path)
+    (tmp_path / "cases.csv").write_bytes(b"\xff\xfe\x00broken")
+    with pytest.raises(DataError, match="not a readable table"):
+        EvaluationTable.read(tmp_path)
+    (tmp_path / "cases.csv").write_text(",".join(COLUMNS) + "\n")
+    with pytest.raises(DataError, match="has no row"):
+        EvaluationTable.read(tmp_path)
