@@ -8,7 +8,7 @@ from bts_lightning.networks.backbone import Backbone, Features
 from bts_lightning.networks.rfnet import RFNet
 from tests.networks.conformity import Array, Recorded
 
-# The official order FLAIR, T1c, T1, T2 in indices of ours: block i of ours is block TO_OURS[i] of theirs.
+# Block i of ours is block TO_OURS[i] of the official order FLAIR, T1c, T1, T2.
 TO_OURS = [2, 1, 3, 0]
 
 
@@ -33,9 +33,10 @@ def arrange(name: str, value: Array) -> Array:
     """Reorder what reads or gives one block or value a modality."""
     if name.endswith(("embed.0.0.weight", "shortcut.0.0.weight")):
         return blocks_to_ours(value, 1, 4)
-    if ".weigh." in name and ".0.weight" in name[-9:]:
+    parts = name.split(".")
+    if "weigh" in parts and parts[-2:] == ["0", "weight"]:
         return np.concatenate([blocks_to_ours(value[:, :-1], 1, 4), value[:, -1:]], axis=1)
-    if ".weigh." in name and ".2." in name:
+    if "weigh" in parts and parts[-2] == "2":
         return blocks_to_ours(value, 0, 4)
     return value
 
