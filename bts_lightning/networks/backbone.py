@@ -1,4 +1,4 @@
-"""The contract that every network obeys: encode each modality alone, then decode any subset of them."""
+"""The contract of every network: encode each modality alone, then decode any subset of them."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
@@ -16,9 +16,10 @@ class Features:
     Attributes:
         levels: per level a tensor B×4×C×D×H×W.
         present: per level a bool tensor B×4: which slots `decode` may read.
-        real: B×4 bool: which slots hold features of an image that was really encoded. In training this may be
-            more than `present`, because some published losses supervise modalities that were dropped.
-        original: the features before an alignment substituted absent slots; per-modality heads read these.
+        real: B×4 bool: which slots hold features of an image that was really encoded. In training
+            this may be more than `present`: some published losses supervise dropped modalities.
+        original: the features before an alignment substituted absent slots; per-modality heads
+            read these.
     """
 
     levels: tuple[Tensor, ...]
@@ -31,13 +32,13 @@ class Features:
         return replace(self, present=tuple(level & present for level in self.present))
 
     def selected(self, level: int) -> Tensor:
-        """Give one level with its absent slots set to zero by selection, so that NaN cannot pass."""
+        """Give one level with absent slots set to zero by selection, so that NaN cannot pass."""
         x = self.levels[level]  # B M C D H W
         keep = self.present[level].view(*self.present[level].shape, *[1] * (x.dim() - 2))
         return torch.where(keep, x, x.new_zeros(()))
 
     def repeat(self, times: int) -> "Features":
-        """Repeat the batch for `times` subsets without copying memory while the batch is one case."""
+        """Repeat the batch for `times` subsets, without a copy while the batch is one case."""
 
         def tile(x: Tensor) -> Tensor:
             return x.unsqueeze(0).expand(times, *x.shape).flatten(0, 1)
@@ -75,7 +76,7 @@ class Output:
         logits: B×C×D×H×W, the final prediction.
         weight: factor of the final prediction's loss.
         auxiliary: extra supervised predictions.
-        penalties: named extra losses, already weighted, added as they are and logged as `train/<name>`.
+        penalties: named extra losses, already weighted, added as they are and logged by name.
     """
 
     logits: Tensor
@@ -85,23 +86,26 @@ class Output:
 
 
 class Backbone(nn.Module, ABC):
-    """Base of every network: subclasses write `encode_levels` and `decode`, nobody writes `forward` again.
+    """Base of every network: subclasses write `encode_levels` and `decode`, never `forward`.
 
     Attributes:
         divisor: every spatial size must be a multiple of this.
-        learns_from_dropped: in training also encode modalities that dropout removed, because a loss of this
-            network reads them. The prediction never does.
+        learns_from_dropped: in training also encode modalities that dropout removed, because a
+            loss of this network reads them. The prediction never does.
+        fused_levels: indices of `Features.levels`, finest first, where `decode` fuses the features
+            of single modalities; an alignment may fill these. Empty for early fusion.
     """
 
     divisor: int = 1
     learns_from_dropped: bool = False
+    fused_levels: tuple[int, ...] = ()
 
     def __init__(self, out_channels: int) -> None:
         super().__init__()
         self.out_channels = out_channels
 
     def forward(self, image: Tensor, present: Tensor, available: Tensor | None = None) -> Output:
-        """Predict from the modalities in `present`; `available` adds those that training may also look at."""
+        """Predict from the modalities in `present`; training may also look at `available` ones."""
         use_dropped = self.learns_from_dropped and self.training and available is not None
         features = self.encode(
             image, available if use_dropped and available is not None else present
@@ -112,7 +116,7 @@ class Backbone(nn.Module, ABC):
         """Compute everything that does not depend on which other modalities are there."""
         self.check(image, present)
         keep = present.view(*present.shape, 1, 1, 1)
-        # Select before any arithmetic: NaN times a zero gradient would still be NaN in the backward pass.
+        # Select before any arithmetic: NaN times a zero gradient is NaN in the backward pass.
         image = torch.where(keep, image, image.new_zeros(()))
         levels = self.encode_levels(image, present)
         return Features(levels=levels, present=(present,) * len(levels), real=present)
@@ -123,7 +127,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, features: Features) -> Output:
-        """Fuse the present slots of each level and predict; read absent slots only through `selected`."""
+        """Fuse the present slots of each level and predict; read levels only through `selected`."""
 
     def check(self, image: Tensor, present: Tensor) -> None:
         """Refuse what no network can use, in words that say what would do."""
@@ -133,7 +137,8 @@ class Backbone(nn.Module, ABC):
             )
         if present.shape != image.shape[:2] or present.dtype != torch.bool:
             raise ValueError(
-                f"present is {present.dtype} of shape {tuple(present.shape)}; expected bool {tuple(image.shape[:2])}"
+                f"present is {present.dtype} of shape {tuple(present.shape)}; "
+                f"expected bool {tuple(image.shape[:2])}"
             )
         # The value of `present` is data: reading it would stall a GPU and break a compiled graph.
         if (
@@ -148,11 +153,12 @@ class Backbone(nn.Module, ABC):
         self.check_size(tuple(image.shape[2:]))
 
     def check_size(self, size: tuple[int, ...]) -> None:
-        """Refuse a spatial size that the network cannot halve often enough, and name the next one that works."""
+        """Refuse a size that the network cannot halve often enough, and name one that works."""
         if any(length % self.divisor for length in size):
             fits = tuple(
                 max(self.divisor, -(-length // self.divisor) * self.divisor) for length in size
             )
             raise ValueError(
-                f"{type(self).__name__} needs sizes that are multiples of {self.divisor}, got {size}; {fits} would do"
+                f"{type(self).__name__} needs sizes that are multiples of {self.divisor}, "
+                f"got {size}; {fits} would do"
             )
