@@ -1,8 +1,11 @@
 """Errors that a user can mend: the command line prints them as one line and exits with 2."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
-    """Something the user gave cannot work; the text says what was got, what is accepted and what to do."""
+    """Something given cannot work; the text says what was got, what is accepted, what to do."""
 
 
 class ConfigError(UserError):
@@ -11,3 +14,14 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A file or a data set is wrong; the text names it."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """End an error text with the nearest option, or with all of them if none is near."""
+    choices = {option.lower(): option for option in sorted(options)}
+    near = get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {choices[near[0]]}?"
+    return (
+        f"choose from {', '.join(choices.values())}" if choices else "there is none to choose from"
+    )

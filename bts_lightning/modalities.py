@@ -18,7 +18,7 @@ REGIONS: dict[Region, tuple[int, ...]] = {
     "ET": (ENHANCING,),
 }
 
-# Binary counting order with T1 as the high bit, as Table 1 of the A2FSeg paper: 0001 is FLAIR alone.
+# Binary counting order, T1 the high bit, as Table 1 of the A2FSeg paper: 0001 is FLAIR alone.
 SUBSETS: tuple[Subset, ...] = tuple(
     (bool(code & 8), bool(code & 4), bool(code & 2), bool(code & 1)) for code in range(1, 16)
 )

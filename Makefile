@@ -1,0 +1,79 @@
+# `make` prints the verbs. Each makes the environment first if it is missing, and never twice.
+# EXP   experiments and overrides, as in EXP="rfnet medmap"      DATA  the data set's folder
+# RUN   a run folder (the newest of EXP by default)              ARGS  more words for the command
+.DEFAULT_GOAL := help
+.PHONY: help setup check format test test-all demo phantom prepare train evaluate predict compare \
+	sweep agent study bench clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BTS := $(BIN)/bts
+EXP ?= a2fseg
+DATA ?=
+RUN ?=
+ARGS ?=
+ROOT = $(if $(DATA),data.root=$(DATA))
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.ready ## make the environment in .venv
+
+check: $(VENV)/.ready ## lint, format and types, without changing a file
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready ## lint and format in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(VENV)/.ready ## the tests of every commit, minutes
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.ready ## these and the slow ones
+	$(BIN)/python -m pytest -n 2
+
+demo: $(VENV)/.ready ## phantom, training, 15 subsets and report, in minutes, without data or GPU
+	$(BTS) demo $(ARGS)
+
+phantom: $(VENV)/.ready ## make a phantom data set: DATA=folder
+	$(BTS) phantom $(or $(DATA),scratch) $(ARGS)
+
+prepare: $(VENV)/.ready ## check and cache a data set: DATA=folder
+	$(BTS) prepare $(DATA) $(ARGS)
+
+train: $(VENV)/.ready ## train EXP on DATA, or continue RUN
+	$(BTS) train $(or $(RUN),$(EXP)) $(ROOT) $(ARGS)
+
+evaluate: $(VENV)/.ready ## score all 15 subsets: RUN, or the newest run of EXP
+	$(BTS) evaluate $(or $(RUN),--newest '$(EXP)') $(ROOT) $(ARGS)
+
+predict: $(VENV)/.ready ## segment a patient: RUN=folder ARGS="--t1c A.nii.gz --out seg.nii.gz"
+	$(BTS) predict $(RUN) $(ARGS)
+
+compare: $(VENV)/.ready ## compare evaluated runs: RUN="runs/a/1 runs/b/1"
+	$(BTS) compare $(RUN) $(ARGS)
+
+sweep: $(VENV)/.ready ## a sweep over EXP; LOCAL=1 without an account, AGENTS=4
+	$(BTS) sweep $(EXP) $(ROOT) $(if $(LOCAL),--local) $(if $(AGENTS),--agents $(AGENTS)) $(ARGS)
+
+agent: $(VENV)/.ready ## join a sweep from another machine: SWEEP=entity/project/id
+	$(BTS) agent $(SWEEP) $(ARGS)
+
+study: $(VENV)/.ready ## experiments × seeds × folds: EXP="rfnet a2fseg" ARGS="--seeds 3"
+	$(BTS) study "$(EXP)" $(ROOT) $(ARGS)
+
+bench: $(VENV)/.ready ## measure against the peers and write docs/benchmarks.md
+	$(BTS) bench $(ARGS)
+
+clean: ## remove the environment and what tools left; data and runs stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find bts_lightning tests -name __pycache__ -type d -prune -exec rm -rf {} +

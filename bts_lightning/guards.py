@@ -1,0 +1,177 @@
+"""Callbacks that stop a training well: on a signal, on a loss that is not finite, on a slow machine."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from omegaconf import DictConfig
+from torch import Tensor
+
+from bts_lightning.errors import UserError
+from bts_lightning.modalities import subset_name
+
+
+class Preempted(Exception):
+    """A signal asked the training to stop; its state is saved."""
+
+
+class Preemption(Callback):
+    """Save the state between two steps when SIGTERM, SIGINT or Slurm's SIGUSR1 arrives, then stop.
+
+    Lightning would save inside the signal handler, in the middle of a step: such a checkpoint does
+    not continue bit for bit.
+
+    Args:
+        requeue: ask Slurm to start the job again after SIGUSR1.
+    """
+
+    def __init__(self, *, requeue: bool = True) -> None:
+        self.requeue = requeue
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals; later than Lightning does."""
+        wanted = [signal.SIGTERM, signal.SIGINT]
+        if "SLURM_JOB_ID" in os.environ:
+            wanted.append(signal.SIGUSR1)
+        self.received = None
+        for number in wanted:
+            self._before[number] = signal.signal(number, self._note)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop here if any rank was told to."""
+        if not self._any_rank(trainer):
+            return
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        trainer.save_checkpoint(folder / "interrupted.ckpt")
+        name = self.received.name if self.received else "another rank"
+        if self.received == signal.SIGUSR1 and self.requeue and trainer.is_global_zero:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        raise Preempted(
+            f"stopped by {name} in epoch {trainer.current_epoch}, step {trainer.global_step}"
+        )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back, and drop the checkpoint that a finished training does not need."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop an interrupted state that was continued to the end."""
+        if trainer.is_global_zero:
+            file = Path(trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
+            file.unlink(missing_ok=True)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait for the step
+        self.received = signal.Signals(number)
+
+    def _any_rank(self, trainer: Trainer) -> bool:
+        told = self.received is not None
+        if trainer.world_size == 1:
+            return told
+        flag = torch.tensor(int(told), device=trainer.strategy.root_device)
+        return bool(trainer.strategy.reduce(flag, reduce_op="sum") > 0)
+
+
+class FiniteLoss(Callback):
+    """Stop at the first loss that is not finite, before it reaches the weights."""
+
+    def __init__(self) -> None:
+        self._batch: dict[str, Any] | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember whose loss comes next."""
+        self._batch = batch
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Compare on every rank, so that none waits for one that has stopped."""
+        bad = (~torch.isfinite(loss.detach())).any().int()
+        if trainer.world_size > 1:
+            bad = trainer.strategy.reduce(bad, reduce_op="sum")
+        if not bad:
+            return
+        file = Path(trainer.default_root_dir) / "checkpoints" / "before_nonfinite.ckpt"
+        trainer.save_checkpoint(file)
+        batch = self._batch or {}
+        cases = [
+            f"{case} ({subset_name(row)})"
+            for case, row in zip(batch["case"], batch["present"].tolist(), strict=True)
+        ]
+        raise UserError(
+            f"the loss is {float(loss.detach())} in epoch {trainer.current_epoch}, "
+            f"step {trainer.global_step}, for {', '.join(cases)}; the weights before this step are "
+            f"in {file}. Look at these cases, or lower task.optimizer.lr"
+        )
+
+
+class SpeedOnCpu(Callback):
+    """Say after some steps on a CPU how long the whole training would take, if that is days."""
+
+    def __init__(self, *, after_steps: int = 3, worth_saying_hours: float = 12.0) -> None:
+        self.after_steps = after_steps
+        self.worth_saying_hours = worth_saying_hours
+        self._started = 0.0
+        self._steps = 0
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock after the first step, which is slower."""
+        if self._steps == 1:
+            self._started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Say it once."""
+        self._steps += 1
+        if self._steps != self.after_steps + 1 or pl_module.device.type != "cpu":
+            return
+        seconds = (time.monotonic() - self._started) / self.after_steps
+        steps = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+        hours = seconds * float(steps) / 3600
+        if hours >= self.worth_saying_hours:
+            rank_zero_info(
+                f"{seconds:.1f} s a step on this CPU: {steps} steps would take {hours / 24:.1f} "
+                "days. For a try, add `smoke` (seconds) or train `demo` (minutes); for real, use a GPU."
+            )
+
+
+def advise_on_memory(config: DictConfig) -> str:
+    """Say what to lower when memory ran out, with the numbers of this run."""
+    data, trainer = config.data, config.trainer
+    numbers = ""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        peak = torch.cuda.max_memory_allocated()
+        numbers = (
+            f" (peak {peak / 2**30:.1f} GiB of {total / 2**30:.1f} GiB, {free / 2**30:.1f} free)"
+        )
+    tips = []
+    if str(trainer.get("precision", "32-true")) in ("32", "32-true", "None"):
+        tips.append("trainer.precision=bf16-mixed (about half)")
+    batch = data.get("batch_size", 1)
+    if batch > 1:
+        half = batch // 2
+        tips.append(f"data.batch_size={half} with trainer.accumulate_grad_batches={batch // half}")
+    patch = data.get("patch", 128)
+    if isinstance(patch, int) and patch > 64:
+        tips.append(f"data.patch={patch - 32} (×{((patch - 32) / patch) ** 3:.2f})")
+    return f"out of memory{numbers}; lower one of: {'; '.join(tips) or 'net.width'}"

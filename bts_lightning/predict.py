@@ -1,0 +1,101 @@
+"""`bts predict`: segment patients with whatever modalities they have."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from bts_lightning import runs
+from bts_lightning.data.brats import find_cases
+from bts_lightning.data.cache import CachedCase, read_images, write_prediction
+from bts_lightning.errors import UserError
+from bts_lightning.evaluate import load_run, load_task
+from bts_lightning.inference import Protocol, segment
+from bts_lightning.modalities import MODALITIES, REGIONS, Modality, subset_name
+from bts_lightning.task import SegmentationTask
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def predict(
+    run: Path,
+    out: Path,
+    *,
+    images: Mapping[Modality, Path] | None = None,
+    folder: Path | None = None,
+    words: Sequence[str] = (),
+    checkpoint: Path | None = None,
+    probabilities: bool = False,
+    device: str | None = None,
+) -> list[Path]:
+    """Segment one patient from its images, or all cases of a folder, and give the files written.
+
+    Args:
+        run: the run whose network is used.
+        out: a `.nii.gz` file for one patient, a folder for a folder of cases.
+        images: one file a modality; those that were never acquired are simply not there.
+        folder: a data set in any layout that `bts prepare` knows.
+        words: overrides, as `evaluation.overlap=0.25`.
+        checkpoint: another checkpoint than the best.
+        probabilities: also write the network's probabilities beside the label map.
+        device: `cpu` or `cuda`; a GPU if there is one by default.
+    """
+    if (images is None or not images) == (folder is None):
+        wanted = ", ".join(f"--{name} FILE" for name in MODALITIES)
+        raise UserError(f"give the images of one patient ({wanted}; one is enough) or --folder")
+    if images and not out.name.endswith((".nii.gz", ".nii")):
+        raise UserError(f"--out {out}: one patient's label map is a file that ends in .nii.gz")
+    config = load_run(run, words)
+    task = load_task(config, checkpoint or runs.best_checkpoint(run))
+    chosen = _device(device)
+    task.to(chosen)
+    from bts_lightning import config as configuration
+
+    protocol: Protocol = configuration.build(config.evaluation)
+    if images:
+        case = read_images(images)
+        _write(task, case, protocol, chosen, out, probabilities)
+        console.print(f"{out}  from {subset_name(case.available)}")
+        return [out]
+    assert folder is not None
+    found = find_cases(folder)
+    if found.faults:
+        for fault in found.faults:
+            console.print(f"[yellow]left out: {fault.case}, {fault.file}: {fault.reason}[/]")
+    written = []
+    for listed in track(
+        found.cases, "segmenting", console=console, disable=not console.is_terminal
+    ):
+        case = read_images(listed.images, name=listed.name, case=listed)
+        file = out / f"{listed.name}.nii.gz"
+        _write(task, case, protocol, chosen, file, probabilities)
+        written.append(file)
+    console.print(f"{len(written)} label maps in {out}")
+    return written
+
+
+def _write(
+    task: SegmentationTask,
+    case: CachedCase,
+    protocol: Protocol,
+    device: torch.device,
+    out: Path,
+    probabilities: bool,
+) -> None:
+    subset = case.available
+    predicted = segment(task.net, task.loss, case.image, case.available, protocol, [subset], device)
+    write_prediction(case, predicted[0], out)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: no GPU is visible here; use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: choose cpu, cuda or cuda:0") from error

@@ -1,0 +1,211 @@
+"""Run folders: where a training keeps its configuration, checkpoints, logs and evaluations."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from bts_lightning.errors import UserError
+
+# How one process tells those that Lightning starts for the other devices where the run lives.
+RUN_VARIABLE = "BTS_RUN"
+RUNS = Path("runs")
+PACKAGES = ("bts_lightning", "torch", "lightning", "torchio", "numpy", "simpleitk", "torchmetrics")
+
+
+def new_run(experiment: str, root: Path = RUNS) -> Path:
+    """Choose the folder of a new run, the same for every process of a distributed job."""
+    if given := os.environ.get(RUN_VARIABLE):
+        return Path(given)
+    name = _job_name() or time.strftime("%Y%m%d-%H%M%S")
+    folder = root / re.sub(r"[^\w.+-]+", "_", experiment) / name
+    # A requeued Slurm job comes back to its own folder; anything else never shares one.
+    if not _job_name():
+        count = 1
+        while folder.exists():
+            count += 1
+            folder = folder.with_name(f"{name}-{count}")
+    os.environ[RUN_VARIABLE] = str(folder.resolve())
+    return folder
+
+
+def find_run(where: str | Path | None, experiment: str | None = None, root: Path = RUNS) -> Path:
+    """Find a run by its folder, or the newest one of an experiment."""
+    if where is not None:
+        if is_run(Path(where)):
+            return Path(where)
+        raise UserError(
+            f"{where} is not a run: it has no config.yaml; give a folder as runs/NAME/DATE"
+        )
+    below = root / experiment if experiment else root
+    found = sorted(below.glob("**/config.yaml"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        known = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        hint = f"there are runs of: {', '.join(known)}" if known else "train one first"
+        raise UserError(f"no run below {below}; {hint}")
+    return found[-1].parent
+
+
+def is_run(folder: Path) -> bool:
+    """Say whether a folder is a run."""
+    return config_file(folder).is_file()
+
+
+def config_file(run: Path) -> Path:
+    """Name the file that holds the merged configuration of a run."""
+    return run / "config.yaml"
+
+
+def save_config(run: Path, config: DictConfig) -> None:
+    """Keep the merged configuration with the run."""
+    write_text(run / "config.yaml", OmegaConf.to_yaml(config))
+
+
+class Provenance(Callback):
+    """Write down what made a run: code, versions, machine, data and split."""
+
+    def __init__(self, run: Path, config: DictConfig) -> None:
+        self.run = run
+        self.config = config
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write once the data are known."""
+        if not trainer.is_global_zero:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        facts = {
+            "commit": commit(),
+            "versions": versions(),
+            "machine": machine(),
+            "processes": trainer.world_size,
+            "network": type(pl_module.net).__name__,
+            "data_fingerprint": data.fingerprint,
+            "split": {"name": data.split.name, "fingerprint": data.split.fingerprint},
+        }
+        write_text(self.run / "provenance.json", json.dumps(facts, indent=2) + "\n")
+        data.split.save(self.run / "split.json")
+
+
+def best_checkpoint(run: Path) -> Path:
+    """Give the checkpoint with the best validation score, or the newest if none was scored."""
+    folder = run / "checkpoints"
+    best = folder / "best.ckpt"
+    if best.is_file():
+        return best
+    newest = checkpoints(run)
+    if newest:
+        return newest[0]
+    raise UserError(f"{run} has no checkpoint in {folder}; did its training end its first epoch?")
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """List the checkpoints that a training can go on from, newest first."""
+    found = [p for p in (run / "checkpoints").glob("*.ckpt") if p.name != "best.ckpt"]
+    best = run / "checkpoints" / "best.ckpt"
+    found = sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    return [*found, *([best] if best.is_file() else [])]
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain values; a broken or foreign one is named."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no checkpoint {file}") from error
+    except Exception as error:
+        raise UserError(f"{file} cannot be read ({_first_line(error)}); truncated?") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UserError(f"{file} is not a checkpoint of a training: it has no state_dict")
+    return content
+
+
+def load_weights(task: nn.Module, checkpoint: dict[str, Any], file: Path) -> None:
+    """Load weights into a task that was built for them, or say in one line that it was not."""
+    try:
+        task.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()[:120]
+        raise UserError(
+            f"{file} was trained with another network than this configuration builds ({reason}); "
+            "use the config.yaml that stands with it"
+        ) from error
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def commit() -> str | None:
+    """Name the commit of the code, with `+` if files were changed since."""
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        state = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    if head.returncode != 0:
+        return None
+    return head.stdout.strip() + ("+" if state.stdout.strip() else "")
+
+
+def versions() -> dict[str, str]:
+    """List the versions of the packages that can change a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Describe the devices without naming the machine."""
+    cuda = torch.cuda.is_available()
+    return {
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda if cuda else None,
+    }
+
+
+def _job_name() -> str | None:
+    """Derive one name for all processes of a job that was not started by Lightning itself."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        # An interactive shell inside an allocation has no step of its own.
+        return f"slurm-{job}" if "SLURM_PROCID" in os.environ else None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return _agreed_by_torchrun()
+    return None
+
+
+def _agreed_by_torchrun() -> str:
+    """Let rank 0 choose a name through the store that torchrun keeps for its workers."""
+    store = torch.distributed.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
+    )
+    key = "bts_lightning/run"
+    if os.environ.get("RANK") == "0":
+        # A restart of the workers must come back to the folder of the first start.
+        store.compare_set(key, "", time.strftime("%Y%m%d-%H%M%S"))
+    return str(store.get(key).decode())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

@@ -1,0 +1,71 @@
+"""Learning-rate schedules of the published recipes, in closed form and stepped once an epoch."""
+
+import math
+from abc import ABC, abstractmethod
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class _Factor(LRScheduler, ABC):
+    """Multiply the initial learning rate by a factor that depends on the epoch alone."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        factor = self.factor(self.last_epoch)
+        return [base * factor for base in self.base_lrs]
+
+    @abstractmethod
+    def factor(self, epoch: int) -> float:
+        """Give the factor of an epoch, counted from 0."""
+
+
+class Constant(_Factor):
+    """Keep the learning rate."""
+
+    def factor(self, epoch: int) -> float:
+        """Give 1."""
+        return 1.0
+
+
+class Poly(_Factor):
+    """Decay as (1 - epoch/epochs)^power: nnU-Net, A2FSeg, RFNet, mmFormer."""
+
+    def __init__(self, optimizer: Optimizer, *, epochs: int, power: float = 0.9) -> None:
+        self.epochs = epochs
+        self.power = power
+        super().__init__(optimizer)
+
+    def factor(self, epoch: int) -> float:
+        """Give the factor; it stays zero after the last epoch."""
+        return float(max(0.0, 1 - epoch / self.epochs) ** self.power)
+
+
+class WarmupCosine(_Factor):
+    """Rise linearly for some epochs, then fall along half a cosine: NestedFormer and AMoE-BTS.
+
+    The official code spends its first epoch at learning rate exactly zero; `zero_start` repeats
+    that, the default begins one step higher.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        epochs: int,
+        warmup_epochs: int = 50,
+        zero_start: bool = False,
+    ) -> None:
+        self.epochs = epochs
+        self.warmup_epochs = warmup_epochs
+        self.zero_start = zero_start
+        super().__init__(optimizer)
+
+    def factor(self, epoch: int) -> float:
+        """Give the factor of the rise or of the fall."""
+        if epoch < self.warmup_epochs:
+            return (epoch + (0 if self.zero_start else 1)) / self.warmup_epochs
+        length = max(1, self.epochs - self.warmup_epochs)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - self.warmup_epochs) / length)))

@@ -1,0 +1,98 @@
+"""The LightningModule: one training step around any network, loss, optimizer and schedule."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from bts_lightning.errors import ConfigError
+from bts_lightning.losses import SegmentationLoss
+from bts_lightning.networks.backbone import Backbone, Output
+
+
+class SegmentationTask(LightningModule):
+    """Train a network; validation is what `callbacks.SubsetEvaluation` does with whole cases.
+
+    Args:
+        net: any network that obeys the contract.
+        loss: owns the way from logits to regions and label map.
+        optimizer: made from the parameters.
+        schedule: made from the optimizer, stepped once an epoch.
+        main_loss_from_epoch: before this epoch only auxiliary predictions learn (RFNet: 20).
+        channels_last: keep weights and images in channels_last_3d, faster on recent GPUs.
+        compile_net: compile the training step's network with torch.compile.
+    """
+
+    def __init__(
+        self,
+        net: Backbone,
+        *,
+        loss: SegmentationLoss,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        main_loss_from_epoch: int = 0,
+        channels_last: bool = False,
+        compile_net: bool = False,
+    ) -> None:
+        super().__init__()
+        if net.out_channels != loss.channels:
+            raise ConfigError(
+                f"net.out_channels={net.out_channels}, but {type(loss).__name__} reads "
+                f"{loss.channels} channels; set net.out_channels={loss.channels}"
+            )
+        self.net = net
+        self.loss = loss
+        self.make_optimizer = optimizer
+        self.make_schedule = schedule
+        self.main_loss_from_epoch = main_loss_from_epoch
+        self.channels_last = channels_last
+        self.compile_net = compile_net
+
+    def setup(self, stage: str) -> None:
+        """Choose memory format and compile, once the device and the averaged copy are settled."""
+        if self.channels_last:
+            self.net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        if self.compile_net and stage == "fit":
+            self.net.compile()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Give the total loss of a batch and log its terms."""
+        terms = self._step(batch)
+        total = torch.stack(list(terms.values())).sum()
+        size = len(batch["case"])
+        self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        self.log_dict(
+            {f"train/{name}": value.detach() for name, value in terms.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=size,
+        )
+        return total
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Do nothing: a whole case is scored by the callback that evaluates subsets."""
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimizer and, if there is one, the schedule."""
+        optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+        if self.make_schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer)}
+
+    def _step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        image = batch["image"]
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last_3d)
+        output: Output = self.net(image, batch["present"], batch["available"])
+        label = batch["label"]
+        # A factor of zero instead of a skipped term: every parameter keeps its (zero) gradient.
+        main = output.weight if self.current_epoch >= self.main_loss_from_epoch else 0.0
+        terms = {"main": main * self.loss(output.logits, label)}
+        for extra in output.auxiliary:
+            value = extra.weight * self.loss(extra.logits, label, extra.valid)
+            terms[extra.name] = terms[extra.name] + value if extra.name in terms else value
+        return terms | output.penalties

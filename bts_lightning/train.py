@@ -1,0 +1,140 @@
+"""`bts train`: build everything from the configuration and fit, or go on with a run."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from bts_lightning import config as configuration
+from bts_lightning import runs
+from bts_lightning.callbacks import EpochLines
+from bts_lightning.errors import UserError
+from bts_lightning.guards import Preempted, advise_on_memory
+from bts_lightning.loggers import Csv
+from bts_lightning.schema import signature
+from bts_lightning.targets import find_class
+from bts_lightning.task import SegmentationTask
+
+# Places that the caller fills in, so that no experiment has to name a folder.
+SUPPLIED = ("logger.*.save_dir", "callbacks.*.dirpath")
+console = Console(highlight=False, soft_wrap=True)
+
+
+def train(words: Sequence[str], allow: Sequence[str] = ()) -> int:
+    """Train the experiment that the words describe, or continue the run that they name."""
+    run, config = _open(words, allow)
+    fit(config, run)
+    return 0
+
+
+def fit(config: DictConfig, run: Path) -> dict[str, float]:
+    """Train in a run folder, from its newest readable checkpoint if there is one."""
+    os.environ[runs.RUN_VARIABLE] = str(run.resolve())
+    seed_everything(config.seed, workers=True, verbose=False)
+    resume = _newest_readable(run)
+    data = configuration.build(config.data)
+    task: SegmentationTask = configuration.build(config.task)
+    trainer = _trainer(config, run)
+    if resume:
+        _check_fits(task, resume, trainer)
+    if rank_zero_only.rank == 0:
+        runs.save_config(run, config)
+        console.print(f"run     {run}" + (f", going on from {resume.name}" if resume else ""))
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+    except torch.OutOfMemoryError as error:
+        raise UserError(advise_on_memory(config)) from error
+    except Preempted as stop:
+        raise UserError(f"{stop}; continue with: bts train {run}") from stop
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.is_global_zero:
+        console.print(f"done    {_summary(trainer, metrics)}\nnext    bts evaluate {run}")
+    return metrics
+
+
+def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig]:
+    """Tell a run to resume from an experiment to start."""
+    folders = [word for word in words if "=" not in word and runs.is_run(Path(word))]
+    if len(folders) > 1:
+        raise UserError(f"{folders[0]} and {folders[1]} are both runs; continue one at a time")
+    if folders:
+        words = [str(runs.config_file(Path(w))) if w in folders else w for w in words]
+    config = configuration.load(words, allow=allow)
+    configuration.check(config, supplied=SUPPLIED)
+    if folders:
+        return Path(folders[0]), config
+    names = [Path(word).stem for word in words if "=" not in word]
+    return runs.new_run("+".join(names) or "base"), config
+
+
+def _trainer(config: DictConfig, run: Path) -> Trainer:
+    """Build the trainer, with callbacks and loggers that write into the run."""
+    callbacks: list[Callback] = [runs.Provenance(run, config)]
+    for name, node in (config.callbacks or {}).items():
+        takes = signature(find_class(node._target_, f"callbacks.{name}")).arguments
+        place = {"dirpath": str(run / "checkpoints")} if "dirpath" in takes else {}
+        callbacks.append(configuration.build(node, **place))
+    loggers: list[Logger] = [
+        configuration.build(node, save_dir=str(run / "logs"))
+        for node in (config.logger or {}).values()
+    ]
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    # A terminal gets bars, a file one line an epoch.
+    is_terminal = console.is_terminal
+    if not is_terminal:
+        live = (RichProgressBar, RichModelSummary)
+        callbacks = [c for c in callbacks if not isinstance(c, live)] + [EpochLines()]
+    trainer: Trainer = configuration.build(
+        config.trainer,
+        default_root_dir=str(run),
+        callbacks=callbacks,
+        logger=loggers,
+        enable_progress_bar=is_terminal,
+        enable_model_summary=is_terminal,
+    )
+    return trainer
+
+
+def _newest_readable(run: Path) -> Path | None:
+    """Choose the checkpoint to go on from; one that cannot be read is named and passed over."""
+    candidates = runs.checkpoints(run)
+    for file in candidates:
+        try:
+            runs.read_checkpoint(file)
+        except UserError as error:
+            console.print(f"[yellow]{error}; the one before it is used instead[/]")
+            continue
+        return file
+    if candidates:
+        raise UserError(f"none of the checkpoints in {candidates[0].parent} can be read")
+    return None
+
+
+def _check_fits(task: SegmentationTask, file: Path, trainer: Trainer) -> None:
+    """Refuse a checkpoint of another network, and let the curves go back to where it was saved."""
+    content = runs.read_checkpoint(file)
+    runs.load_weights(task, content, file)
+    for logger in trainer.loggers:
+        if isinstance(logger, Csv):
+            logger.rewind(content["global_step"])
+
+
+def _summary(trainer: Trainer, metrics: dict[str, float]) -> str:
+    checkpoint = trainer.checkpoint_callback
+    best: Any = getattr(checkpoint, "best_model_score", None)
+    if best is None:
+        return f"{trainer.global_step} steps, no validation yet"
+    return (
+        f"mean Dice over 15 subsets {float(best):.4f} at best, "
+        f"{metrics.get('val/dice/mean', float('nan')):.4f} at the end"
+    )
