@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# More than these in one line nobody reads.
+_SHOWN = 20
+
 
 class UserError(Exception):
     """Something given cannot work; the text says what was got, what is accepted, what to do."""
@@ -22,6 +25,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     near = get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
     if near:
         return f"did you mean {choices[near[0]]}?"
-    return (
-        f"choose from {', '.join(choices.values())}" if choices else "there is none to choose from"
-    )
+    if not choices:
+        return "there is none to choose from"
+    first = list(choices.values())[:_SHOWN]
+    return f"choose from {', '.join(first)}{', …' if len(choices) > _SHOWN else ''}"

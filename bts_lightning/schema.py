@@ -1,0 +1,223 @@
+"""Read a constructor's signature as a schema, and fit values from YAML to its annotations."""
+
+import ast
+import collections.abc
+import functools
+import inspect
+import sys
+import textwrap
+import types
+import typing
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+REQUIRED = inspect.Parameter.empty
+
+_LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+_MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a constructor; `default` is REQUIRED where it has none."""
+
+    annotation: Any
+    default: Any
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a constructor takes; `is_open` if it hands other keywords on to where we cannot see."""
+
+    arguments: dict[str, Argument]
+    is_open: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked node: a class with fitted arguments, for an object or (`is_partial`) a factory."""
+
+    key: str
+    cls: type
+    arguments: dict[str, Any]
+    is_partial: bool
+
+
+class MisfitError(Exception):
+    """A value does not fit an annotation."""
+
+
+@functools.cache
+def signature(cls: type) -> Signature:
+    """List what a constructor takes, following `**kwargs` to the bases that receive them."""
+    arguments: dict[str, Argument] = {}
+    is_inherited = False
+    for owner in cls.__mro__[:-1]:
+        function = vars(owner).get("__init__")
+        if function is None:
+            continue
+        _, *parameters = inspect.signature(function).parameters.values()
+        for parameter in parameters:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            default = parameter.default
+            if is_inherited and default is REQUIRED:
+                # The derived constructor may well fill it in itself.
+                default = None
+            hint = _hint(parameter.annotation, owner, function)
+            if default is None:
+                hint = Optional[hint]  # noqa: UP045 (a string cannot take `|`)
+            arguments.setdefault(parameter.name, Argument(hint, default))
+        rest = [one.name for one in parameters if one.kind is one.VAR_KEYWORD]
+        if not rest or not _hands_to_base(function, rest[0]):
+            return Signature(arguments, is_open=bool(rest))
+        is_inherited = True
+    return Signature(arguments, is_open=is_inherited)
+
+
+def fit(value: Any, annotation: Any) -> Any:
+    """Give the value as the annotation wants it (Path, float, tuple), or raise MisfitError."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _fit_union(value, inner)
+    if origin is Literal:
+        return _fit_literal(value, inner)
+    if isinstance(value, Plan):
+        return _fit_plan(value, annotation)
+    kind = origin or annotation
+    if not _is_checkable(kind):
+        return value
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (bool, int, str, float):
+        return _require(type(value) is kind, value)
+    if kind is Path:
+        return Path(_require(isinstance(value, str | Path), value))
+    if kind in (tuple, set, frozenset, *_LISTS):
+        return _fit_list(_require(isinstance(value, list), value), kind, inner)
+    if kind in _MAPPINGS or typing.is_typeddict(kind):
+        to_key, to_value = inner or (Any, Any)
+        items = _require(isinstance(value, dict), value).items()
+        return {fit(name, to_key): fit(item, to_value) for name, item in items}
+    if issubclass(kind, Enum):
+        return kind(_require(value in [one.value for one in kind], value))
+    return _require(isinstance(value, kind), value)
+
+
+def describe(annotation: Any) -> str:
+    """Write an annotation as short as it can be understood."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is REQUIRED or annotation is Any:
+        return "anything"
+    if origin in (Union, types.UnionType, Literal):
+        return " | ".join(dict.fromkeys(_alternatives(annotation)))
+    if origin is collections.abc.Callable:
+        return f"factory of {describe(inner[-1])}" if inner else "factory"
+    if annotation is None or annotation is type(None):
+        return "None"
+    if annotation is ...:
+        return "..."
+    name = getattr(origin or annotation, "__name__", str(annotation))
+    return f"{name}[{', '.join(describe(one) for one in inner)}]" if inner else name
+
+
+def _alternatives(annotation: Any) -> list[str]:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return [str(one) for one in inner]
+    if origin in (Union, types.UnionType):
+        return [text for one in inner for text in _alternatives(one)]
+    return [describe(annotation)]
+
+
+def options(annotation: Any) -> list[str]:
+    """List the words that an annotation offers, also inside a union."""
+    if typing.get_origin(annotation) is Literal:
+        return [one for one in typing.get_args(annotation) if isinstance(one, str)]
+    return [word for one in typing.get_args(annotation) for word in options(one)]
+
+
+def _hint(annotation: Any, owner: type, function: Any) -> Any:
+    """Resolve one annotation alone: a name for type checkers only leaves no more unchecked."""
+    names = {
+        **vars(sys.modules[owner.__module__]),
+        **getattr(inspect.unwrap(function), "__globals__", {}),
+    }
+    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    try:
+        return typing.get_type_hints(holder, globalns=names)["it"]
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return Any
+
+
+def _hands_to_base(function: Any, keywords: str) -> bool:
+    """Say whether a constructor gives its `**kwargs` to the next one, rather than use them."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return any(
+        ast.unparse(call.func).startswith("super(")
+        and any(one.arg is None and ast.unparse(one.value) == keywords for one in call.keywords)
+        for call in calls
+    )
+
+
+def _require(holds: bool, value: Any) -> Any:
+    if not holds:
+        raise MisfitError
+    return value
+
+
+def _fit_union(value: Any, members: tuple[Any, ...]) -> Any:
+    # The very type first: in `float | int` a 1 stays an int (for Lightning one batch, not all).
+    for member in sorted(members, key=lambda member: type(value) is not member):
+        try:
+            return fit(value, member)
+        except MisfitError:
+            continue
+    raise MisfitError
+
+
+def _fit_literal(value: Any, members: tuple[Any, ...]) -> Any:
+    for member in members:
+        # YAML reads a bare 16 as a number where the option is the word "16".
+        same_text = isinstance(member, str) and type(value) is int and member == str(value)
+        if same_text or (type(member) is type(value) and member == value):
+            return member
+    raise MisfitError
+
+
+def _fit_list(value: list[Any], kind: type, inner: tuple[Any, ...]) -> Any:
+    if kind is tuple and inner and inner[-1] is not ...:
+        _require(len(value) == len(inner), value)
+        return tuple(fit(item, one) for item, one in zip(value, inner, strict=True))
+    items = [fit(item, inner[0] if inner else Any) for item in value]
+    return kind(items) if kind in (tuple, set, frozenset) else items
+
+
+def _fit_plan(plan: Plan, annotation: Any) -> Plan:
+    kind = typing.get_origin(annotation) or annotation
+    inner = typing.get_args(annotation)
+    if kind in (collections.abc.Callable, functools.partial):
+        result = inner[-1] if inner else Any
+        if plan.is_partial:
+            fits = not _is_checkable(result) or issubclass(plan.cls, result)
+        else:
+            fits = kind is not functools.partial and any(
+                "__call__" in vars(base) for base in plan.cls.__mro__
+            )
+        return typing.cast(Plan, _require(fits, plan))
+    if not _is_checkable(kind):
+        return plan
+    return typing.cast(Plan, _require(not plan.is_partial and issubclass(plan.cls, kind), plan))
+
+
+def _is_checkable(kind: Any) -> bool:
+    """Say whether `isinstance` can judge; protocols, type variables and `object` take anything."""
+    if not isinstance(kind, type) or kind in (REQUIRED, object):
+        return False
+    return typing.is_typeddict(kind) or not getattr(kind, "_is_protocol", False)
