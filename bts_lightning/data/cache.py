@@ -1,0 +1,200 @@
+"""Build the cache of a data set, many cases at once, and hand out its cases."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bts_lightning.data.brats import find_cases
+from bts_lightning.data.cached_case import CachedCase
+from bts_lightning.data.case import Case, DataSet, Fault
+from bts_lightning.data.nifti import count_voxels
+from bts_lightning.data.normalise import Crop, Normalisation, Recipe
+from bts_lightning.data.prediction import write_prediction
+from bts_lightning.data.reading import BrokenCaseError
+from bts_lightning.data.storage import ensure, is_current
+from bts_lightning.errors import DataError
+
+__all__ = ["CachedCase", "Prepared", "build", "fingerprint", "prepare", "write_prediction"]
+
+CACHE = ".bts_cache"
+# Each thread holds a case, about 250 MB; more of them wait for the disk.
+MOST_WORKERS = 16
+# Four float16 images and a uint8 label.
+BYTES_PER_VOXEL = 9
+# The brain's box is about this much of a BraTS grid.
+BRAIN_SHARE = 0.45
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a data set: its usable cases, all faults, and where the cache lies."""
+
+    found: DataSet
+    cases: list[CachedCase]
+    faults: list[Fault]
+    home: Path
+    built: int
+
+
+def prepare(
+    root: Path | str,
+    cache: Path | str | None = None,
+    *,
+    workers: int | None = None,
+    normalisation: Normalisation = "zscore",
+    crop: Crop = "brain",
+    skip_broken: bool = False,
+) -> list[CachedCase]:
+    """Give the cases of a data set, sorted by name, after building what the cache lacks.
+
+    Args:
+        cache: where to keep it; by default in the data set's folder, or in the user's cache when
+            that folder cannot be written.
+        workers: cases to build at once; by default one for each core.
+        skip_broken: leave broken cases out in place of refusing the data set.
+    """
+    recipe = Recipe(normalisation=normalisation, crop=crop)
+    prepared = build(root, cache, recipe=recipe, workers=workers)
+    broken = {fault.case for fault in prepared.faults}
+    if broken and not skip_broken:
+        raise DataError(
+            f"{len(broken)} of {len(broken) + len(prepared.cases)} cases in {root} are broken, "
+            f"first {prepared.faults[0]}; `bts prepare {root}` lists all; mend or remove them, or "
+            "set skip_broken"
+        )
+    if not prepared.cases:
+        raise DataError(f"all {len(broken)} cases in {root} are broken, first {prepared.faults[0]}")
+    return prepared.cases
+
+
+def build(
+    root: Path | str,
+    cache: Path | str | None = None,
+    *,
+    recipe: Recipe | None = None,
+    workers: int | None = None,
+) -> Prepared:
+    """Build what the cache lacks and tell everything about it, faults included."""
+    recipe = recipe or Recipe()
+    found = find_cases(root)
+    folder = found.root if found.root.is_dir() else found.root.parent
+    home = _home(found, cache).absolute() / recipe.name
+    pending = [case for case in found.cases if not is_current(case, folder, home, recipe)]
+    _check_space(pending, home, recipe)
+    outcomes = {case.name: CachedCase(home / case.name) for case in found.cases}
+    faults = list(found.faults)
+    for case, outcome in _build_all(pending, folder, home, recipe, workers):
+        if isinstance(outcome, BrokenCaseError):
+            del outcomes[case.name]
+            faults += outcome.faults
+    return Prepared(
+        found=found,
+        cases=list(outcomes.values()),
+        faults=sorted(faults, key=lambda fault: (fault.case, str(fault.file))),
+        home=home,
+        built=sum(case.name in outcomes for case in pending),
+    )
+
+
+def fingerprint(cases: Sequence[CachedCase]) -> str:
+    """Name the content of a data set: the same files give the same name on every machine."""
+    lines = []
+    for case in sorted(cases, key=lambda case: case.name):
+        request = case.description["request"]
+        digests = {source["file"]: source["sha256"] for source in case.description["sources"]}
+        images = {modality: digests[file] for modality, file in request["images"].items()}
+        label = digests[request["label"]] if request["label"] else None
+        lines.append([case.name, images, label, request["label_values"], request["channels"]])
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
+
+
+def _home(found: DataSet, cache: Path | str | None) -> Path:
+    """Choose a folder that belongs to this data set alone."""
+    if cache is None:
+        inside = found.root if found.root.is_dir() else found.root.parent
+        if os.access(inside, os.W_OK):
+            return inside / CACHE if found.root.is_dir() else inside / CACHE / found.root.name
+        cache = Path.home() / ".cache" / "bts_lightning"
+    place = found.root.resolve()
+    # Two data sets may use the same names for different cases.
+    mark = hashlib.sha256(str(place).encode()).hexdigest()[:8]
+    return Path(cache).expanduser() / f"{place.name}-{mark}"
+
+
+def _check_space(pending: Sequence[Case], home: Path, recipe: Recipe) -> None:
+    share = BRAIN_SHARE if recipe.crop == "brain" else 1.0
+    voxels = sum(count_voxels(case.files[0]) for case in pending)
+    needed = share * BYTES_PER_VOXEL * voxels
+    place = next(folder for folder in (home, *home.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise DataError(
+            f"the cache of {len(pending)} cases needs about {needed / 1e9:.1f} GB, {place} has "
+            f"{free / 1e9:.1f} GB free; free some, or give the cache another place"
+        )
+
+
+def _build_all(
+    pending: Sequence[Case], root: Path, home: Path, recipe: Recipe, workers: int | None
+) -> list[tuple[Case, CachedCase | BrokenCaseError]]:
+    """Build cases in threads, as zlib and NumPy let other threads run.
+
+    Worker processes would outlive a process that is killed, and cannot start from a script without
+    a main guard.
+    """
+    outcomes: list[tuple[Case, CachedCase | BrokenCaseError]] = []
+    attempt = partial(_attempt, root=root, home=home, recipe=recipe)
+    with (
+        _progress(enabled=bool(pending)) as progress,
+        ThreadPoolExecutor(workers or min(_cores(), MOST_WORKERS)) as pool,
+    ):
+        task = progress.add_task("Preparing", total=len(pending))
+        # First what nobody else is at, so that processes that start together share the work.
+        for wait in (False, True):
+            futures = {pool.submit(attempt, case, wait=wait): case for case in pending}
+            pending = []
+            try:
+                for future in as_completed(futures):
+                    outcome = future.result()
+                    if outcome is None:
+                        pending.append(futures[future])
+                        continue
+                    outcomes.append((futures[future], outcome))
+                    progress.advance(task)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return outcomes
+
+
+def _attempt(
+    case: Case, *, root: Path, home: Path, recipe: Recipe, wait: bool
+) -> CachedCase | BrokenCaseError | None:
+    try:
+        return ensure(case, root, home, recipe, wait=wait)
+    except BrokenCaseError as error:
+        return error
+
+
+def _progress(*, enabled: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not enabled,
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

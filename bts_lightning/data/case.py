@@ -1,0 +1,63 @@
+"""What lies on disk before any voxel is read: cases, data sets, and what is wrong with them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bts_lightning.modalities import MODALITIES, Modality, Subset
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient time point as it lies on disk, before any voxel is read.
+
+    Attributes:
+        label_values: value in the file -> stored class (`modalities.py`).
+        channels: for 4-D files, the channel of each modality; empty for one file a modality.
+    """
+
+    name: str
+    patient: str
+    layout: str
+    images: dict[Modality, Path]
+    label: Path | None
+    label_values: dict[int, int]
+    channels: dict[Modality, int] = field(default_factory=dict)
+
+    @property
+    def available(self) -> Subset:
+        """Tell which modalities were acquired."""
+        t1, t1c, t2, flair = (modality in self.images for modality in MODALITIES)
+        return t1, t1c, t2, flair
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """List each file once, images in modality order and the label last."""
+        paths = [self.images[modality] for modality in MODALITIES if modality in self.images]
+        return tuple(dict.fromkeys([*paths, *([self.label] if self.label else [])]))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a case cannot be used, and which file is to blame."""
+
+    case: str
+    file: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.case}: {self.file}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a folder holds: cases, faults that names alone show, files that nobody claimed."""
+
+    root: Path
+    cases: tuple[Case, ...]
+    faults: tuple[Fault, ...] = ()
+    ignored: tuple[Path, ...] = ()
+
+    @property
+    def layout(self) -> str:
+        """Name the layouts, `BraTS 2020` or `BraTS 2018 + BraTS 2021`."""
+        return " + ".join(sorted({case.layout for case in self.cases})) or "unknown"

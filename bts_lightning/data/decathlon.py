@@ -1,0 +1,63 @@
+"""The Medical Segmentation Decathlon's Task01: 4-D files with a channel order of their own."""
+
+import json
+from pathlib import Path
+
+from bts_lightning.data.case import Case, DataSet
+from bts_lightning.data.layouts import LABEL_VALUES, images_below
+from bts_lightning.errors import DataError
+from bts_lightning.modalities import MODALITIES, Modality
+
+_CHANNELS: dict[str, Modality] = {"flair": "flair", "t1w": "t1", "t1gd": "t1c", "t2w": "t2"}
+_LABELS = {"0": "background", "1": "edema", "2": "non-enhancing", "3": "enhancing"}
+
+
+def read_decathlon(root: Path) -> DataSet | None:
+    """Read Medical Segmentation Decathlon Task01, from its folder or from the one above."""
+    homes = [
+        folder for folder in (root, *sorted(root.glob("*/"))) if (folder / "imagesTr").is_dir()
+    ]
+    if not homes:
+        return None
+    home = homes[0]
+    channels = _decathlon_channels(home / "dataset.json")
+    cases = []
+    for images, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs")):
+        for stem, path in images_below(home / images):
+            label = home / labels / path.name
+            cases.append(
+                Case(
+                    name=stem,
+                    patient=stem,
+                    layout="Decathlon Task01",
+                    images={modality: path for modality in MODALITIES if modality in channels},
+                    label=label if label.exists() else None,
+                    label_values=LABEL_VALUES["decathlon"],
+                    channels=channels,
+                )
+            )
+    return DataSet(root, tuple(sorted(cases, key=lambda case: case.name)))
+
+
+def _decathlon_channels(path: Path) -> dict[Modality, int]:
+    if not path.exists():
+        raise DataError(
+            f"{path} is missing; it says which channel of the 4-D files is which modality"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = {int(k): str(v).lower() for k, v in content["modality"].items()}
+        labels = {str(k): str(v).lower() for k, v in content["labels"].items()}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{path} is not a Decathlon description: {error!r}") from error
+    channels = {_CHANNELS[n]: k for k, n in names.items() if n in _CHANNELS}
+    known = labels.keys() == _LABELS.keys() and all(
+        labels[key].startswith(word) for key, word in _LABELS.items()
+    )
+    if len(channels) != len(names) or not known:
+        raise DataError(
+            f"{path} has modalities {sorted(names.values())} and labels {labels}; "
+            "only Task01 (brain tumours) is read: FLAIR, T1w, T1gd, T2w; 1 edema, 2 non-enhancing, "
+            "3 enhancing"
+        )
+    return channels

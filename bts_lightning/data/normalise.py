@@ -1,0 +1,79 @@
+"""From the voxels of the files to what a network reads: the brain's box, z-scores in float16."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bts_lightning.data.geometry import Box, box_around, grown
+from bts_lightning.data.reading import Volumes
+from bts_lightning.modalities import MODALITIES
+
+Normalisation = Literal["zscore", "legacy_rfnet"]
+Crop = Literal["brain", "none"]
+
+# RFNet, mmFormer, M2FTrans and IM-Fuse grow the box to this, so that a 128³ patch always fits.
+LEGACY_LEAST = 128
+# |z| of n values cannot exceed √n, about 3,000 for a head, so only `legacy_rfnet`, which scales
+# voxels that its statistics never saw, can meet this limit of float16.
+LARGEST = 65504.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a case is prepared; a part of the cache's key.
+
+    Attributes:
+        normalisation: `zscore`: mean and deviation of a modality over its own brain; background 0.
+            `legacy_rfnet`: over the joint brain of all modalities and applied to the background
+            too, as that family of repositories does. Statistics leak between modalities.
+        crop: `brain`: the box where any acquired modality is not 0. A modality dropped later has
+            had its part in where the box lies, never in a value. `none`: the whole grid, when
+            not even that may be.
+        version: counts up when the same files would be prepared differently.
+    """
+
+    normalisation: Normalisation = "zscore"
+    crop: Crop = "brain"
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        """Name the folder of the cache."""
+        return self.normalisation if self.crop == "brain" else f"{self.normalisation}-uncropped"
+
+
+def normalise(volumes: Volumes, recipe: Recipe) -> tuple[NDArray[np.float16], Box]:
+    """Give the image, 4×D×H×W with zeros for absent modalities, and the box it was cut from."""
+    brains = {modality: image != 0 for modality, image in volumes.images.items()}
+    joint = np.logical_or.reduce(list(brains.values()))
+    box = _box(joint, volumes, recipe)
+    slices = tuple(slice(low, high) for low, high in box)
+    image = np.zeros((len(MODALITIES), *(high - low for low, high in box)), dtype=np.float16)
+    for channel, modality in enumerate(MODALITIES):
+        if modality not in volumes.images:
+            continue
+        voxels = volumes.images[modality]
+        inside = brains[modality] if recipe.normalisation == "zscore" else joint
+        mean, deviation = _statistics(voxels, inside)
+        scaled = (voxels[slices].astype(np.float32) - np.float32(mean)) / np.float32(deviation)
+        if recipe.normalisation == "zscore":
+            scaled[~inside[slices]] = 0
+        image[channel] = scaled.clip(-LARGEST, LARGEST)
+    return image, box
+
+
+def _box(joint: NDArray[np.bool_], volumes: Volumes, recipe: Recipe) -> Box:
+    d, h, w = joint.shape
+    if recipe.crop == "none":
+        return (0, d), (0, h), (0, w)
+    # No voxel of the truth may be cut off: a score would not see it.
+    box = box_around(joint if volumes.label is None else joint | (volumes.label != 0))
+    return grown(box, (d, h, w), LEGACY_LEAST) if recipe.normalisation == "legacy_rfnet" else box
+
+
+def _statistics(voxels: NDArray[Any], inside: NDArray[np.bool_]) -> tuple[float, float]:
+    # Transposed: files run along the first axis, boolean selection along the last.
+    values = voxels.T[inside.T].astype(np.float64)
+    return float(values.mean()), float(values.std())

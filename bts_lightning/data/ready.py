@@ -1,0 +1,141 @@
+"""A case that a network can read, in memory; `cache.py` has the same one on disk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bts_lightning.data.case import Case
+from bts_lightning.data.geometry import Geometry
+from bts_lightning.data.layouts import LABEL_VALUES, LabelScheme
+from bts_lightning.data.normalise import Recipe, normalise
+from bts_lightning.data.reading import read_volumes
+from bts_lightning.errors import DataError
+from bts_lightning.modalities import MODALITIES, REGIONS, Modality, Region, Subset
+
+# At most this many voxels of each class are remembered for patches around the tumour.
+FOREGROUND_VOXELS = 10_000
+
+
+class ReadyCase(Protocol):
+    """What training, evaluation and prediction see of a case, from the cache or from memory."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def patient(self) -> str: ...
+    @property
+    def available(self) -> Subset: ...
+    @property
+    def image(self) -> NDArray[np.float16]: ...
+    @property
+    def label(self) -> NDArray[np.uint8] | None: ...
+    @property
+    def geometry(self) -> Geometry: ...
+
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """A prepared case in memory.
+
+    Attributes:
+        image: 4×D×H×W in modality order, zeros for absent modalities.
+        label: D×H×W in stored classes, or None.
+        label_found: the values that the label's file really holds.
+        digests: SHA-256 of each file.
+    """
+
+    name: str
+    patient: str
+    layout: str
+    available: Subset
+    image: NDArray[np.float16]
+    label: NDArray[np.uint8] | None
+    geometry: Geometry
+    label_found: tuple[int, ...]
+    digests: dict[Path, str]
+
+    @property
+    def volumes_ml(self) -> dict[Region, float] | None:
+        """Measure each region in millilitres; None without a label."""
+        if self.label is None:
+            return None
+        counts = np.bincount(self.label.ravel(), minlength=4)
+        voxel = float(np.prod(self.geometry.spacing)) / 1000
+        return {
+            region: round(float(sum(counts[c] for c in classes)) * voxel, 6)
+            for region, classes in REGIONS.items()
+        }
+
+    @property
+    def foreground(self) -> NDArray[np.int16]:
+        """Give tumour voxels as rows class, d, h, w on the cropped grid, evenly from each class."""
+        if self.label is None:
+            return np.zeros((0, 4), dtype=np.int16)
+        rows = [np.zeros((0, 4), dtype=np.int16)]
+        for stored in REGIONS["WT"]:
+            found = np.flatnonzero(self.label == stored)
+            if found.size > FOREGROUND_VOXELS:
+                found = found[np.arange(FOREGROUND_VOXELS) * found.size // FOREGROUND_VOXELS]
+            where = np.stack(np.unravel_index(found, self.label.shape), axis=1)
+            rows.append(np.insert(where, 0, stored, axis=1).astype(np.int16))
+        return np.concatenate(rows)
+
+
+def load_case(case: Case, recipe: Recipe) -> MemoryCase:
+    """Read, check and normalise a case.
+
+    Raises:
+        BrokenCaseError: when any of its files cannot be used.
+    """
+    volumes = read_volumes(case)
+    image, box = normalise(volumes, recipe)
+    d, h, w = next(iter(volumes.images.values())).shape
+    geometry = Geometry(
+        affine=tuple(tuple(row) for row in volumes.affine.tolist()),
+        shape=(d, h, w),
+        box=box,
+        label_values=case.label_values,
+    )
+    label = volumes.label
+    if label is not None:
+        label = np.ascontiguousarray(label[geometry.slices])
+    return MemoryCase(
+        name=case.name,
+        patient=case.patient,
+        layout=case.layout,
+        available=case.available,
+        image=image,
+        label=label,
+        geometry=geometry,
+        label_found=volumes.label_found,
+        digests=volumes.digests,
+    )
+
+
+def read_images(
+    images: Mapping[Modality, Path],
+    *,
+    name: str = "case",
+    labels: LabelScheme = "brats2023",
+    recipe: Recipe | None = None,
+) -> MemoryCase:
+    """Prepare the images of one patient that belong to no data set, for `bts predict`.
+
+    Args:
+        labels: whose label values a prediction is written with.
+    """
+    if not images:
+        raise DataError(f"no image is given; name one or more of {', '.join(MODALITIES)}")
+    case = Case(
+        name=name,
+        patient=name,
+        layout="images",
+        images={modality: Path(images[modality]) for modality in MODALITIES if modality in images},
+        label=None,
+        label_values=LABEL_VALUES[labels],
+    )
+    return load_case(case, recipe or Recipe())
