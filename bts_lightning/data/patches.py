@@ -1,0 +1,206 @@
+"""Training batches: threads read patches straight into them, a few batches ahead."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from bts_lightning.data.samples import Drawn, PatchDataset
+from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.modalities import MODALITIES
+
+Batch = dict[str, Any]
+
+
+class EpochCounter:
+    """What Lightning takes for the sampler: it is told the epoch."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.given = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin another epoch; telling the same one again changes nothing."""
+        if epoch != self.epoch:
+            self.epoch, self.given = epoch, 0
+
+
+class PatchLoader:
+    """Fill batches by threads, a few ahead, each patch copied once from memory map to batch.
+
+    The same samples come for any number of workers, and the batches of all ranks, put together in
+    rank order, are those of one process with the larger batch. TorchIO transforms draw from torch's
+    global generator, which threads share, so with transforms the workers are processes.
+
+    Args:
+        patches: its length must be a whole number of steps.
+        batch_size: samples a step on this rank.
+        workers: threads; 0 reads in the caller's thread.
+        prefetch: batches read ahead.
+        pin: page-locked batches, for a CUDA device.
+        frozen: show the first epoch again and again, to overfit.
+        finished: tells how many batches of the running epoch are really done; a checkpoint written
+            in the middle of a step must not skip the batch that was handed out for it.
+    """
+
+    def __init__(
+        self,
+        patches: PatchDataset,
+        *,
+        batch_size: int = 1,
+        workers: int = 2,
+        prefetch: int = 2,
+        rank: int = 0,
+        world: int = 1,
+        pin: bool = False,
+        frozen: bool = False,
+        finished: Callable[[], int] | None = None,
+    ) -> None:
+        if len(patches) % (batch_size * world):
+            fits = whole_steps(len(patches), batch_size * world)
+            raise ValueError(
+                f"{len(patches)} samples are no whole number of steps of {batch_size} samples on"
+                f" {world} ranks; {fits} would be"
+            )
+        # Not `dataset`: Lightning would rebuild a loader that has one.
+        self.patches = patches
+        self.sampler = EpochCounter()
+        self.batch_size, self.workers, self.prefetch = batch_size, workers, prefetch
+        self.rank, self.world = rank, world
+        self.pin, self.frozen = pin, frozen
+        self._finished = finished
+        self._resume = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.patches) // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator, so nothing happens before the first batch is asked for: Lightning makes the
+        # iterator first and tells the epoch afterwards.
+        epoch, first = self._resume
+        self._resume = (0, 0)
+        self.sampler.given = first if epoch == self.sampler.epoch else 0
+        read = self._by_processes if self.patches.transforms else self._by_threads
+        for batch in read(0 if self.frozen else self.sampler.epoch, self.sampler.given):
+            self.sampler.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Tell where the epoch stands, for a checkpoint; the same on every rank."""
+        given = self.sampler.given
+        done = given if self._finished is None else min(given, self._finished())
+        step = self.batch_size * self.world
+        return {"epoch": self.sampler.epoch, "batch": done, "step": step, "steps": len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on with the batch after the last finished one, if its epoch is the one told next."""
+        step = self.batch_size * self.world
+        within = 0 < state["batch"] < state["steps"]
+        if within and (state["step"], state["steps"]) != (step, len(self)):
+            raise ConfigError(
+                f"the checkpoint stands at batch {state['batch']} of an epoch of {state['steps']}"
+                f" steps of {state['step']} samples, this run has {len(self)} steps of {step}; keep"
+                " batch size × ranks and the length of the epoch, or resume from an epoch's end"
+            )
+        self._resume = (state["epoch"], state["batch"])
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """Read one batch here and now."""
+        image, label = self._empty()
+        return self._filled(
+            image, label, [read() for read in self._reads(epoch, step, image, label)]
+        )
+
+    def _by_threads(self, epoch: int, first: int) -> Iterator[Batch]:
+        steps = range(first, len(self))
+        if self.workers == 0:
+            yield from (self.batch(epoch, step) for step in steps)
+            return
+        ahead = max(self.prefetch, -(-self.workers // self.batch_size))
+        waiting: deque[tuple[Tensor, Tensor, list[Future[Drawn]]]] = deque()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="patches")
+        try:
+            for step in steps:
+                image, label = self._empty()
+                reads = self._reads(epoch, step, image, label)
+                waiting.append((image, label, [pool.submit(read) for read in reads]))
+                if len(waiting) > ahead:
+                    yield self._collected(*waiting.popleft())
+            while waiting:
+                yield self._collected(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _by_processes(self, epoch: int, first: int) -> Iterator[Batch]:
+        batches: DataLoader[Batch | UserError] = DataLoader(
+            _Epoch(self, epoch),
+            batch_size=None,
+            sampler=range(first, len(self)),
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.pin,
+            prefetch_factor=self.prefetch if self.workers else None,
+            # Its own generator: the default one would take numbers from the training's.
+            generator=torch.Generator(),
+        )
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+    def _empty(self) -> tuple[Tensor, Tensor]:
+        size, pin = self.patches.patch, self.pin and not self.patches.transforms
+        image = torch.empty(
+            (self.batch_size, len(MODALITIES), *size), dtype=torch.float16, pin_memory=pin
+        )
+        return image, torch.empty((self.batch_size, *size), dtype=torch.uint8, pin_memory=pin)
+
+    def _reads(
+        self, epoch: int, step: int, image: Tensor, label: Tensor
+    ) -> list[Callable[[], Drawn]]:
+        first = (step * self.world + self.rank) * self.batch_size
+        return [
+            partial(self.patches.read, epoch, first + i, image[i].numpy(), label[i].numpy())
+            for i in range(self.batch_size)
+        ]
+
+    def _collected(self, image: Tensor, label: Tensor, drawn: list[Future[Drawn]]) -> Batch:
+        return self._filled(image, label, [each.result() for each in drawn])
+
+    def _filled(self, image: Tensor, label: Tensor, drawn: list[Drawn]) -> Batch:
+        return {
+            "image": image,
+            "label": label,
+            "present": torch.tensor([each.present for each in drawn]),
+            "available": torch.tensor([each.available for each in drawn]),
+            "case": [each.case for each in drawn],
+            "seed": [each.seed for each in drawn],
+        }
+
+
+def whole_steps(samples: int, step: int) -> int:
+    """Round the samples of an epoch up to whole steps of all ranks together."""
+    return -(-samples // step) * step
+
+
+class _Epoch(Dataset[Batch | UserError]):
+    """One epoch as a map from step to batch, for the worker processes of torch's loader."""
+
+    def __init__(self, loader: PatchLoader, epoch: int) -> None:
+        self.loader, self.epoch = loader, epoch
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        try:
+            return self.loader.batch(self.epoch, step)
+        except UserError as error:
+            # Raised in a worker, it would reach the user wrapped in the worker's traceback.
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

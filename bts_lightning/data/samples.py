@@ -1,0 +1,190 @@
+"""What a training sample is: a random patch, its mirror image, and the modalities it keeps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bts_lightning.availability import Availability, Complete
+from bts_lightning.chance import generator
+from bts_lightning.data.subjects import transform_patch
+from bts_lightning.errors import ConfigError, DataError
+from bts_lightning.modalities import Subset
+
+Array = NDArray[Any]
+
+# A case keeps at most this many places per class to centre a patch on, so that memory does not
+# grow with the tumours: 48 kB a case.
+PLACES_PER_CLASS = 4096
+
+
+class ReadableCase(Protocol):
+    """What a patch is read from; `data.cache.CachedCase` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def available(self) -> Subset: ...
+    @property
+    def image(self) -> Array: ...
+    @property
+    def label(self) -> Array | None: ...
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What chance decided for one sample, next to its voxels."""
+
+    case: str
+    present: Subset
+    available: Subset
+    seed: int
+
+
+class PatchDataset:
+    """Draw random patches; a sample is a function of (seed, epoch, index) and of nothing else.
+
+    Cases come in shuffled rounds that run on across epochs, so over a training no case is seen more
+    than once more often than another, whatever the length of an epoch.
+
+    Args:
+        cases: labelled cases, any order.
+        samples: samples of an epoch; by default one for each case.
+        patch: edge length, or one length for each axis; what a volume lacks is zero around it.
+        foreground: probability to centre the patch on a tumour voxel, its class drawn first.
+        flip: probability to mirror each axis.
+        transforms: TorchIO transforms by name, applied in this order to each patch.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[ReadableCase],
+        *,
+        samples: int | None = None,
+        patch: int | Sequence[int] = 128,
+        seed: int = 0,
+        foreground: float = 0.0,
+        flip: float = 0.5,
+        availability: Availability | None = None,
+        transforms: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not cases:
+            raise DataError("there is no case to train on; a training case needs a label map")
+        # The order of a folder listing must not decide which case a sample shows.
+        self.cases = sorted(cases, key=lambda case: case.name)
+        self.samples = len(cases) if samples is None else samples
+        self.patch = triple(patch)
+        self.seed = seed
+        self.foreground = _probability("foreground", foreground)
+        self.flip = _probability("flip", flip)
+        self.availability = availability or Complete()
+        self.transforms = [each for each in (transforms or {}).values() if each is not None]
+        self._places: dict[str, list[Array]] = {}
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def case_of(self, epoch: int, index: int) -> ReadableCase:
+        """Tell which case a sample shows."""
+        turn, place = divmod(epoch * self.samples + index, len(self.cases))
+        return self.cases[_shuffled(self.seed, turn, len(self.cases))[place]]
+
+    def read(self, epoch: int, index: int, image: Array, label: Array) -> Drawn:
+        """Write one sample over `image` 4×D×H×W and `label` D×H×W, usually rows of a batch."""
+        case = self.case_of(epoch, index)
+        # 63 bits, because torch generators take a signed number.
+        seed = int(generator(self.seed, epoch, index, "augment").integers(2**63 - 1))
+        try:
+            self._copy(case, epoch, index, image, label)
+            if self.transforms:
+                transform_patch(self.transforms, image, label, case.available, seed)
+        except Exception as error:
+            error.add_note(f"while reading a patch of case {case.name}")
+            raise
+        present = self.availability.draw(case.available, self.seed, epoch, index)
+        return Drawn(case.name, present, case.available, seed)
+
+    def _copy(self, case: ReadableCase, epoch: int, index: int, image: Array, label: Array) -> None:
+        volume, truth = _opened(case)
+        size = volume.shape[1:]
+        start = self._start(case.name, size, truth, generator(self.seed, epoch, index, "crop"))
+        flips = generator(self.seed, epoch, index, "flip").random(3) < self.flip
+        mirror = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
+        inside = tuple(
+            slice(max(s, 0), min(s + p, n)) for s, p, n in zip(start, self.patch, size, strict=True)
+        )
+        target = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))
+        if min(start) < 0:
+            image[...] = 0
+            label[...] = 0
+        # One pass over the memory map crops, mirrors and casts; views cost nothing.
+        np.copyto(label[mirror][target], truth[inside], casting="same_kind")
+        if all(case.available):
+            np.copyto(image[:, *mirror][:, *target], volume[:, *inside], casting="same_kind")
+            return
+        for channel, source, available in zip(image, volume, case.available, strict=True):
+            if available:
+                np.copyto(channel[mirror][target], source[inside], casting="same_kind")
+            else:
+                channel[...] = 0
+
+    def _start(
+        self, name: str, size: Sequence[int], truth: Array, chance: np.random.Generator
+    ) -> list[int]:
+        """Draw the corner of the patch; negative where a smaller volume sits in its middle."""
+        room = [n - p for n, p in zip(size, self.patch, strict=True)]
+        corner = [int(chance.integers(max(r, 0) + 1)) if r > 0 else -(-r // 2) for r in room]
+        if chance.random() < self.foreground and (classes := self._tumour(name, truth)):
+            places = classes[chance.integers(len(classes))]
+            voxel = np.unravel_index(places[chance.integers(len(places))], truth.shape)
+            corner = [
+                min(max(int(v) - p // 2, 0), r) if r > 0 else c
+                for v, p, r, c in zip(voxel, self.patch, room, corner, strict=True)
+            ]
+        return corner
+
+    def _tumour(self, name: str, truth: Array) -> list[Array]:
+        """Give flat voxel numbers per class that occurs; the label is scanned once per case."""
+        if name not in self._places:
+            flat = np.flatnonzero(truth)
+            values = truth.reshape(-1)[flat]
+            per_class = [flat[values == value] for value in np.unique(values)]
+            self._places[name] = [
+                voxels[:: -(-len(voxels) // PLACES_PER_CLASS)].astype(np.uint32)
+                for voxels in per_class
+            ]
+        return self._places[name]
+
+
+def triple(patch: int | Sequence[int]) -> tuple[int, int, int]:
+    """Read a patch size: one edge for all axes or one for each."""
+    sizes = (patch,) * 3 if isinstance(patch, int) else tuple(patch)
+    if len(sizes) != 3 or any(size < 1 for size in sizes):
+        raise ConfigError(f"patch is {patch}; give one edge length, or three: [D, H, W]")
+    return sizes
+
+
+def _opened(case: ReadableCase) -> tuple[Array, Array]:
+    try:
+        image, label = case.image, case.label
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"case {case.name}: its cached volume cannot be read ({error}); prepare it again"
+        ) from error
+    if label is None:
+        raise DataError(f"case {case.name} has no label map, so it cannot train")
+    return image, label
+
+
+@lru_cache(maxsize=4)
+def _shuffled(seed: int, turn: int, count: int) -> Array:
+    return generator(seed, turn, "order").permutation(count)
+
+
+def _probability(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} is {value}; a probability is between 0 and 1")
+    return value
