@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from math import comb
 
 from bts_lightning.chance import generator
-from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import COMPLETE, MODALITIES, SUBSETS, Subset
 
 
@@ -75,7 +74,7 @@ class Bernoulli(Availability):
 
     def __init__(self, p: float = 0.5) -> None:
         if not 0 < p <= 1:
-            raise ConfigError(f"p is {p}; the probability to keep a modality is in (0, 1]")
+            raise ValueError(f"p is {p}; the probability to keep a modality is in (0, 1]")
         self.p = p
 
     def weights(self, epoch: int) -> tuple[float, ...]:

@@ -12,7 +12,6 @@ from bts_lightning.availability import (
     SizeUniform,
     Uniform15,
 )
-from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import COMPLETE, SUBSETS, Subset, parse_subset
 
 SCHEMES = [
@@ -110,5 +109,5 @@ def test_a_case_with_no_modality_is_refused() -> None:
 
 @pytest.mark.parametrize("p", [0.0, -0.1, 1.5])
 def test_an_impossible_probability_is_refused(p: float) -> None:
-    with pytest.raises(ConfigError, match="probability to keep"):
+    with pytest.raises(ValueError, match="probability to keep"):
         Bernoulli(p)

@@ -16,10 +16,6 @@ from bts_lightning.modalities import Subset
 
 Array = NDArray[Any]
 
-# A case keeps at most this many places per class to centre a patch on, so that memory does not
-# grow with the tumours: 48 kB a case.
-PLACES_PER_CLASS = 4096
-
 
 class ReadableCase(Protocol):
     """What a patch is read from; `data.cache.CachedCase` is one."""
@@ -32,6 +28,9 @@ class ReadableCase(Protocol):
     def image(self) -> Array: ...
     @property
     def label(self) -> Array | None: ...
+    @property
+    def foreground(self) -> Array:
+        """Give tumour voxels as rows of class, d, h, w, sorted by class."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,6 @@ class PatchDataset:
         self.flip = _probability("flip", flip)
         self.availability = availability or Complete()
         self.transforms = [each for each in (transforms or {}).values() if each is not None]
-        self._places: dict[str, list[Array]] = {}
 
     def __len__(self) -> int:
         return self.samples
@@ -110,7 +108,7 @@ class PatchDataset:
     def _copy(self, case: ReadableCase, epoch: int, index: int, image: Array, label: Array) -> None:
         volume, truth = _opened(case)
         size = volume.shape[1:]
-        start = self._start(case.name, size, truth, generator(self.seed, epoch, index, "crop"))
+        start = self._start(case, size, generator(self.seed, epoch, index, "crop"))
         flips = generator(self.seed, epoch, index, "flip").random(3) < self.flip
         mirror = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
         inside = tuple(
@@ -132,31 +130,21 @@ class PatchDataset:
                 channel[...] = 0
 
     def _start(
-        self, name: str, size: Sequence[int], truth: Array, chance: np.random.Generator
+        self, case: ReadableCase, size: Sequence[int], chance: np.random.Generator
     ) -> list[int]:
         """Draw the corner of the patch; negative where a smaller volume sits in its middle."""
         room = [n - p for n, p in zip(size, self.patch, strict=True)]
-        corner = [int(chance.integers(max(r, 0) + 1)) if r > 0 else -(-r // 2) for r in room]
-        if chance.random() < self.foreground and (classes := self._tumour(name, truth)):
-            places = classes[chance.integers(len(classes))]
-            voxel = np.unravel_index(places[chance.integers(len(places))], truth.shape)
-            corner = [
-                min(max(int(v) - p // 2, 0), r) if r > 0 else c
-                for v, p, r, c in zip(voxel, self.patch, room, corner, strict=True)
-            ]
-        return corner
-
-    def _tumour(self, name: str, truth: Array) -> list[Array]:
-        """Give flat voxel numbers per class that occurs; the label is scanned once per case."""
-        if name not in self._places:
-            flat = np.flatnonzero(truth)
-            values = truth.reshape(-1)[flat]
-            per_class = [flat[values == value] for value in np.unique(values)]
-            self._places[name] = [
-                voxels[:: -(-len(voxels) // PLACES_PER_CLASS)].astype(np.uint32)
-                for voxels in per_class
-            ]
-        return self._places[name]
+        corner = [int(chance.integers(r + 1)) if r > 0 else -(-r // 2) for r in room]
+        if chance.random() >= self.foreground or not len(voxels := case.foreground):
+            return corner
+        # The class first, as nnU-Net does, or the small ones would hardly ever be drawn.
+        edges = np.flatnonzero(np.diff(voxels[:, 0], prepend=0, append=0))
+        which = chance.integers(len(edges) - 1)
+        centre = voxels[chance.integers(edges[which], edges[which + 1]), 1:]
+        return [
+            min(max(int(v) - p // 2, 0), r) if r > 0 else c
+            for v, p, r, c in zip(centre, self.patch, room, corner, strict=True)
+        ]
 
 
 def triple(patch: int | Sequence[int]) -> tuple[int, int, int]:

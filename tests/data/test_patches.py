@@ -35,6 +35,12 @@ class FileCase:
             np.load(self.folder / f"{self.name}-seg.npy", mmap_mode="r") if self.labelled else None
         )
 
+    @property
+    def foreground(self) -> np.ndarray:
+        label = self.label
+        rows = [[int(label[tuple(at)]), *at] for at in np.argwhere(label)]
+        return np.array(sorted(rows), np.int16).reshape(-1, 4)
+
 
 def write_case(
     folder: Path,
@@ -151,7 +157,7 @@ def test_foreground_patches_hold_tumour(tmp_path: Path) -> None:
 def test_foreground_draws_the_class_before_the_voxel(tmp_path: Path) -> None:
     case = write_case(tmp_path, "a", size=(40, 40, 40), tumour=(4, 4, 4))
     label = np.array(case.label)
-    label[20:, 20:, 20:] = 2  # 8000 voxels against one of class 3
+    label[30:, 30:, 30:] = 2  # 1000 voxels against one of class 3
     np.save(tmp_path / "a-seg.npy", label)
     patches = PatchDataset([case], patch=8, foreground=1)
     small = sum((sample(patches, 0, index)[1] == 3).any() for index in range(100))
