@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
@@ -32,12 +32,6 @@ def load(
     """
     targets.allow(allow)
     return OmegaConf.create(merge.merge(words, search))
-
-
-def override(config: DictConfig, words: Sequence[str]) -> DictConfig:
-    """Lay overrides over a configuration that is already merged, as a run's."""
-    tree = OmegaConf.to_container(config, resolve=False)
-    return OmegaConf.create(merge.override(cast(merge.Tree, tree), words))
 
 
 def check(
@@ -89,12 +83,6 @@ def build(node: Any, **extra: Any) -> Any:
     if extra and not isinstance(plan, Plan):
         raise TypeError(f"{key or 'the node'} has no _target_, so it takes no {', '.join(extra)}")
     return _make(plan, extra)
-
-
-def takes(node: DictConfig, argument: str) -> bool:
-    """Say whether the constructor of a node lists this argument."""
-    cls = targets.find_class(node["_target_"], join(_key(node), "_target_"))
-    return argument in signature(cls).arguments
 
 
 def show(config: DictConfig) -> str:

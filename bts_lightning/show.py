@@ -1,0 +1,127 @@
+"""`bts show`: the merged experiment, and every argument that its classes take."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bts_lightning import config as configuration
+from bts_lightning import targets
+from bts_lightning.errors import ConfigError, did_you_mean
+from bts_lightning.merge import SECTIONS, experiments, find_experiment, is_override, join
+from bts_lightning.schema import REQUIRED, describe, signature
+
+Row = tuple[str, str, str, str]
+HEADER: Row = ("key", "value", "default", "type")
+# A union of twelve strategies is not read anyway; the table should stay one line a key.
+LONGEST = 60
+
+
+def show(words: Sequence[str], allow: Sequence[str] = ()) -> int:
+    """Print an experiment, or of an experiment the arguments that some of its nodes take."""
+    if not words:
+        print_experiments()
+        return 0
+    keys = [word for word in words if _is_key(word)]
+    config = configuration.load([word for word in words if word not in keys], allow=allow)
+    if not keys:
+        # First the YAML: whoever has made a mistake wants to see what came of it.
+        print(configuration.show(config), end="", flush=True)
+        # Here, because it brings torch, for which the list of experiments need not wait.
+        from bts_lightning.train import SUPPLIED
+
+        configuration.check(config, supplied=SUPPLIED)
+    for key in keys:
+        node = _select(config, key)
+        cls = _class_of(node, key)
+        print(f"{key}: {cls.__module__}.{cls.__qualname__}")
+        if cls.__doc__:
+            print(f"\n{inspect.cleandoc(cls.__doc__)}\n")
+        print_table([HEADER, *_rows(node, key)])
+    return 0
+
+
+def print_keys(words: Sequence[str], allow: Sequence[str] = ()) -> None:
+    """Print every key that an experiment has or could have."""
+    config = configuration.load(words, allow=allow)
+    present = [name for name in config if config.get(name) is not None]
+    rows = [row for name in present for row in _all_rows(config[name], str(name))]
+    print_table([HEADER, *rows])
+
+
+def print_experiments() -> None:
+    """Print what can be trained, each with the first line of its file."""
+    print_table([(name, _headline(find_experiment(name))) for name in experiments()])
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns; plain text, so that grep works on it."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def _is_key(word: str) -> bool:
+    return word.split(".")[0] in SECTIONS and not is_override(word) and word not in experiments()
+
+
+def _select(config: DictConfig, key: str) -> Any:
+    node: Any = config
+    for name in key.split("."):
+        known = list(node) if OmegaConf.is_dict(node) else []
+        if name not in known or OmegaConf.is_missing(node, name):
+            raise ConfigError(f"{key} has no value here; {did_you_mean(name, map(str, known))}")
+        node = node[name]
+    return node
+
+
+def _class_of(node: Any, key: str) -> type:
+    if not OmegaConf.is_dict(node) or "_target_" not in node:
+        raise ConfigError(f"{key} is {node}, not a class with arguments")
+    return targets.find_class(node["_target_"], join(key, "_target_"))
+
+
+def _all_rows(node: Any, key: str) -> Iterator[Row]:
+    """Go through a node, and through what it holds."""
+    if not OmegaConf.is_dict(node):
+        yield (key, _short(node), "", "")
+        return
+    if "_target_" in node:
+        yield (key, _class_of(node, key).__name__, "", "")
+        yield from _rows(node, key)
+    for name in node:
+        if OmegaConf.is_dict(node.get(name)) and not OmegaConf.is_interpolation(node, name):
+            yield from _all_rows(node[name], join(key, name))
+
+
+def _rows(node: DictConfig, key: str) -> Iterator[Row]:
+    takes = signature(_class_of(node, key))
+    raw = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(raw, dict)
+    for name, argument in takes.arguments.items():
+        default = "required" if argument.default is REQUIRED else _short(argument.default)
+        if argument.default is REQUIRED and node.get("_partial_") and name not in raw:
+            default = "given later"
+        value = _short(raw[name]) if name in raw else ""
+        yield (join(key, name), value, default, _cut(describe(argument.annotation)))
+    if takes.is_open:
+        yield (join(key, "…"), "", "", "other keywords are handed on")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "_target_" in value:
+        return str(value["_target_"]).rpartition(".")[2]
+    return _cut("null" if value is None else str(value))
+
+
+def _cut(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _headline(file: Path) -> str:
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
