@@ -20,10 +20,21 @@ from bts_lightning.data.nifti import count_voxels
 from bts_lightning.data.normalise import Crop, Normalisation, Recipe
 from bts_lightning.data.prediction import write_prediction
 from bts_lightning.data.reading import BrokenCaseError
+from bts_lightning.data.ready import load_case, read_images
 from bts_lightning.data.storage import ensure, is_current
 from bts_lightning.errors import DataError
 
-__all__ = ["CachedCase", "Prepared", "build", "fingerprint", "prepare", "write_prediction"]
+# All that the rest of the package needs of a data set on disk, from one place.
+__all__ = [
+    "CachedCase",
+    "Prepared",
+    "build",
+    "fingerprint",
+    "load_case",
+    "prepare",
+    "read_images",
+    "write_prediction",
+]
 
 CACHE = ".bts_cache"
 # Each thread holds a case, about 250 MB; more of them wait for the disk.

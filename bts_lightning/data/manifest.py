@@ -1,14 +1,13 @@
 """A CSV manifest: any files under any names, one row a case."""
 
 import csv
-import difflib
 import re
 from pathlib import Path
 from typing import cast, get_args
 
 from bts_lightning.data.case import Case, DataSet, Fault
 from bts_lightning.data.layouts import LABEL_VALUES, LabelScheme
-from bts_lightning.errors import DataError
+from bts_lightning.errors import DataError, did_you_mean
 from bts_lightning.modalities import MODALITIES
 
 _COLUMNS = ("case", "patient", *MODALITIES, "label", "labels")
@@ -40,11 +39,7 @@ def read_manifest(path: Path) -> DataSet:
 def _check_columns(path: Path, columns: list[str]) -> None:
     for column in columns:
         if column not in _COLUMNS:
-            near = difflib.get_close_matches(column, _COLUMNS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise DataError(
-                f"{path}: unknown column {column!r}{hint} Known are {', '.join(_COLUMNS)}"
-            )
+            raise DataError(f"{path}: unknown column {column!r}; {did_you_mean(column, _COLUMNS)}")
     if "case" not in columns or not set(columns) & set(MODALITIES):
         raise DataError(f"{path} needs a column `case` and one or more of {', '.join(MODALITIES)}")
 

@@ -93,7 +93,8 @@ def _content_fault(array: NDArray[Any]) -> str | None:
     low, high = array.min(), array.max()
     if low == high == 0:
         return "empty, every voxel is 0; if it was not acquired, leave the file out"
-    if low == high or (low == 0 and not ((array != 0) & (array != high)).any()):
+    # Slab by slab: the first one that cuts the brain settles it.
+    if not any(((slab != 0) & (slab != high)).any() for slab in array.T):
         return f"no contrast, every voxel of the brain is {high}"
     return None
 

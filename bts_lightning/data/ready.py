@@ -85,14 +85,14 @@ class MemoryCase:
         return np.concatenate(rows)
 
 
-def load_case(case: Case, recipe: Recipe) -> MemoryCase:
+def load_case(case: Case, recipe: Recipe | None = None) -> MemoryCase:
     """Read, check and normalise a case.
 
     Raises:
         BrokenCaseError: when any of its files cannot be used.
     """
     volumes = read_volumes(case)
-    image, box = normalise(volumes, recipe)
+    image, box = normalise(volumes, recipe or Recipe())
     d, h, w = next(iter(volumes.images.values())).shape
     geometry = Geometry(
         affine=tuple(tuple(row) for row in volumes.affine.tolist()),
@@ -138,4 +138,4 @@ def read_images(
         label=None,
         label_values=LABEL_VALUES[labels],
     )
-    return load_case(case, recipe or Recipe())
+    return load_case(case, recipe)

@@ -1,0 +1,374 @@
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bts_lightning.data.brats import Case, find_cases
+from bts_lightning.data.reading import BrokenCaseError, read_volumes
+from bts_lightning.data.ready import load_case, read_images
+from bts_lightning.errors import DataError
+from bts_lightning.modalities import MODALITIES
+from tests.data import datasets
+from tests.data.datasets import AFFINE, SIZE, tumour, volume, write_case, write_image
+
+# NCR 8, ED 20, ET 28 voxels whatever the values in the file.
+STORED = [SIZE[0] * SIZE[1] * SIZE[2] - 56, 8, 20, 28]
+
+
+@pytest.mark.parametrize(
+    ("write", "layout", "cases", "patients", "labelled"),
+    [
+        (datasets.write_brats2018, "BraTS 2018", 2, 2, 2),
+        (datasets.write_brats2019, "BraTS 2019", 2, 2, 2),
+        (datasets.write_brats2020, "BraTS 2020", 4, 4, 3),
+        (datasets.write_brats2021, "BraTS 2021", 3, 3, 3),
+        (datasets.write_brats2023, "BraTS 2023", 3, 2, 3),
+        (datasets.write_brats2024, "BraTS 2024", 2, 1, 2),
+        (datasets.write_decathlon, "Decathlon Task01", 3, 3, 2),
+        (datasets.write_manifest_set, "manifest", 2, 2, 1),
+    ],
+)
+def test_layout_is_found_by_itself(
+    tmp_path: Path,
+    write: Callable[[Path], Path],
+    layout: str,
+    cases: int,
+    patients: int,
+    labelled: int,
+) -> None:
+    found = find_cases(write(tmp_path))
+    assert (found.layout, found.faults, found.ignored) == (layout, (), ())
+    assert len(found.cases) == cases
+    assert len({case.patient for case in found.cases}) == patients
+    for seed, case in enumerate(sorted(found.cases, key=_written)):
+        volumes = read_volumes(case)
+        for modality, image in volumes.images.items():
+            np.testing.assert_array_equal(image, volume(4 * seed + MODALITIES.index(modality)))
+        np.testing.assert_array_equal(volumes.affine, AFFINE)
+        if volumes.label is not None:
+            assert np.bincount(volumes.label.ravel()).tolist() == STORED
+    assert sum(case.label is not None for case in found.cases) == labelled
+
+
+def _written(case: Case) -> tuple[bool, str]:
+    # The builders number the voxels' seeds in order of the names, grades before names until 2019.
+    return "LGG" in case.files[0].parts, case.name
+
+
+def test_names_of_each_release() -> None:
+    from bts_lightning.data.layouts import _CLASSIC, _MODERN
+
+    assert _CLASSIC.fullmatch("Brats17_2013_2_1_t1ce")
+    assert _MODERN.fullmatch("BraTS-SSA-00002-000-t2f")
+    # Its values 1 to 4 are other tissues.
+    assert _MODERN.fullmatch("BraTS-PED-00002-000-t2f") is None
+
+
+def test_time_points_belong_to_one_patient(tmp_path: Path) -> None:
+    cases = find_cases(datasets.write_brats2023(tmp_path)).cases
+    assert [case.patient for case in cases] == ["BraTS-GLI-00000"] * 2 + ["BraTS-GLI-00002"]
+
+
+def test_absent_modalities_are_no_fault(tmp_path: Path) -> None:
+    write_case(tmp_path / "BraTS2021_00000", modalities=["t1c", "flair"], label=tumour())
+    (case,) = find_cases(tmp_path).cases
+    assert case.available == (False, True, False, True)
+    assert set(read_volumes(case).images) == {"t1c", "flair"}
+
+
+def test_two_releases_in_one_folder_keep_their_label_values(tmp_path: Path) -> None:
+    datasets.write_brats2021(tmp_path / "a", cases=1)
+    datasets.write_brats2023(tmp_path / "b")
+    found = find_cases(tmp_path)
+    assert found.layout == "BraTS 2021 + BraTS 2023"
+    for case in found.cases:
+        label = read_volumes(case).label
+        assert label is not None
+        assert np.bincount(label.ravel()).tolist() == STORED
+
+
+def test_resection_cavity_is_background(tmp_path: Path) -> None:
+    case = find_cases(datasets.write_brats2024(tmp_path)).cases[0]
+    volumes = read_volumes(case)
+    assert volumes.label_found == (0, 1, 2, 3, 4)
+    assert volumes.label is not None
+    assert not volumes.label[3:5, 8:10, 8:10].any()
+
+
+def test_hidden_files_and_strangers_make_no_case(tmp_path: Path) -> None:
+    case = write_case(tmp_path / "BraTS2021_00000", label=tumour())
+    (case / "._BraTS2021_00000_t1.nii.gz").write_bytes(b"Mac OS X")
+    write_image(case / "brain mask.nii.gz", tumour())
+    found = find_cases(tmp_path)
+    assert len(found.cases) == 1
+    assert [path.name for path in found.ignored] == ["brain mask.nii.gz"]
+
+
+def test_folder_named_as_a_file_is_looked_into(tmp_path: Path) -> None:
+    home = tmp_path / "BraTS2021_00000"
+    write_case(home, modalities=["t1", "t2", "flair"])
+    write_image(home / "BraTS2021_00000_t1ce.nii" / "00000057_final.nii", volume(1))
+    (case,) = find_cases(tmp_path).cases
+    assert case.available == (True, True, True, True)
+
+
+def test_link_to_a_folder_above_ends(tmp_path: Path) -> None:
+    write_case(tmp_path / "BraTS2021_00000")
+    (tmp_path / "BraTS2021_00000" / "up").symlink_to(tmp_path)
+    assert len(find_cases(tmp_path).cases) == 1
+
+
+def test_name_says_nothing_about_compression(tmp_path: Path) -> None:
+    home = write_case(tmp_path / "BraTS2021_00000", modalities=["t1", "t2"])
+    packed = home / "BraTS2021_00000_t1.nii.gz"
+    packed.write_bytes(gzip.decompress(packed.read_bytes()))
+    (case,) = find_cases(tmp_path).cases
+    np.testing.assert_array_equal(read_volumes(case).images["t1"], volume(0))
+
+
+def test_scaled_integers_are_read_as_their_header_says(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(volume(0) * 0.37, AFFINE)
+    # Fractions as integers: nibabel writes the factor into the header.
+    image.header.set_data_dtype(np.int16)
+    path = tmp_path / "BraTS2021_00000" / "BraTS2021_00000_t1.nii"
+    path.parent.mkdir()
+    nib.save(image, path)
+    (case,) = find_cases(tmp_path).cases
+    read = read_volumes(case).images["t1"]
+    saved = nib.Nifti1Image.from_filename(path)
+    assert saved.dataobj.slope != 1
+    np.testing.assert_array_equal(read, saved.get_fdata(dtype=np.float32))
+
+
+def test_voxels_stay_in_the_order_of_nibabel(tmp_path: Path) -> None:
+    # No axis of this grid is like another, and its affine swaps and mirrors them.
+    affine = np.array([[0, 0, 2.0, -5], [-1.0, 0, 0, 7], [0, 3.0, 0, 1], [0, 0, 0, 1]])
+    home = tmp_path / "BraTS2021_00000"
+    write_image(home / "BraTS2021_00000_t1.nii.gz", volume(0), affine)
+    ready = load_case(find_cases(tmp_path).cases[0])
+    assert ready.geometry.shape == SIZE
+    assert ready.geometry.spacing == (1.0, 3.0, 2.0)
+    np.testing.assert_array_equal(
+        ready.geometry.uncrop(ready.image[0] != 0), (volume(0) != 0) & datasets.brain()
+    )
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-200]), "truncated"),
+    "truncated plain": (
+        lambda p: p.write_bytes(gzip.decompress(p.read_bytes())[:-200]),
+        "truncated: 11672 of 11872 bytes",
+    ),
+    "damaged": (lambda p: p.write_bytes(_flipped(p.read_bytes())), "damaged|truncated"),
+    "no image": (lambda p: p.write_text("<html>404 Not Found</html>"), "not a NIfTI image"),
+    "empty file": (lambda p: p.write_bytes(b""), "the file is empty"),
+    "NaN": (lambda p: write_image(p, _with_nan()), "1 voxels are NaN or infinite"),
+    "flat": (lambda p: write_image(p, volume(0)[:, :, 0]), "shape 20×18; expected 3 dimensions"),
+    "4-D": (
+        lambda p: write_image(p, np.stack([volume(0), volume(1)], axis=-1)),
+        "shape 20×18×16×2; expected 3 dimensions",
+    ),
+    "shape": (lambda p: write_image(p, volume(0, (20, 18, 15))), "another grid: 20×18×15 voxels"),
+    "affine": (lambda p: write_image(p, volume(0), _moved()), "another grid: .* 1.5 mm from"),
+    "empty modality": (lambda p: write_image(p, volume(0) * 0), "every voxel is 0"),
+    "no contrast": (
+        lambda p: write_image(p, np.where(datasets.brain(), 7, 0).astype(np.int16)),
+        "every voxel of the brain is 7",
+    ),
+    "singular": (lambda p: _write_singular(p), "affine cannot be inverted"),
+    "colour": (lambda p: write_image(p, _coloured()), "expected one number each"),
+    "dangling link": (lambda p: _unlinked(p).symlink_to("/nowhere"), "cannot be opened"),
+}
+LABEL_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "unknown value": (lambda p: write_image(p, tumour((1, 2, 7))), "unknown label value 7"),
+    "fraction": (
+        lambda p: write_image(p, (tumour() * 0.5).astype(np.float32)),
+        "unknown label value 0.5",
+    ),
+    "negative": (
+        lambda p: write_image(p, -tumour().astype(np.int16)),
+        "unknown label value -4, -2, -1",
+    ),
+    "wrong release": (lambda p: write_image(p, tumour((1, 2, 3))), "value 3; BraTS 2021 has 0, 1"),
+    "shape": (lambda p: write_image(p, tumour()[:, :17]), "another grid: 20×17×16 voxels"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-50]), "truncated"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_broken_image_is_named_with_its_reason(tmp_path: Path, fault: str) -> None:
+    spoil, reason = FAULTS[fault]
+    home = write_case(tmp_path / "BraTS2021_00000", label=tumour())
+    path = home / "BraTS2021_00000_t2.nii.gz"
+    spoil(path)
+    (case,) = find_cases(tmp_path).cases
+    with pytest.raises(BrokenCaseError, match=reason) as error:
+        read_volumes(case)
+    assert {(one.case, one.file) for one in error.value.faults} == {("BraTS2021_00000", path)}
+
+
+@pytest.mark.parametrize("fault", LABEL_FAULTS)
+def test_broken_label_is_named_with_its_reason(tmp_path: Path, fault: str) -> None:
+    spoil, reason = LABEL_FAULTS[fault]
+    home = write_case(tmp_path / "BraTS2021_00000", label=tumour())
+    path = home / "BraTS2021_00000_seg.nii.gz"
+    spoil(path)
+    (case,) = find_cases(tmp_path).cases
+    with pytest.raises(BrokenCaseError, match=reason) as error:
+        read_volumes(case)
+    assert [one.file for one in error.value.faults] == [path]
+
+
+def test_all_faults_of_a_case_are_told_at_once(tmp_path: Path) -> None:
+    home = write_case(tmp_path / "BraTS2021_00000", label=tumour((1, 2, 9)))
+    (home / "BraTS2021_00000_t1.nii.gz").write_bytes(b"")
+    (case,) = find_cases(tmp_path).cases
+    with pytest.raises(BrokenCaseError) as error:
+        read_volumes(case)
+    assert len(error.value.faults) == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_file_is_a_fault(tmp_path: Path) -> None:
+    home = write_case(tmp_path / "BraTS2021_00000")
+    (home / "BraTS2021_00000_t1.nii.gz").chmod(0)
+    with pytest.raises(BrokenCaseError, match="cannot be opened: Permission denied"):
+        read_volumes(find_cases(tmp_path).cases[0])
+
+
+def test_rounding_in_an_affine_is_no_other_grid(tmp_path: Path) -> None:
+    home = write_case(tmp_path / "BraTS2021_00000", modalities=["t1"])
+    write_image(home / "BraTS2021_00000_t2.nii.gz", volume(2), AFFINE * (1 + 1e-5))
+    assert set(read_volumes(find_cases(tmp_path).cases[0]).images) == {"t1", "t2"}
+
+
+def test_same_modality_twice_is_a_fault_by_name(tmp_path: Path) -> None:
+    write_case(tmp_path / "BraTS2021_00000", label=tumour())
+    write_case(tmp_path / "BraTS2021_00000", modalities=["t1"], ending=".nii")
+    write_case(tmp_path / "BraTS2021_00001")
+    found = find_cases(tmp_path)
+    assert [case.name for case in found.cases] == ["BraTS2021_00001"]
+    (fault,) = found.faults
+    assert fault.file.name.startswith("BraTS2021_00000_t1.nii")
+    assert "second file for t1" in fault.reason
+
+
+def test_label_without_images_is_a_fault(tmp_path: Path) -> None:
+    write_case(tmp_path / "BraTS2021_00000", modalities=[], label=tumour())
+    assert find_cases(tmp_path).faults[0].reason == "a label without any image"
+
+
+def test_manifest_tells_line_by_line_what_is_wrong(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nii.gz", volume(0))
+    rows = [
+        {"case": "good", "t1": "a.nii.gz"},
+        {"case": "good", "t1": "a.nii.gz"},
+        {"case": "gone", "t1": "a.nii.gz", "label": "b.nii.gz"},
+        {"case": "no image"},
+        {"case": "../up", "t1": "a.nii.gz"},
+        {"case": "odd", "t1": "a.nii.gz", "labels": "brats1999"},
+    ]
+    found = find_cases(datasets.write_manifest(tmp_path, rows))
+    assert [case.name for case in found.cases] == ["good"]
+    reasons = "\n".join(map(str, found.faults))
+    for words in (
+        "stands on two lines",
+        "b.nii.gz: named in manifest.csv, column label, but not there",
+        "no image is named",
+        "'../up' is not a plain file name",
+        "labels is 'brats1999'",
+    ):
+        assert words in reasons
+
+
+def test_misspelt_manifest_column_names_the_nearest(tmp_path: Path) -> None:
+    path = datasets.write_manifest(tmp_path, [{"case": "a", "t1": "a.nii", "fliar": "b.nii"}])
+    with pytest.raises(DataError, match="unknown column 'fliar'; did you mean flair"):
+        find_cases(path)
+
+
+def test_other_decathlon_task_is_refused(tmp_path: Path) -> None:
+    home = datasets.write_decathlon(tmp_path) / "Task01_BrainTumour" / "dataset.json"
+    content = json.loads(home.read_text())
+    content["labels"]["1"] = "necrosis"
+    home.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="only Task01"):
+        find_cases(tmp_path)
+
+
+def test_decathlon_channels_follow_the_description(tmp_path: Path) -> None:
+    home = datasets.write_decathlon(tmp_path) / "Task01_BrainTumour" / "dataset.json"
+    content = json.loads(home.read_text())
+    content["modality"] = {"0": "T1w", "1": "FLAIR", "2": "t1gd", "3": "T2w"}
+    home.write_text(json.dumps(content))
+    images = read_volumes(find_cases(tmp_path).cases[0]).images
+    # The builder put FLAIR first, seed 3, and T1 second, seed 0.
+    np.testing.assert_array_equal(images["t1"], volume(3))
+    np.testing.assert_array_equal(images["flair"], volume(0))
+
+
+@pytest.mark.parametrize("names", [[], ["patient_7_t1.nii.gz"]])
+def test_unknown_folder_says_what_is_known(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        write_image(tmp_path / name, volume(0))
+    with pytest.raises(DataError, match="known are BraTS 2017 to 2024, Decathlon Task01"):
+        find_cases(tmp_path)
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing does not exist"):
+        find_cases(tmp_path / "nothing")
+
+
+def test_images_of_one_patient_need_no_data_set(tmp_path: Path) -> None:
+    write_image(tmp_path / "x.nii.gz", volume(0))
+    write_image(tmp_path / "y.nii.gz", volume(1))
+    case = read_images({"flair": tmp_path / "y.nii.gz", "t1": tmp_path / "x.nii.gz"})
+    assert case.available == (True, False, False, True)
+    assert case.label is None
+    assert not case.image[1:3].any()
+
+
+def test_images_of_one_patient_must_share_a_grid(tmp_path: Path) -> None:
+    write_image(tmp_path / "x.nii.gz", volume(0))
+    write_image(tmp_path / "y.nii.gz", volume(1), _moved())
+    with pytest.raises(DataError, match=r"y\.nii\.gz: another grid: .* from that of x\.nii\.gz"):
+        read_images({"t1": tmp_path / "x.nii.gz", "flair": tmp_path / "y.nii.gz"})
+
+
+def _unlinked(path: Path) -> Path:
+    path.unlink()
+    return path
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+def _with_nan() -> np.ndarray:
+    values = volume(0).astype(np.float32)
+    values[10, 9, 8] = np.nan
+    return values
+
+
+def _moved() -> np.ndarray:
+    moved = AFFINE.copy()
+    moved[2, 3] += 1.5
+    return moved
+
+
+def _write_singular(path: Path) -> None:
+    plain = bytearray(gzip.decompress(path.read_bytes()))
+    # srow_x, srow_y and srow_z of the NIfTI-1 header.
+    plain[280:328] = bytes(48)
+    path.write_bytes(bytes(plain))
+
+
+def _coloured() -> np.ndarray:
+    return np.zeros(SIZE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
