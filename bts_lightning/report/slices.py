@@ -8,8 +8,8 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
-import nibabel as nib
 import numpy as np
+from nibabel.orientations import aff2axcodes
 
 from bts_lightning.errors import DataError
 from bts_lightning.report.table import write_whole
@@ -118,8 +118,7 @@ def _load(file: Path) -> CaseSlices:
 
 def _to_display(affine: np.ndarray | None) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """Say which array axes run left-right, back-front and feet-head, and which to turn round."""
-    orientation = nib.orientations
-    codes = ("L", "P", "S") if affine is None else orientation.aff2axcodes(affine)  # type: ignore[no-untyped-call]
+    codes = ("L", "P", "S") if affine is None else aff2axcodes(affine)
     axes, flipped = [], []
     for forward, backward in (("L", "R"), ("P", "A"), ("S", "I")):
         axis = next(i for i, code in enumerate(codes) if code in (forward, backward))

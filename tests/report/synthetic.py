@@ -151,8 +151,8 @@ def _without_et(*, found: bool) -> dict[str, float]:
     return {
         "dice": 0.0 if found else 1.0,
         "hd95": 373.12866 if found else 0.0,
-        "sensitivity": float("nan"),
-        "precision": 0.0 if found else float("nan"),
+        "sensitivity": 0.0 if found else 1.0,
+        "precision": 0.0 if found else 1.0,
         "true_ml": 0.0,
         "predicted_ml": 0.4 if found else 0.0,
     }

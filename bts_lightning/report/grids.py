@@ -1,0 +1,181 @@
+"""The tables of the page: heat maps of all subsets, gains, published numbers beside ours."""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from bts_lightning.modalities import MODALITIES, SHOWN_AS, parse_subset
+from bts_lightning.report.plots import shown
+from bts_lightning.report.published import Published
+from bts_lightning.report.shapley import one_more
+from bts_lightning.report.statistics import Estimate, bootstrap
+from bts_lightning.report.summary import SHOWN, Summary, count_cases, signed
+from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES
+
+_HEADS = "".join(
+    f'<th scope="col" class="m" title="{SHOWN_AS[m]}">{name}</th>'
+    for m, name in zip(MODALITIES, ("T1", "T1c", "T2", "FL"), strict=True)
+)
+
+
+def heat_maps(summary: Summary) -> str:
+    """Show one table per metric, coloured from its worst to its best mean."""
+    return "".join(_heat_map(summary, metric, i == 0) for i, metric in enumerate(SHOWN))
+
+
+def gain_tables(summary: Summary) -> str:
+    """Show the mean gain from one more sequence, a table per region."""
+    gains = one_more(summary.table)
+    if not gains:
+        return "<p>No two subsets of this table differ by one sequence.</p>"
+    cells = bootstrap(100 * np.stack([gain.values for gain in gains], axis=1)).cells()
+    place = {(gain.subset, gain.modality): i for i, gain in enumerate(gains)}
+    starts = [name for name in summary.table.subsets if any(g.subset == name for g in gains)]
+    top = float(np.nanmax(np.abs(cells.mean))) or 1.0
+    tables = []
+    for region, region_name in enumerate(REGION_NAMES):
+        body = []
+        for name in starts:
+            row = [_dots(name)]
+            for modality in MODALITIES:
+                if (name, modality) in place:
+                    row.append(_gain(cells, place[name, modality], region, top))
+                else:
+                    row.append('<td class="none"></td>')
+            body.append(f"<tr>{''.join(row)}</tr>")
+        heads = "".join(f'<th scope="col">+ {SHOWN_AS[m]}</th>' for m in MODALITIES)
+        caption = f"Mean gain in points of Dice, {region_name}"
+        tables.append(_table("gain", region_name, region == 0, caption, heads, body))
+    return "".join(tables)
+
+
+def published_tables(summary: Summary, published: Sequence[Published]) -> str:
+    """Show our means beside the published ones, a table per data set and region."""
+    mean = 100 * summary.metrics["dice"].mean
+    ours = np.full((len(SUBSET_NAMES), len(REGION_NAMES)), np.nan)
+    for i, name in enumerate(summary.table.subsets):
+        ours[SUBSET_NAMES.index(name)] = mean[i]
+    datasets = sorted({table.dataset for table in published}, reverse=True)
+    parts = []
+    for number, dataset in enumerate(datasets):
+        tables = [table for table in published if table.dataset == dataset]
+        for region, name in enumerate(REGION_NAMES):
+            columns = [ours[:, region], *(table.dice[:, region] for table in tables)]
+            heads = '<th scope="col" class="ours">this run</th>' + "".join(
+                f'<th scope="col">{escape(table.method)}<sup>{_source(tables, table)}</sup></th>'
+                for table in tables
+            )
+            body = [
+                _published_row(_dots(subset), [float(column[i]) for column in columns])
+                for i, subset in enumerate(SUBSET_NAMES)
+            ]
+            ends = [float(c.mean()) for c in columns]
+            body.append(_published_row('<th scope="row" colspan="4">mean</th>', ends, "sum"))
+            first = number == 0 and region == 0
+            caption = f"Mean Dice in percent, {name}, published on {dataset}"
+            parts.append(_table("published", f"{dataset}-{name}", first, caption, heads, body))
+        notes = "".join(
+            f"<li value={i}>{escape(source)}: {escape(protocol)}</li>"
+            for i, (source, protocol) in enumerate(_sources(tables), 1)
+        )
+        hidden = "" if number == 0 else " hidden"
+        parts.append(f'<ol class="note" data-published="{dataset}"{hidden}>{notes}</ol>')
+    return "".join(parts)
+
+
+def _heat_map(summary: Summary, metric: str, first: bool) -> str:
+    heading, factor, _ = SHOWN[metric]
+    rows = list(summary.rows(metric))
+    means = np.array([line.mean for _, _, line in rows])
+    counts = {int(count) for _, _, line in rows for count in line.count}
+    body = []
+    for title, subset, line in rows:
+        head = _dots(subset) if subset else f'<th scope="row" colspan="4">{escape(title)}</th>'
+        cells = "".join(
+            _heat(line, region, factor, _share(means, line.mean[region], metric == "hd95"))
+            for region in range(len(REGION_NAMES))
+        )
+        count = f"<td>{_counts(line)}</td>" if len(counts) > 1 else ""
+        body.append(f"<tr{'' if subset else ' class=sum'}>{head}{cells}{count}</tr>")
+    heads = "".join(f'<th scope="col">{region}</th>' for region in REGION_NAMES)
+    heads += '<th scope="col">n</th>' if len(counts) > 1 else ""
+    everywhere = f", {count_cases(counts.pop())}" if len(counts) == 1 else ""
+    caption = f"{heading}: mean and 95 % interval{everywhere}"
+    return _table("metric", metric, first, caption, heads, body)
+
+
+def _counts(line: Estimate) -> str:
+    counts = sorted({int(count) for count in line.count}, reverse=True)
+    return "–".join(str(count) for count in (counts[0], counts[-1])[: len(counts)])
+
+
+def _share(means: np.ndarray, value: float, low_is_good: bool) -> float:
+    """Place a mean between the worst (0) and the best (1) of its table."""
+    low, high = np.nanmin(means), np.nanmax(means)
+    share = (value - low) / ((high - low) or 1.0)
+    return float(1 - share if low_is_good else share)
+
+
+def _heat(line: Estimate, region: int, factor: float, share: float) -> str:
+    if not np.isfinite(line.mean[region]):
+        return "<td>–</td>"
+    return (
+        f'<td class="heat" style="--share:{share:.2f}">{factor * line.mean[region]:.1f}'
+        f"<small>{between(line, region, factor, 1)}</small></td>"
+    )
+
+
+def _gain(cells: Estimate, number: int, region: int, top: float) -> str:
+    mean = cells.mean[number, region]
+    if not np.isfinite(mean):
+        return "<td>–</td>"
+    side = "up" if mean >= 0 else "down"
+    line = Estimate(*(end[number] for end in (cells.mean, cells.low, cells.high, cells.count)))
+    return (
+        f'<td class="heat {side}" style="--share:{abs(mean) / top:.2f}">{signed(mean)}'
+        f"<small>{between(line, region, 1.0, 1)}</small></td>"
+    )
+
+
+def between(line: Estimate, region: int, factor: float, decimals: int) -> str:
+    """Write the ends of an interval."""
+    low, high = factor * line.low[region], factor * line.high[region]
+    joint = " to " if min(low, high) < 0 else "–"
+    return f"{low:.{decimals}f}{joint}{high:.{decimals}f}".replace("-", "−")
+
+
+def _table(
+    group: str, part: str, first: bool, caption: str, heads: str, body: Sequence[str]
+) -> str:
+    hidden = "" if first else " hidden"
+    return (
+        f'<div class="scroll" data-{group}="{part}"{hidden}><table><caption>{escape(caption)}'
+        f"</caption><thead><tr>{_HEADS}{heads}</tr></thead><tbody>{''.join(body)}</tbody>"
+        "</table></div>"
+    )
+
+
+def _dots(subset: str) -> str:
+    """Write a subset as four cells of ● and ○ that are read out as its modalities."""
+    present = parse_subset(subset)
+    first = (
+        f'<th scope="row" class="m" aria-label="{shown(subset)}">{"●" if present[0] else "○"}</th>'
+    )
+    return first + "".join(f'<td class="m">{"●" if here else "○"}</td>' for here in present[1:])
+
+
+def _published_row(head: str, values: Sequence[float], style: str = "") -> str:
+    cells = "".join(
+        f'<td class="{"ours" if i == 0 else ""}">{"–" if np.isnan(value) else f"{value:.2f}"}</td>'
+        for i, value in enumerate(values)
+    )
+    return f'<tr class="{style}">{head}{cells}</tr>'
+
+
+def _sources(tables: Sequence[Published]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((table.source, table.protocol) for table in tables))
+
+
+def _source(tables: Sequence[Published], table: Published) -> int:
+    return _sources(tables).index((table.source, table.protocol)) + 1

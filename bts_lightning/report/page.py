@@ -1,0 +1,144 @@
+"""report.html: one file with its style, script, numbers and pictures inside."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from bts_lightning.modalities import COMPLETE, MODALITIES, SHOWN_AS, subset_name
+from bts_lightning.report import grids, sections
+from bts_lightning.report.embed import embed
+from bts_lightning.report.plots import COLOURS, shown
+from bts_lightning.report.protocol import brief, policy
+from bts_lightning.report.published import WARNING, read_published
+from bts_lightning.report.shapley import case_values
+from bts_lightning.report.slices import CaseSlices
+from bts_lightning.report.summary import SHOWN, Summary, count_cases, notes, signed
+from bts_lightning.report.table import REGION_NAMES
+
+
+def page(summary: Summary, slices: Sequence[CaseSlices]) -> str:
+    """Fill the template: the result needs no network and no other file."""
+    published = read_published()
+    embedded = embed(slices)
+    regions = {region: region for region in REGION_NAMES}
+    datasets = sorted({table.dataset for table in published}, reverse=True)
+    parts = {
+        "title": escape(str(summary.protocol.get("experiment") or "Evaluation")),
+        "lead": escape(_lead(summary)),
+        "cards": sections.cards(summary),
+        "findings": "".join(f"<li>{escape(said)}</li>" for said in findings(summary)),
+        "choose_metric": sections.choice(
+            "metric", "Metric", {metric: SHOWN[metric][0] for metric in SHOWN}
+        ),
+        "heat_maps": grids.heat_maps(summary),
+        "distributions": sections.distribution_plots(summary),
+        "t1c": sections.t1c_plot(summary),
+        "shapley": sections.shapley_plots(summary),
+        "choose_gain": sections.choice("gain", "Region", regions),
+        "gains": grids.gain_tables(summary),
+        "pictures": f"{count_cases(len(embedded))} with pictures in this file.",
+        "brief": escape(brief(summary.protocol)),
+        "warning": escape(WARNING).replace("`bts compare`", "<code>bts compare</code>"),
+        "choose_published": sections.choice(
+            "published", "Data set", {dataset: dataset for dataset in datasets}
+        )
+        + sections.choice("published", "Region", regions),
+        "published": grids.published_tables(summary, published),
+        "facts": sections.facts_list(summary),
+        "policy": escape(policy(summary.protocol)),
+        "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in notes(summary)),
+        "style": _asset("report.css"),
+        "script": _asset("report.js"),
+        "data": _script_data(summary, embedded),
+    }
+    return Template(_asset("report.html")).substitute(parts)
+
+
+def findings(summary: Summary) -> list[str]:
+    """Say the main results in full sentences."""
+    subsets = summary.table.subsets
+    mean = 100 * summary.metrics["dice"].mean
+    # A region without any value (policy `nan`, no such tumour) has nothing to say.
+    there = [r for r in range(len(REGION_NAMES)) if np.isfinite(mean[:, r]).all()]
+    groups = list(summary.groups.values())
+    single = [i for i, name in enumerate(subsets) if "+" not in name]
+    complete = subset_name(COMPLETE)
+    gaps, best, losses = [], [], []
+    for r in there:
+        dice, region = mean[:, r], REGION_NAMES[r]
+        if len(groups) == 3:
+            gaps.append(f"{region} {signed(dice[groups[1]].mean() - dice[groups[2]].mean())}")
+        if len(single) > 1:
+            alone = max(single, key=lambda i: dice[i])
+            best.append(f"{shown(subsets[alone])} for {region} ({dice[alone]:.1f})")
+        if complete in subsets and len(subsets) > 1:
+            worst = int(dice.argmin())
+            loss = dice[worst] - dice[subsets.index(complete)]
+            losses.append(f"{region} {signed(loss)} ({shown(subsets[worst])} only)")
+    sentences = {
+        "Subsets with T1c against those without, mean Dice in points": gaps,
+        "The best single sequence": best,
+        "The worst subset against all four sequences, in points of Dice": losses,
+    }
+    return [f"{start}: {', '.join(said)}." for start, said in sentences.items() if said]
+
+
+def _lead(summary: Summary) -> str:
+    network = summary.protocol.get("network")
+    split = summary.protocol.get("split")
+    name = split.get("name") if isinstance(split, dict) else split
+    return (
+        f"{network or 'The network'} on {count_cases(len(summary.table.cases))}"
+        f"{f' of split “{name}”' if name else ''}, scored with "
+        f"{len(summary.table.subsets)} of the 15 subsets of T1, T1c, T2 and FLAIR."
+    )
+
+
+def _script_data(summary: Summary, slices: dict[str, dict[str, Any]]) -> str:
+    table = summary.table
+    scored = table.shown()
+    grid = {metric: table.grid(metric) for metric in ("dice", "hd95", "predicted_ml", "true_ml")}
+    with_all, values = case_values(table)
+    shares = dict(zip(with_all, 100 * values, strict=True))
+    # The same patient has the same truth in every subset: the first row that is there tells it.
+    truths = [case[scored[i]][0] for i, case in enumerate(grid["true_ml"])]
+    cases = [
+        {
+            "name": name,
+            "dice": _lines(grid["dice"][i], scored[i], 4),
+            "hd95": _lines(grid["hd95"][i], scored[i], 2),
+            "predicted": _lines(grid["predicted_ml"][i], scored[i], 2),
+            "truth": _numbers(truths[i], 2),
+            "shapley": [_numbers(row, 2) for row in shares[name]] if name in shares else None,
+        }
+        for i, name in enumerate(table.cases)
+    ]
+    data = {
+        "modalities": {modality: SHOWN_AS[modality] for modality in MODALITIES},
+        "colours": COLOURS,
+        "subsets": table.subsets,
+        "first": next((name for name in slices if name in table.cases), table.cases[0]),
+        "cases": cases,
+        "slices": slices,
+    }
+    # A case named </script> must not end the script.
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _lines(rows: np.ndarray, shown: np.ndarray, decimals: int) -> list[list[float | None] | None]:
+    return [
+        _numbers(row, decimals) if here else None for row, here in zip(rows, shown, strict=True)
+    ]
+
+
+def _numbers(values: np.ndarray, decimals: int) -> list[float | None]:
+    return [round(float(value), decimals) if np.isfinite(value) else None for value in values]
+
+
+def _asset(name: str) -> str:
+    return files("bts_lightning.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,98 @@
+"""How an evaluation was made, in words: the file `protocol.json` beside the table."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bts_lightning.errors import DataError
+
+HD95 = {
+    "pooled": "the 95th percentile of the surface distances of both directions together, in "
+    "millimetres (as medpy and nnU-Net)",
+    "directed": "the larger of the two directed 95th percentiles of the surface distances, in "
+    "millimetres (as MONAI and surface-distance)",
+}
+EMPTY = {
+    "brats": "a region absent from expert and prediction scores Dice 100 % and HD95 0 mm; absent "
+    "from one of them, Dice 0 and HD95 373.13 mm",
+    "brats2023": "a region absent from expert and prediction scores Dice 100 % and HD95 0 mm; "
+    "absent from one of them, Dice 0 and HD95 374 mm",
+    "nan": "a region absent from expert and prediction has no value and is left out of the means "
+    "(n says how many cases remain); HD95 also where it is absent from one of them",
+}
+# What a reader asks first stands first; other keys follow as they come.
+_ORDER = (
+    "experiment",
+    "network",
+    "checkpoint",
+    "split",
+    "window",
+    "overlap",
+    "weighting",
+    "mirror",
+    "precision",
+    "seed",
+    "created",
+    "commit",
+    "data_fingerprint",
+    "versions",
+)
+# These are told in sentences, not in the list of facts.
+_TOLD = ("hd95", "empty", "cases", "subsets", "unscored")
+
+
+def read_protocol(folder: Path) -> dict[str, Any]:
+    """Read `protocol.json` of an evaluation folder."""
+    file = folder / "protocol.json"
+    try:
+        protocol = json.loads(file.read_text())
+    except FileNotFoundError as fault:
+        raise DataError(f"{file}: no such file; `bts evaluate RUN` writes it") from fault
+    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+        raise DataError(f"{file}: not readable as JSON ({fault}); evaluate again") from fault
+    if not isinstance(protocol, dict):
+        raise DataError(f"{file}: holds a {type(protocol).__name__}, not a mapping; evaluate again")
+    return protocol
+
+
+def policy(protocol: Mapping[str, Any]) -> str:
+    """Say in one sentence what HD95 means here and how empty regions score."""
+    distance, empty = (str(protocol.get(key, "not recorded")) for key in ("hd95", "empty"))
+    return (
+        f"HD95 (“{distance}”) is {HD95.get(distance, 'not described here')}. "
+        f"Empty regions (policy “{empty}”): {EMPTY.get(empty, 'not described here')}."
+    )
+
+
+def brief(protocol: Mapping[str, Any]) -> str:
+    """Say in one line what a reader must know before comparing numbers."""
+    keys = ("window", "overlap", "weighting", "mirror", "precision", "checkpoint", "commit")
+    told = [f"{key} {as_text(protocol[key])[:40]}" for key in keys if key in protocol]
+    policies = f"HD95 {protocol.get('hd95')}, empty regions {protocol.get('empty')}"
+    return f"{'; '.join([*told, policies])}."
+
+
+def facts(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List what is known about the evaluation as pairs of label and text."""
+    keys = [key for key in _ORDER if key in protocol]
+    keys += [key for key in protocol if key not in _ORDER and key not in _TOLD]
+    return [(key.replace("_", " "), as_text(protocol[key])) for key in keys]
+
+
+def unscored(protocol: Mapping[str, Any]) -> list[str]:
+    """List the cases that were predicted but have no label to be scored with."""
+    return [str(case) for case in protocol.get("unscored") or []]
+
+
+def as_text(value: object) -> str:
+    """Write a value of the protocol for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping) and set(value) == {"name", "fingerprint"}:
+        return f"{value['name']} (fingerprint {value['fingerprint']})"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {as_text(inner)}" for key, inner in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(as_text(inner) for inner in value)
+    return "not recorded" if value is None else str(value)

@@ -1,0 +1,171 @@
+"""The evaluation in the layout of the papers: Markdown and LaTeX tables of all subsets."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bts_lightning.modalities import MODALITIES, SHOWN_AS, parse_subset
+from bts_lightning.report.protocol import facts, policy, unscored
+from bts_lightning.report.statistics import REPLICATES, Bootstrap, Estimate, bootstrap, groups
+from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES, EvaluationTable
+
+# Below this the percentile bootstrap is known to be clearly too narrow.
+FEW = 10
+
+# Metric, heading, factor from the table's unit to the printed one, decimals.
+SHOWN: dict[str, tuple[str, float, int]] = {
+    "dice": ("Dice (%)", 100.0, 2),
+    "hd95": ("HD95 (mm)", 1.0, 2),
+    "sensitivity": ("Sensitivity (%)", 100.0, 2),
+    "precision": ("Precision (%)", 100.0, 2),
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Hold a table with its protocol and the bootstrap of every metric."""
+
+    table: EvaluationTable
+    protocol: Mapping[str, Any]
+    metrics: dict[str, Bootstrap]
+
+    @property
+    def groups(self) -> dict[str, list[int]]:
+        """Name the averages over subsets: all, with T1c, without T1c."""
+        return groups(self.table.subsets)
+
+    def rows(self, metric: str) -> Iterator[tuple[str, str | None, Estimate]]:
+        """Give (title, subset or None, estimate per region) for every line of a table."""
+        cells = self.metrics[metric].cells()
+        for i, name in enumerate(self.table.subsets):
+            line = Estimate(cells.mean[i], cells.low[i], cells.high[i], cells.count[i])
+            yield name, name, line
+        for title, indices in self.groups.items():
+            yield title, None, self.metrics[metric].over(indices)
+
+
+def summarise(table: EvaluationTable, protocol: Mapping[str, Any]) -> Summary:
+    """Compute means and intervals of every metric over the same resampled cases."""
+    return Summary(table, protocol, {metric: bootstrap(table.grid(metric)) for metric in SHOWN})
+
+
+def markdown(summary: Summary) -> str:
+    """Write summary.md: protocol, policy, Dice and HD95 in paper layout, notes on counts."""
+    protocol = summary.protocol
+    lines = [f"# Evaluation of {_plain(protocol.get('experiment', 'a run'))}", ""]
+    lines += [f"- {label}: {_plain(text)}" for label, text in facts(protocol)]
+    lines += ["", policy(protocol), "", *notes(summary), ""]
+    for metric in ("dice", "hd95"):
+        heading, factor, decimals = SHOWN[metric]
+        titles = [*(SHOWN_AS[m] for m in MODALITIES), *REGION_NAMES, "n"]
+        lines += [f"## {heading}, mean and 95 % interval", ""]
+        lines += [f"| {' | '.join(titles)} |", f"|{':-:|' * 4}{'--:|' * 4}"]
+        for title, subset, line in summary.rows(metric):
+            marks = _marks(subset) if subset else [f"**{title}**", "", "", ""]
+            cells = [_cell(line, region, factor, decimals) for region in range(len(REGION_NAMES))]
+            lines.append(f"| {' | '.join([*marks, *cells, _count(line)])} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def latex(summary: Summary) -> str:
+    """Write summary.tex: Dice and HD95 side by side, for `\\usepackage{booktabs,amssymb}`."""
+    across = len(REGION_NAMES)
+    bodies = [list(summary.rows(metric)) for metric in ("dice", "hd95")]
+    lines = [
+        "% Needs \\usepackage{booktabs,amssymb}. Means over cases; the 95 % intervals are in "
+        "summary.md.",
+        *(f"% {note}" for note in [policy(summary.protocol), *notes(summary)]),
+        f"\\begin{{tabular}}{{cccc{'r' * 2 * across}}}",
+        "\\toprule",
+        f"& & & & \\multicolumn{{{across}}}{{c}}{{Dice (\\%)}} "
+        f"& \\multicolumn{{{across}}}{{c}}{{HD95 (mm)}} \\\\",
+        f"\\cmidrule(lr){{5-{4 + across}}} \\cmidrule(lr){{{5 + across}-{4 + 2 * across}}}",
+        " & ".join([*(SHOWN_AS[m] for m in MODALITIES), *REGION_NAMES, *REGION_NAMES]) + r" \\",
+        "\\midrule",
+    ]
+    for row, (title, subset, _) in enumerate(bodies[0]):
+        if not subset and bodies[0][row - 1][1]:
+            lines.append("\\midrule")
+        dots = {"●": "$\\bullet$", "○": "$\\circ$"}
+        head = (
+            " & ".join(dots[mark] for mark in _marks(subset))
+            if subset
+            else f"\\multicolumn{{4}}{{l}}{{{title}}}"
+        )
+        values = [
+            _number(body[row][2].mean[region] * SHOWN[metric][1], 2)
+            for metric, body in zip(("dice", "hd95"), bodies, strict=True)
+            for region in range(across)
+        ]
+        lines.append(f"{head} & {' & '.join(values)} \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def notes(summary: Summary) -> list[str]:
+    """Say in full sentences how many cases stand behind the numbers, and which do not."""
+    table, without = summary.table, unscored(summary.protocol)
+    shown = table.shown()
+    partial = [case for case, row in zip(table.cases, shown, strict=True) if not row.all()]
+    said = [
+        f"{count_cases(len(table.cases))}; intervals are percentiles of {REPLICATES} bootstrap "
+        "samples of cases, the same samples for every cell. A mean over subsets is the mean of "
+        "their rows."
+    ]
+    if len(table.cases) < FEW:
+        said.append(
+            f"With fewer than {FEW} cases a bootstrap interval is too narrow: read it as the least "
+            "that is uncertain."
+        )
+    if len(table.subsets) < len(SUBSET_NAMES):
+        said.append(f"Only {len(table.subsets)} of the {len(SUBSET_NAMES)} subsets are in it.")
+    if partial:
+        said.append(
+            f"{count_cases(len(partial))} acquired without some modality, counted only in the "
+            f"subsets that can be shown (n): {_some(partial)}."
+        )
+    if without:
+        said.append(f"{count_cases(len(without))} without label, not scored: {_some(without)}.")
+    return said
+
+
+def signed(value: float) -> str:
+    """Write a difference with one decimal and a true minus."""
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def count_cases(number: int) -> str:
+    """Write a number of cases in words that agree with it."""
+    return "1 case" if number == 1 else f"{number} cases"
+
+
+def _some(names: list[str], limit: int = 10) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(_plain(name) for name in names[:limit]) + more
+
+
+def _marks(subset: str) -> list[str]:
+    return ["●" if here else "○" for here in parse_subset(subset)]
+
+
+def _cell(line: Estimate, region: int, factor: float, decimals: int) -> str:
+    mean, low, high = (
+        _number(end[region] * factor, decimals) for end in (line.mean, line.low, line.high)
+    )
+    return f"{mean} [{low}, {high}]" if np.isfinite(line.mean[region]) else "–"
+
+
+def _count(line: Estimate) -> str:
+    counts = [int(count) for count in line.count]
+    return str(counts[0]) if len(set(counts)) == 1 else "/".join(map(str, counts))
+
+
+def _number(value: Any, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if np.isfinite(value) else "–"
+
+
+def _plain(text: object) -> str:
+    """Keep a name from breaking a Markdown table, a list or a LaTeX comment."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,55 @@
+"""The files of an evaluation folder that are computed from its table."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bts_lightning.report.page import page
+from bts_lightning.report.protocol import read_protocol
+from bts_lightning.report.slices import CaseSlices, load_slices
+from bts_lightning.report.summary import latex, markdown, summarise
+from bts_lightning.report.table import EvaluationTable, write_whole
+
+
+def write_report(
+    folder: Path,
+    rows: EvaluationTable | pd.DataFrame | Iterable[Mapping[str, object]] | None = None,
+    protocol: Mapping[str, Any] | None = None,
+    slices: Sequence[CaseSlices] | None = None,
+) -> Path:
+    """Write summary.md, summary.tex and report.html; what is not given is read from the folder.
+
+    >>> write_report(Path("runs/a2fseg/newest/evaluation/test"))
+    PosixPath('runs/a2fseg/newest/evaluation/test/report.html')
+    """
+    table = _table(folder, rows)
+    facts = read_protocol(folder) if protocol is None else protocol
+    kept = load_slices(folder, choose_cases(table)) if slices is None else slices
+    summary = summarise(table, facts)
+    write_whole(folder / "summary.md", markdown(summary))
+    write_whole(folder / "summary.tex", latex(summary))
+    return write_whole(folder / "report.html", page(summary, kept))
+
+
+def choose_cases(table: EvaluationTable, count: int = 12) -> list[str]:
+    """Choose cases worth looking at: the worst third, then an even walk up to the best."""
+    dice = table.grid("dice").reshape(len(table.cases), -1)
+    there = np.isfinite(dice)
+    mean = np.where(there, dice, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+    ranked = [table.cases[i] for i in np.argsort(mean, kind="stable")]
+    if len(ranked) <= count:
+        return ranked
+    worst = count // 3
+    others = np.linspace(worst, len(ranked) - 1, count - worst).round().astype(int)
+    return ranked[:worst] + [ranked[i] for i in others]
+
+
+def _table(
+    folder: Path, rows: EvaluationTable | pd.DataFrame | Iterable[Mapping[str, object]] | None
+) -> EvaluationTable:
+    if rows is None:
+        return EvaluationTable.read(folder)
+    return rows if isinstance(rows, EvaluationTable) else EvaluationTable.from_rows(rows)
