@@ -1,0 +1,299 @@
+"""Augmentation of whole batches on the device, after nnU-Net's recipe; chance comes with the batch.
+
+Each sample carries a seed that depends on its place alone (`chance.py`), so a resumed run, another
+number of workers or of ranks augment it alike. Three rules hold for every transform: background
+stays zero, labels are moved by nearest neighbour only, and an absent modality stays as it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import ceil, cos, radians, sin
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bts_lightning.data.transform import Chance, Patch, Range, Transform, positive
+
+
+class Augment:
+    """Run transforms, by name and in their order, over a batch.
+
+    Example:
+        >>> augment = Augment({"flip": Flip(), "gamma": Gamma(p=0.3)})
+        >>> batch = augment(batch)  # image becomes float32; label follows; the rest is untouched
+    """
+
+    def __init__(self, transforms: Mapping[str, Transform | None]) -> None:
+        self.transforms = {name: each for name, each in transforms.items() if each is not None}
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Give a new batch; the old one stays as it was."""
+        image, label = batch["image"].float(), batch["label"]
+        if not self.transforms:
+            return {**batch, "image": image}
+        images, labels = [], []
+        for one, truth, seed in zip(image, label, batch["seed"], strict=True):
+            patch = self._sample(Patch(one, truth, one != 0), seed)
+            images.append(patch.image)
+            labels.append(patch.label)
+        there = batch["available"].view(*batch["available"].shape, 1, 1, 1)
+        return {
+            **batch,
+            "image": torch.where(there, torch.stack(images), image),
+            "label": torch.stack(labels),
+        }
+
+    def _sample(self, patch: Patch, seed: int) -> Patch:
+        # A transform draws from numbers of its own name: taking one out leaves the others alike.
+        for name, transform in self.transforms.items():
+            chance = Chance(seed, name)
+            if chance.happens(transform.p):
+                patch = transform.apply(patch, chance)
+        return patch
+
+
+class Flip(Transform):
+    """Mirror each axis with probability `per_axis`; `data.flip` does so while reading, for free."""
+
+    def __init__(self, *, p: float = 1.0, per_axis: float = 0.5) -> None:
+        super().__init__(p)
+        self.per_axis = per_axis
+
+    def apply(self, patch: Patch, chance: Chance) -> Patch:
+        axes = [axis for axis in (-3, -2, -1) if chance.happens(self.per_axis)]
+        return Patch(patch.image.flip(axes), patch.label.flip(axes), patch.brain.flip(axes))
+
+
+class Affine(Transform):
+    """Rotate and scale about the centre of the patch; what comes in from outside is background.
+
+    Args:
+        rotation: largest angle in degrees, about each axis, or about one when `planes` is `one`.
+        scale: factor of the region that is shown; above one the anatomy shrinks, as in nnU-Net.
+        p_rotation: probability to rotate.
+        p_scale: probability to scale.
+        planes: `one` turns in a single random plane, as RFNet and mmFormer do.
+    """
+
+    def __init__(
+        self,
+        *,
+        rotation: float = 30.0,
+        scale: Range = (0.7, 1.4),
+        p_rotation: float = 0.2,
+        p_scale: float = 0.2,
+        planes: Literal["all", "one"] = "all",
+    ) -> None:
+        super().__init__(1.0)
+        self.rotation, self.scale = rotation, positive("scale", scale)
+        self.p_rotation, self.p_scale = p_rotation, p_scale
+        self.planes = planes
+
+    def apply(self, patch: Patch, chance: Chance) -> Patch:
+        rotates, scales = chance.happens(self.p_rotation), chance.happens(self.p_scale)
+        if not rotates and not scales:
+            return patch
+        matrix = self._rotation(chance) if rotates else np.eye(3)
+        if scales:
+            matrix = matrix * chance.around_one(self.scale)
+        grid = _grid(matrix, patch.label)
+        image = F.grid_sample(patch.image[None], grid, "bilinear", "zeros", align_corners=False)[0]
+        exact = torch.cat([patch.brain, patch.label[None]]).float()
+        exact = F.grid_sample(exact[None], grid, "nearest", "zeros", align_corners=False)[0]
+        brain = exact[:-1] > 0
+        # Interpolation bleeds over the brain's edge; outside stays zero.
+        image = torch.where(brain, image, image.new_zeros(()))
+        return Patch(image, exact[-1].to(patch.label.dtype), brain)
+
+    def _rotation(self, chance: Chance) -> np.ndarray:
+        axes = [chance.choice(3)] if self.planes == "one" else [0, 1, 2]
+        matrix = np.eye(3)
+        for axis in axes:
+            angle = radians(chance.between((-self.rotation, self.rotation)))
+            plane = np.ix_(*[[other for other in range(3) if other != axis]] * 2)
+            turn = np.eye(3)
+            turn[plane] = [[cos(angle), -sin(angle)], [sin(angle), cos(angle)]]
+            matrix = matrix @ turn
+        return matrix
+
+
+class Noise(Transform):
+    """Add Gaussian noise; its standard deviation is drawn, in units of the z-score."""
+
+    def __init__(self, *, p: float = 0.1, std: Range = (0.0, 0.1)) -> None:
+        super().__init__(p)
+        self.std = std
+
+    def apply(self, patch: Patch, chance: Chance) -> Patch:
+        std = chance.between(self.std)
+        return _in_brain(patch, patch.image + std * chance.noise_like(patch.image))
+
+
+class Blur(Transform):
+    """Blur some channels, each by a Gaussian of its own, `sigma` in voxels."""
+
+    def __init__(
+        self, *, p: float = 0.2, per_channel: float = 0.5, sigma: Range = (0.5, 1.0)
+    ) -> None:
+        super().__init__(p)
+        self.per_channel, self.sigma = per_channel, positive("sigma", sigma)
+
+    def apply(self, patch: Patch, chance: Chance) -> Patch:
+        image = [
+            _blurred(channel, chance.between(self.sigma))
+            if chance.happens(self.per_channel)
+            else channel
+            for channel in patch.image
+        ]
+        return _in_brain(patch, torch.stack(image))
+
+
+class Brightness(Transform):
+    """Multiply each channel by a factor."""
+
+    def __init__(self, *, p: float = 0.15, factor: Range = (0.75, 1.25)) -> None:
+        super().__init__(p)
+        self.factor = positive("factor", factor)
+
+    def apply(self, patch: Patch, chance: Chance) -> Patch:
+        return _in_brain(patch, torch.stack([x * chance.between(self.factor) for x in patch.image]))
+
+
+class Contrast(Transform):
+    """Stretch each channel about its mean in the brain, within the values that it had there.
+
+    nnU-Net takes the mean of the whole patch, so there the effect depends on how much air it shows.
+    """
+
+    def __init__(self, *, p: float = 0.15, factor: Range = (0.75, 1.25)) -> None:
+        super().__init__(p)
+        self.factor = positive("factor", factor)
+
+    def apply(self, patch: Patch, chance: Chance) -> Patch:
+        was = _Statistics(patch.image, patch.brain)
+        away = patch.image - was.mean
+        image = torch.stack([x * chance.around_one(self.factor) for x in away]) + was.mean
+        return _in_brain(patch, image.clamp(was.low, was.high))
+
+
+class Gamma(Transform):
+    """Bend the grey values of each channel by a power and restore their mean and deviation.
+
+    Args:
+        invert: bend the negative, which treats bright tissue as `False` treats dark tissue.
+    """
+
+    def __init__(self, *, p: float = 0.3, gamma: Range = (0.7, 1.5), invert: bool = False) -> None:
+        super().__init__(p)
+        self.gamma, self.sign = positive("gamma", gamma), -1 if invert else 1
+
+    def apply(self, patch: Patch, chance: Chance) -> Patch:
+        image = patch.image * self.sign
+        was = _Statistics(image, patch.brain)
+        span = (was.high - was.low).clamp_min(1e-7)
+        unit = ((image - was.low) / span).clamp(0, 1)
+        image = torch.stack([x ** chance.around_one(self.gamma) for x in unit]) * span
+        new = _Statistics(image, patch.brain)
+        image = (image - new.mean) / new.std.clamp_min(1e-7) * was.std + was.mean
+        return _in_brain(patch, image * self.sign)
+
+
+class LowResolution(Transform):
+    """Show some channels as if scanned with larger voxels: nearest down, trilinear up."""
+
+    def __init__(
+        self, *, p: float = 0.25, per_channel: float = 0.5, zoom: Range = (0.5, 1.0)
+    ) -> None:
+        super().__init__(p)
+        self.per_channel, self.zoom = per_channel, positive("zoom", zoom)
+
+    def apply(self, patch: Patch, chance: Chance) -> Patch:
+        image = [
+            _coarse(channel, chance.between(self.zoom))
+            if chance.happens(self.per_channel)
+            else channel
+            for channel in patch.image
+        ]
+        return _in_brain(patch, torch.stack(image))
+
+
+class ScaleShift(Transform):
+    """Multiply by 1 ± `scale` and add ± `shift`, in units of the z-score.
+
+    Args:
+        per: what draws its own numbers. `slice` is each slice across the first axis of a channel,
+            which gives stripes: RFNet, mmFormer and M2FTrans do that, hardly on purpose.
+    """
+
+    def __init__(
+        self,
+        *,
+        p: float = 1.0,
+        scale: float = 0.1,
+        shift: float = 0.1,
+        per: Literal["channel", "slice"] = "channel",
+    ) -> None:
+        super().__init__(p)
+        self.scale, self.shift, self.per = scale, shift, per
+
+    def apply(self, patch: Patch, chance: Chance) -> Patch:
+        channels, depth = patch.image.shape[:2]
+        shape = (channels, depth if self.per == "slice" else 1, 1, 1)
+        scale = chance.array((1 - self.scale, 1 + self.scale), shape, patch.image.device)
+        shift = chance.array((-self.shift, self.shift), shape, patch.image.device)
+        return _in_brain(patch, patch.image * scale + shift)
+
+
+class _Statistics:
+    """Mean, deviation and extremes of each channel over the brain, 4×1×1×1."""
+
+    def __init__(self, image: Tensor, brain: Tensor) -> None:
+        every = (1, 2, 3)
+        count = brain.sum(every, keepdim=True).clamp_min(1)
+        nothing = image.new_zeros(())
+        self.mean = torch.where(brain, image, nothing).sum(every, keepdim=True) / count
+        away = torch.where(brain, image - self.mean, nothing)
+        self.std = ((away * away).sum(every, keepdim=True) / count).sqrt()
+        self.low = torch.where(brain, image, torch.inf).amin(every, keepdim=True)
+        self.high = torch.where(brain, image, -torch.inf).amax(every, keepdim=True)
+
+
+def _in_brain(patch: Patch, image: Tensor) -> Patch:
+    return replace(patch, image=torch.where(patch.brain, image, patch.image))
+
+
+def _grid(matrix: np.ndarray, label: Tensor) -> Tensor:
+    """Say where each voxel of the result lies in the source, for a matrix in voxels D, H, W."""
+    half = np.array(label.shape) / 2
+    # Normalised coordinates run from -1 to 1 whatever the edge, in the order W, H, D.
+    normalised = (matrix * half[None, :] / half[:, None])[::-1, ::-1]
+    theta = torch.from_numpy(np.pad(normalised, ((0, 0), (0, 1))).astype(np.float32))
+    # Not blocking: the processor must not wait for the step before.
+    theta = theta.to(label.device, non_blocking=True)
+    return F.affine_grid(theta[None], [1, 1, *label.shape], align_corners=False)
+
+
+def _blurred(x: Tensor, sigma: float) -> Tensor:
+    radius = ceil(3 * sigma)
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    weights /= weights.sum()
+    for axis, length in enumerate(x.shape):
+        edges = [0] * 6  # of the last axis first
+        edges[4 - 2 * axis : 6 - 2 * axis] = [radius] * 2
+        wide = F.pad(x[None, None], edges, "replicate")[0, 0]
+        # Sums of shifted copies: the same bits on every run; a tuned convolution may differ.
+        x = sum(
+            (float(w) * wide.narrow(axis, shift, length) for shift, w in enumerate(weights)),
+            start=torch.zeros((), device=x.device),
+        )
+    return x
+
+
+def _coarse(x: Tensor, zoom: float) -> Tensor:
+    size = [max(1, round(length * zoom)) for length in x.shape]
+    small = F.interpolate(x[None, None], size, mode="nearest-exact")
+    return F.interpolate(small, x.shape, mode="trilinear", align_corners=False)[0, 0]

@@ -1,0 +1,86 @@
+"""What an augmentation is: a function of one patch and of chance that belongs to the sample."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bts_lightning.chance import generator
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One sample under way.
+
+    Attributes:
+        image: 4×D×H×W float32.
+        label: D×H×W uint8.
+        brain: 4×D×H×W bool, what is not background; each channel has its own, because the shape of
+            one modality must not show through in another.
+    """
+
+    image: Tensor
+    label: Tensor
+    brain: Tensor
+
+
+class Chance:
+    """The random numbers of one transform for one sample."""
+
+    def __init__(self, seed: int, name: str) -> None:
+        self._numbers = generator(seed, name)
+
+    def happens(self, p: float) -> bool:
+        """Say yes with probability `p`."""
+        return self._numbers.random() < p
+
+    def between(self, bounds: Range) -> float:
+        """Draw a number of the range."""
+        return float(self._numbers.uniform(*bounds))
+
+    def around_one(self, bounds: Range) -> float:
+        """Draw a factor below one in half of all cases and above in the others, as nnU-Net does."""
+        low, high = bounds
+        below = low < 1 and (high <= 1 or self.happens(0.5))
+        return self.between((low, min(high, 1)) if below else (max(low, 1), high))
+
+    def choice(self, count: int) -> int:
+        """Draw one of `count` options."""
+        return int(self._numbers.integers(count))
+
+    def array(self, bounds: Range, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Draw many numbers of the range at once."""
+        numbers = self._numbers.uniform(*bounds, size=tuple(shape)).astype(np.float32)
+        # Not blocking: the processor must not wait for the step before.
+        return torch.from_numpy(numbers).to(device, non_blocking=True)
+
+    def noise_like(self, x: Tensor) -> Tensor:
+        """Draw standard normal noise on the tensor's device."""
+        source = torch.Generator(x.device).manual_seed(int(self._numbers.integers(2**63 - 1)))
+        return torch.randn(x.shape, generator=source, device=x.device, dtype=x.dtype)
+
+
+class Transform(ABC):
+    """Base of the transforms: `p` is the probability that a sample is touched at all."""
+
+    def __init__(self, p: float) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"p is {p}; a probability is between 0 and 1")
+        self.p = p
+
+    @abstractmethod
+    def apply(self, patch: Patch, chance: Chance) -> Patch:
+        """Transform one sample and leave the argument as it was."""
+
+
+def positive(name: str, bounds: Range) -> Range:
+    """Refuse a range that is empty or reaches zero."""
+    low, high = bounds
+    if not 0 < low <= high:
+        raise ValueError(f"{name} is [{low}, {high}]; give two positive numbers, the smaller first")
+    return bounds
