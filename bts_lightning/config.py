@@ -106,27 +106,32 @@ def _plan(value: Any, key: str, supplied: Collection[str]) -> Any:
         return {name: _child(value, name, join(key, name), supplied) for name in value}
     cls = targets.find_class(_child(value, "_target_", key, ()), join(key, "_target_"))
     is_partial = _fit(value.get("_partial_", False), bool, join(key, "_partial_"))
-    takes = signature(cls)
+    takes = signature(cls).arguments
     arguments = {}
     for name in value:
-        path = join(key, name)
         if name in ("_target_", "_partial_"):
             continue
-        if name not in takes.arguments:
+        path = join(key, name)
+        if name not in takes:
             _require_open(cls, str(name), path)
         item = _child(value, name, path, supplied)
-        arguments[str(name)] = (
-            _fit(item, takes.arguments[name].annotation, path) if name in takes.arguments else item
-        )
-    for name, argument in takes.arguments.items():
+        arguments[str(name)] = _fit(item, takes[name].annotation, path) if name in takes else item
+    if not is_partial:
+        _require_complete(cls, arguments, key, supplied)
+    return Plan(key, cls, arguments, is_partial)
+
+
+def _require_complete(
+    cls: type, given: Collection[str], key: str, supplied: Collection[str]
+) -> None:
+    for name, argument in signature(cls).arguments.items():
         path = join(key, name)
-        is_given = name in arguments or any(fnmatch(path, pattern) for pattern in supplied)
-        if argument.default is REQUIRED and not is_given and not is_partial:
+        is_supplied = any(fnmatch(path, pattern) for pattern in supplied)
+        if argument.default is REQUIRED and name not in given and not is_supplied:
             is_made_later = any(targets.is_kind(cls, kind) for kind in _MADE_LATER)
             advice = "; add `_partial_: true`, the task makes it later" if is_made_later else ""
             wanted = f"{cls.__name__} needs {describe(argument.annotation)}"
             raise ConfigError(f"{path} has no value yet; {wanted}{advice}")
-    return Plan(key, cls, arguments, is_partial)
 
 
 def _child(container: Any, name: Any, key: str, supplied: Collection[str]) -> Any:
@@ -175,7 +180,7 @@ def _fit(value: Any, annotation: Any, key: str) -> Any:
     except MisfitError:
         wanted = f"expected {describe(annotation)}"
     if isinstance(value, Plan):
-        got = f"{'a factory of ' if value.is_partial else 'an object of '}{value.cls.__name__}"
+        got = f"{'a' if value.is_partial else 'an object of'} {value}"
         raise ConfigError(f"{key}: {wanted}, got {got}; `_partial_: true` makes a factory")
     if isinstance(value, dict):
         raise ConfigError(f"{key}: {wanted}, got a mapping without _target_")

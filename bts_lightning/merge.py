@@ -82,7 +82,8 @@ def find_experiment(word: str, search: Sequence[Path] = SEARCH) -> Path:
             return file
     if "=" in word:
         raise ConfigError(f"cannot read the override {word!r}; write key=value, as net.width=8")
-    raise ConfigError(f"no experiment is named {word!r}; {did_you_mean(word, experiments(search))}")
+    hint = did_you_mean(Path(word).stem, experiments(search))
+    raise ConfigError(f"no experiment is named {word!r}; {hint}")
 
 
 def _is_yaml(word: str) -> bool:
@@ -100,17 +101,21 @@ def _collect(
         return
     parents = _read(file).get("extends") or []
     for parent in [parents] if isinstance(parents, str) else parents:
-        beside = file.parent / str(parent)
-        # A user's own base.yaml may extend the one that comes with the package.
-        elsewhere = [folder for folder in search if folder.resolve() != file.parent]
-        is_own = beside.is_file() and beside != file
-        found = (
-            beside
-            if is_own
-            else find_experiment(str(parent), elsewhere if beside == file else search)
-        )
-        _collect(found, files, search, (*trail, file))
+        _collect(_extended(file, str(parent), search), files, search, (*trail, file))
     files.append(file)
+
+
+def _extended(file: Path, parent: str, search: Sequence[Path]) -> Path:
+    beside = file.parent / parent
+    if beside.is_file() and beside != file:
+        return beside
+    if beside == file:
+        # A user's own base.yaml may extend the one that comes with the package.
+        search = [folder for folder in search if folder.resolve() != file.parent]
+    try:
+        return find_experiment(parent, search)
+    except ConfigError as error:
+        raise ConfigError(f"{file}, under extends: {error}") from error
 
 
 def _read(file: Path) -> Tree:

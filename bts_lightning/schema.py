@@ -35,7 +35,7 @@ class Signature:
     is_open: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """A checked node: a class with fitted arguments, for an object or (`is_partial`) a factory."""
 
@@ -43,6 +43,9 @@ class Plan:
     cls: type
     arguments: dict[str, Any]
     is_partial: bool
+
+    def __repr__(self) -> str:
+        return f"{'factory of ' if self.is_partial else ''}{self.cls.__name__}"
 
 
 class MisfitError(Exception):
@@ -79,6 +82,8 @@ def signature(cls: type) -> Signature:
 
 def fit(value: Any, annotation: Any) -> Any:
     """Give the value as the annotation wants it (Path, float, tuple), or raise MisfitError."""
+    if annotation is None:
+        annotation = type(None)
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         return _fit_union(value, inner)
@@ -218,6 +223,6 @@ def _fit_plan(plan: Plan, annotation: Any) -> Plan:
 
 def _is_checkable(kind: Any) -> bool:
     """Say whether `isinstance` can judge; protocols, type variables and `object` take anything."""
-    if not isinstance(kind, type) or kind in (REQUIRED, object):
+    if not isinstance(kind, type) or kind in (REQUIRED, object, Any):
         return False
     return typing.is_typeddict(kind) or not getattr(kind, "_is_protocol", False)
