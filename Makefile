@@ -13,6 +13,8 @@ EXP ?= a2fseg
 DATA ?=
 RUN ?=
 ARGS ?=
+empty :=
+space := $(empty) $(empty)
 ROOT = $(if $(DATA),data.root=$(DATA))
 
 help: ## print this list
@@ -54,7 +56,7 @@ train: $(VENV)/.ready ## train EXP on DATA, or continue RUN
 	$(BTS) train $(or $(RUN),$(EXP)) $(ROOT) $(ARGS)
 
 evaluate: $(VENV)/.ready ## score all 15 subsets: RUN, or the newest run of EXP
-	$(BTS) evaluate $(or $(RUN),--newest '$(EXP)') $(ROOT) $(ARGS)
+	$(BTS) evaluate $(or $(RUN),$(subst $(space),+,$(EXP))) $(ROOT) $(ARGS)
 
 predict: $(VENV)/.ready ## segment a patient: RUN=folder ARGS="--t1c A.nii.gz --out seg.nii.gz"
 	$(BTS) predict $(RUN) $(ARGS)

@@ -1,0 +1,43 @@
+"""What tests share: one small phantom, prepared once a session, and torch left as it was."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bts_lightning.data.cache import prepare
+from bts_lightning.data.phantom import write_phantom
+
+# Two workers of pytest on two cores: more threads only wait for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of eight tiny phantom cases; all workers share one."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    root = shared / "phantom"
+    # Both are safe when two processes start at once, and done when the folder is there.
+    write_phantom(root, cases=8, seed=0, size=(48, 48, 40), workers=1)
+    prepare(root, workers=1)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _global_state() -> Iterator[None]:
+    """Undo what a test changes for the whole process."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    rng = torch.get_rng_state()
+    environment = {k: os.environ.get(k) for k in ("BTS_RUN", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_rng_state(rng)
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,54 @@
+"""The table of curves, and W&B without an account."""
+
+from pathlib import Path
+
+import pytest
+
+from bts_lightning.loggers import Csv, Wandb, read_metrics
+
+
+def test_metrics_of_different_names_share_one_table(tmp_path: Path):
+    logger = Csv(save_dir=str(tmp_path))
+    logger.log_metrics({"train/loss": 0.5}, step=0)
+    logger.log_metrics({"val/dice/mean": 0.25, "train/loss": 0.125}, step=1)
+    assert read_metrics(tmp_path / "metrics.csv") == {
+        "train/loss": [(0, 0.5), (1, 0.125)],
+        "val/dice/mean": [(1, 0.25)],
+    }
+
+
+def test_rewinding_drops_what_came_after_the_checkpoint(tmp_path: Path):
+    logger = Csv(save_dir=str(tmp_path))
+    for step in range(4):
+        logger.log_metrics({"loss": float(step)}, step=step)
+    logger.rewind(2)  # two steps are done: rows 0 and 1
+    Csv(save_dir=str(tmp_path)).log_metrics({"loss": 7.0}, step=2)
+    assert read_metrics(tmp_path / "metrics.csv")["loss"] == [(0, 0.0), (1, 1.0), (2, 7.0)]
+
+
+def test_a_torn_last_row_is_dropped(tmp_path: Path):
+    logger = Csv(save_dir=str(tmp_path))
+    logger.log_metrics({"loss": 1.0}, step=0)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("1,lo")
+    logger.rewind(5)
+    assert read_metrics(tmp_path / "metrics.csv") == {"loss": [(0, 1.0)]}
+
+
+def test_wandb_goes_offline_by_itself_without_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first = Wandb(save_dir=str(tmp_path / "runs/a/1/logs"))
+    again = Wandb(save_dir=str(tmp_path / "runs/a/1/logs"))
+    other = Wandb(save_dir=str(tmp_path / "runs/a/2/logs"))
+    assert first._offline
+    assert first._id == again._id != other._id
+
+
+def test_wandb_is_online_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert not Wandb(save_dir=str(tmp_path / "runs/a/1/logs"))._offline

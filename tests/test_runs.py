@@ -1,0 +1,106 @@
+"""Run folders and their checkpoints."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bts_lightning import runs
+from bts_lightning.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _no_run_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BTS_RUN", "SLURM_JOB_ID", "SLURM_PROCID", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def make_run(folder: Path, age: float = 0) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n")
+    then = time.time() - age
+    os.utime(folder / "config.yaml", (then, then))
+    return folder
+
+
+def test_two_runs_in_one_second_get_two_folders(tmp_path: Path):
+    first = make_run(runs.new_run("a2fseg", tmp_path))
+    os.environ.pop("BTS_RUN")
+    assert runs.new_run("a2fseg", tmp_path) != first
+
+
+def test_children_of_a_run_find_its_folder(tmp_path: Path):
+    folder = runs.new_run("a2fseg", tmp_path)
+    assert runs.new_run("a2fseg", tmp_path / "elsewhere") == folder
+
+
+def test_a_requeued_slurm_job_comes_back_to_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    first = make_run(runs.new_run("rfnet", tmp_path))
+    os.environ.pop("BTS_RUN")
+    assert runs.new_run("rfnet", tmp_path) == first == tmp_path / "rfnet" / "slurm-77"
+
+
+def test_the_newest_run_of_an_experiment_is_found(tmp_path: Path):
+    make_run(tmp_path / "a2fseg" / "1", age=100)
+    newest = make_run(tmp_path / "a2fseg" / "2", age=10)
+    make_run(tmp_path / "rfnet" / "3")
+    assert runs.find_run(None, "a2fseg", tmp_path) == newest
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"is not a run: it has no config\.yaml"):
+        runs.find_run(tmp_path)
+
+
+def test_without_runs_the_known_experiments_are_listed(tmp_path: Path):
+    make_run(tmp_path / "rfnet" / "1")
+    with pytest.raises(UserError, match="there are runs of: rfnet"):
+        runs.find_run(None, "a2fseg", tmp_path)
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path: Path):
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {"x": torch.zeros(1000)}}, file)
+    file.write_bytes(file.read_bytes()[:900])
+    with pytest.raises(UserError, match=r"last\.ckpt cannot be read .* truncated"):
+        runs.read_checkpoint(file)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path):
+    file = tmp_path / "evil.ckpt"
+    torch.save({"state_dict": {}, "callback": os.system}, file)
+    with pytest.raises(UserError, match=r"evil\.ckpt cannot be read"):
+        runs.read_checkpoint(file)
+
+
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match="trained with another network") as caught:
+        runs.load_weights(
+            torch.nn.Linear(2, 2), {"state_dict": {"other": torch.zeros(1)}}, tmp_path / "a.ckpt"
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoints_are_listed_newest_first_and_best_last(tmp_path: Path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for age, name in enumerate(("interrupted", "best", "epoch_0001", "epoch_0000")):
+        file = folder / f"{name}.ckpt"
+        file.write_bytes(b"")
+        os.utime(file, (1000 - age, 1000 - age))
+    names = [file.stem for file in runs.checkpoints(tmp_path)]
+    assert names == ["interrupted", "epoch_0001", "epoch_0000", "best"]
+
+
+def test_a_text_file_is_replaced_whole(tmp_path: Path):
+    file = tmp_path / "a" / "table.csv"
+    runs.write_text(file, "old")
+    runs.write_text(file, "new")
+    assert file.read_text() == "new"
+    assert [p.name for p in file.parent.iterdir()] == ["table.csv"]

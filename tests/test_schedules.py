@@ -1,0 +1,51 @@
+"""Learning-rate factors against values worked out by hand."""
+
+import pytest
+import torch
+
+from bts_lightning.schedules import Constant, Poly, WarmupCosine
+
+
+def rates(make, epochs: int) -> list[float]:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = make(optimizer)
+    seen = []
+    for _ in range(epochs):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return seen
+
+
+def test_poly_falls_from_the_full_rate_towards_zero():
+    found = rates(lambda o: Poly(o, epochs=4, power=0.5), 5)
+    assert found == pytest.approx([2.0, 2 * 0.75**0.5, 2 * 0.5**0.5, 1.0, 0.0])
+
+
+def test_warmup_cosine_begins_above_zero_and_peaks_after_the_warmup():
+    found = rates(lambda o: WarmupCosine(o, epochs=6, warmup_epochs=2), 7)
+    assert found == pytest.approx([1.0, 2.0, 2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0])
+
+
+def test_zero_start_spends_the_first_epoch_at_zero_as_the_official_code():
+    found = rates(lambda o: WarmupCosine(o, epochs=4, warmup_epochs=2, zero_start=True), 3)
+    assert found == pytest.approx([0.0, 1.0, 2.0])
+
+
+def test_constant_stays():
+    assert rates(Constant, 3) == [2.0, 2.0, 2.0]
+
+
+def test_a_resumed_schedule_goes_on_where_it_stopped():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = Poly(optimizer, epochs=10)
+    for _ in range(3):
+        optimizer.step()
+        schedule.step()
+    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    resumed = Poly(other, epochs=10)
+    other.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    optimizer.step(), schedule.step()
+    other.step(), resumed.step()
+    assert other.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
