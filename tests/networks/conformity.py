@@ -166,10 +166,10 @@ def entries() -> dict[str, Check]:
     return found
 
 
-def files(folder: Path = FOLDER) -> list[tuple[Path, Check]]:
+def files(folder: Path = FOLDER, part: str = "") -> list[tuple[Path, Check]]:
     """Pair the files of a folder with the entries of their networks; others are left out."""
     known = entries()
-    paths = sorted(folder.glob("*.npz"))
+    paths = sorted(folder.glob(f"*{part}*.npz"))
     return [(path, known[name]) for path in paths if (name := config_of(path)["network"]) in known]
 
 

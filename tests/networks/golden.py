@@ -1,8 +1,9 @@
-"""Check golden files of the official networks: `python -m tests.networks.golden [FOLDER]`.
+"""Check golden files of the official networks: `python -m tests.networks.golden [FOLDER [NAME]]`.
 
 Prints a line per file and mask with the relative error of the logits, the largest error among the
 statistics and inner tensors, and the verdict; the exit status is 1 when anything misses its limit.
-Files named `*_salted` are filled with their salt. How to add a network: see `conformity.py`.
+Files named `*_salted` are filled with their salt. NAME limits the check to files whose names
+contain it. How to add a network: see `conformity.py`.
 """
 
 import sys
@@ -11,13 +12,13 @@ from pathlib import Path
 from tests.networks.conformity import FOLDER, config_of, entries, files, mask_name
 
 
-def main(folder: Path) -> int:
-    """Check every file of a folder that belongs to a network of ours."""
+def main(folder: Path = FOLDER, part: str = "") -> int:
+    """Check the files of a folder that belong to a network of ours."""
     failures = 0
-    for path in sorted(folder.glob("*.npz")):
+    for path in sorted(folder.glob(f"*{part}*.npz")):
         if (name := config_of(path)["network"]) not in entries():
             print(f"{path.stem:40} {name}: not one of our networks, skipped")
-    for path, entry in files(folder):
+    for path, entry in files(folder, part):
         for index in range(entry.masks(path)):
             rows = entry.check(path, index)
             main_row = next((row for row in rows if row.what == "logits"), rows[0])
@@ -35,4 +36,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER))
+    raise SystemExit(main(*[Path(sys.argv[1])] if len(sys.argv) > 1 else [], *sys.argv[2:3]))

@@ -1,0 +1,249 @@
+"""A2FSeg: four complete U-Nets whose finest features are fused by an average and an attention."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
+from bts_lightning.networks.layers import (
+    Block,
+    ContractingPath,
+    ExpandingPath,
+    halving_widths,
+    initialise,
+    mean_of_present,
+    nothing_of,
+    rows_with,
+    spread,
+)
+
+# Applied in this order; the parts of nnU-Net's `Generic_UNet` first.
+OFFICIAL_NAMES = (
+    (r"(\.\d+\.\d)\.blocks\.0\.", r"\1."),
+    (r"\.blocks\.(\d)\.", r".\1."),
+    (r"\bconv\.", "0."),
+    (r"\binstnorm\.", "1."),
+    (r"conv_blocks_context\.", "contract.stages."),
+    (r"conv_blocks_localization\.", "expand.joins."),
+    (r"\btu\.", "expand.ups."),
+    (r"seg_outputs\.", "expand.heads."),
+    (r"^fusion_decoder\.expand\.", "fusion_decoder."),
+    (r"^modality_specific_models\.", "unets."),
+    (r"^modality_aware_modules\.", "attention."),
+    (r"^lastconv\.0\.", "refine."),
+    (r"^output\.", "head."),
+)
+
+Variant = Literal["official", "post", "decoder", "base", "paper"]
+
+
+class A2FSeg(Backbone):
+    """Fuse the features of the present modalities with weights per voxel and channel.
+
+    Wang, Hong: A2FSeg: Adaptive Multi-Modal Fusion Network for Medical Image Segmentation, MICCAI
+    2023. Official code: github.com/Zirui0623/A2FSeg at ed0936f (Apache-2.0), which holds four
+    networks, none of which is the text of the paper:
+
+    ==========  ====================================  ===========  ==========  ================
+    variant     reference feature                     attention    refinement  average is
+                                                      ends in                  supervised
+    ==========  ====================================  ===========  ==========  ================
+    official    decoder over averages of all levels   LeakyReLU    yes         yes, deeply
+    post        average of the finest level           sigmoid      yes         no
+    decoder     as official                           none: mean   yes         yes, deeply
+    base        average of the finest level           none: mean   no          is the output
+    paper       average of the finest level           sigmoid, one no          yes, one head
+                                                      convolution
+    ==========  ====================================  ===========  ==========  ================
+
+    Deviations: the fusion decoder's own encoder, which the official code builds and never uses, is
+    left out (14,025,120 weights); the subset may differ within a batch. The features that
+    `encode` gives are those of the *decoders* of the U-Nets, finest first, and the bottleneck.
+
+    Args:
+        variant: see above.
+        width: channels at full resolution; they double with each halving.
+        poolings: how often the resolution is halved; sizes must be multiples of 2^poolings.
+        width_limit: no level is wider.
+        final_head_weight: of the loss of the final head; 0.5333 in the official code, which gives
+            it the weight of the first of five deeply supervised heads, 1 in the text of the paper.
+        skip_absent: do not run what nobody in the batch needs; a compiled graph runs it all.
+        out_channels: 3 for regions, 4 for labels.
+
+    Example:
+        >>> net = A2FSeg(width=4, poolings=2).eval()
+        >>> present = torch.tensor([[False, True, False, True]])
+        >>> net(torch.randn(1, 4, 16, 16, 16), present).logits.shape
+        torch.Size([1, 3, 16, 16, 16])
+    """
+
+    def __init__(
+        self,
+        *,
+        variant: Variant = "official",
+        width: int = 32,
+        poolings: int = 5,
+        width_limit: int = 320,
+        final_head_weight: float = 8 / 15,
+        skip_absent: bool = True,
+        out_channels: int = 3,
+    ) -> None:
+        super().__init__(out_channels)
+        self.variant = variant
+        self.divisor = 2**poolings
+        self.final_head_weight = final_head_weight
+        self.skip_absent = skip_absent
+        widths = halving_widths(width, poolings, width_limit)
+        self.unets = nn.ModuleList(Branch(widths, out_channels) for _ in MODALITIES)
+        self.fusion_decoder = (
+            ExpandingPath(widths, out_channels) if variant in ("official", "decoder") else None
+        )
+        initialise(self)  # what follows keeps PyTorch's default, as in the official code
+        self.attention = (
+            nn.ModuleList(attention(width, variant) for _ in MODALITIES)
+            if variant in ("official", "post", "paper")
+            else None
+        )
+        self.average_head = (
+            nn.Conv3d(width, out_channels, 1, bias=False) if variant == "paper" else None
+        )
+        self.refine = Block(2 * width, width) if variant not in ("base", "paper") else None
+        self.head = nn.Conv3d(width, out_channels, kernel_size=1, bias=False)
+
+    @classmethod
+    def small(cls) -> dict[str, Any]:
+        """Give arguments of the same wiring that run in a blink."""
+        return {"width": 4, "poolings": 3, "width_limit": 16}
+
+    def load_official(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights of the official network, without the encoder that it never uses."""
+        dead = "fusion_decoder.conv_blocks_context."
+        live = {name: value for name, value in state.items() if not name.startswith(dead)}
+        poolings = len(self.unets[0].contract.stages) - 1  # type: ignore[union-attr, arg-type]
+        self.load_state_dict({from_official(name, poolings): live[name] for name in live})
+
+    def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+        """Run each U-Net on its modality, for the samples that have it."""
+        branches: list[list[Tensor] | None] = []
+        for m, rows in enumerate(rows_with(present, skip=self.skip_absent)):
+            if rows is not None and len(rows) == 0:
+                branches.append(None)
+                continue
+            levels = self.unets[m](image[:, m : m + 1] if rows is None else image[rows, m : m + 1])
+            branches.append([spread(x, rows, len(image)) for x in levels])
+        shapes = next(levels for levels in branches if levels is not None)
+        for m, levels in enumerate(branches):
+            if levels is None:
+                tie = nothing_of(self.unets[m]) if self.training else 0.0
+                branches[m] = [torch.zeros_like(x) + tie for x in shapes]
+        return tuple(torch.stack(level, dim=1) for level in zip(*branches, strict=True))
+
+    def decode(self, features: Features) -> Output:
+        """Fuse the finest features of the present modalities and predict."""
+        averages: list[Tensor] = []
+        if self.fusion_decoder is not None:
+            levels = [mean_of_present(features, level) for level in range(len(features.levels))]
+            averages = self.fusion_decoder(levels)
+            reference = averages[0]
+        else:
+            reference = mean_of_present(features, 0)
+
+        if self.attention is not None:
+            fused = self._attend(features, reference)
+        elif self.variant == "decoder":
+            fused = levels[0]
+        else:
+            fused = reference
+        if self.refine is not None:
+            fused = self.refine(torch.cat([fused, reference], dim=1))
+        logits = self.head(fused)
+        if not self.training:
+            return Output(logits)
+        return Output(
+            logits,
+            weight=self.final_head_weight,
+            auxiliary=self._modality_heads(features) + self._average_heads(averages, reference),
+        )
+
+    def _attend(self, features: Features, reference: Tensor) -> Tensor:
+        """Weigh the finest features of the present modalities by a softmax over them alone."""
+        assert self.attention is not None
+        x, present = features.levels[0], features.present[0]
+        scores = []
+        for m, rows in enumerate(rows_with(present, skip=self.skip_absent)):
+            if rows is not None and len(rows) == 0:
+                tie = nothing_of(self.attention[m]) if self.training else 0.0
+                scores.append(torch.zeros_like(reference) + tie)
+                continue
+            keep = present[:, m].view(-1, 1, 1, 1, 1)
+            own = torch.where(keep, x[:, m], 0)
+            pair = torch.cat([own, reference], dim=1)
+            score = self.attention[m](pair if rows is None else pair[rows])
+            scores.append(spread(score, rows, len(pair)))
+        keep = present.view(*present.shape, 1, 1, 1, 1)
+        stacked = torch.stack(scores, dim=1)  # B M C D H W
+        masked = torch.where(keep, stacked, -torch.inf)
+        full = torch.promote_types(stacked.dtype, torch.float32)
+        weights = masked.softmax(dim=1, dtype=full).to(reference.dtype)
+        fused = torch.zeros_like(reference)
+        for m in range(len(MODALITIES)):
+            fused = fused + weights[:, m] * torch.where(keep[:, m], x[:, m], 0)
+        return fused
+
+    def _modality_heads(self, features: Features) -> tuple[Auxiliary, ...]:
+        own = features.original or features
+        heads: tuple[Auxiliary, ...] = ()
+        for m, name in enumerate(MODALITIES):
+            branch, valid = self.unets[m], own.present[0][:, m]
+            assert isinstance(branch, Branch)
+            keep = valid.view(-1, 1, 1, 1, 1)
+            decoded = [torch.where(keep, level[:, m], 0) for level in own.levels]
+            heads += branch.expand.supervise(decoded, f"modality/{name}", valid=valid)
+        return heads
+
+    def _average_heads(self, averages: list[Tensor], reference: Tensor) -> tuple[Auxiliary, ...]:
+        if self.fusion_decoder is not None:
+            return self.fusion_decoder.supervise(averages, "average")
+        if self.average_head is not None:
+            logits = self.average_head(reference)
+            return (Auxiliary("average", logits, self.final_head_weight),)
+        return ()
+
+
+class Branch(nn.Module):
+    """Decode one modality into features at full resolution: a U-Net without its last word."""
+
+    def __init__(self, widths: list[int], out_channels: int) -> None:
+        super().__init__()
+        self.contract = ContractingPath(1, widths)
+        self.expand = ExpandingPath(widths, out_channels)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Give the decoded levels, finest first, and the bottleneck."""
+        decoded: list[Tensor] = self.expand(self.contract(x))
+        return decoded
+
+
+def attention(width: int, variant: Variant) -> nn.Sequential:
+    """Make the module that scores one modality against the reference, per voxel and channel."""
+    if variant == "paper":
+        return nn.Sequential(nn.Conv3d(2 * width, width, 3, padding=1), nn.Sigmoid())
+    last = nn.LeakyReLU(0.01) if variant == "official" else nn.Sigmoid()
+    return nn.Sequential(
+        *Block(2 * width, width), nn.Conv3d(width, width, kernel_size=3, padding=1), last
+    )
+
+
+def from_official(name: str, poolings: int) -> str:
+    """Translate the name of an official weight; its decoders count from the coarsest step."""
+
+    def from_finest(step: re.Match[str]) -> str:
+        return f"{step[1]}.{poolings - 1 - int(step[2])}."
+
+    for pattern, ours in OFFICIAL_NAMES:
+        name = re.sub(pattern, ours, name)
+    return re.sub(r"\b(ups|joins|heads)\.(\d+)\.", from_finest, name)

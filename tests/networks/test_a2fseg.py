@@ -1,0 +1,145 @@
+"""What is particular to A2FSeg: its variants, their sizes, and official weights."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bts_lightning.networks.a2fseg import A2FSeg, Variant, from_official
+from bts_lightning.networks.layers import deep_weights
+
+DEAD = 14_025_120  # the fusion decoder's unused encoder, as counted in the official network
+
+
+@pytest.mark.parametrize(
+    ("variant", "official"),
+    [
+        ("official", 156_365_696 - DEAD),
+        ("decoder", 156_033_408 - DEAD),
+        ("post", 125_170_112),
+        ("base", 124_782_432),
+        ("paper", 125_003_840),
+    ],
+)
+def test_full_width_has_the_official_number_of_weights(variant: Variant, official: int) -> None:
+    with torch.device("meta"):
+        net = A2FSeg(variant=variant)
+    assert sum(p.numel() for p in net.parameters()) == official
+    assert sum(p.numel() for p in net.unets[0].parameters()) == 31_195_584
+
+
+def test_deep_supervision_has_the_official_weights() -> None:
+    assert deep_weights(5) == pytest.approx([8 / 15, 4 / 15, 2 / 15, 1 / 15, 0])
+    assert deep_weights(1) == [1]
+
+
+def small(variant: Variant = "official", **extra: bool) -> A2FSeg:
+    torch.manual_seed(0)
+    return A2FSeg(variant=variant, **A2FSeg.small() | extra)
+
+
+def flags(*names: int) -> Tensor:
+    return torch.tensor([[m in names for m in range(4)]])
+
+
+@torch.no_grad()
+def test_attention_over_one_modality_is_the_modality() -> None:
+    image = torch.randn(1, 4, 16, 16, 16)
+    official, decoder = small("official").eval(), small("decoder").eval()
+    decoder.load_state_dict(
+        {k: v for k, v in official.state_dict().items() if not k.startswith("attention")}
+    )
+    alone, pair = flags(2), flags(2, 3)
+    torch.testing.assert_close(official(image, alone).logits, decoder(image, alone).logits)
+    assert not torch.allclose(official(image, pair).logits, decoder(image, pair).logits)
+
+
+@pytest.mark.parametrize("variant", ["official", "post", "decoder", "base", "paper"])
+def test_absent_modalities_are_not_supervised(variant: Variant) -> None:
+    output = small(variant).train()(torch.randn(1, 4, 16, 16, 16), flags(1, 3))
+    supervised = {a.name for a in output.auxiliary if a.valid is None or bool(a.valid)}
+    averages = {"average"} if variant in ("official", "decoder", "paper") else set()
+    assert supervised == {"modality/t1c", "modality/flair"} | averages
+    assert output.weight == pytest.approx(8 / 15)
+    deep = [a.weight for a in output.auxiliary if a.name == "modality/t1c"]
+    assert deep == pytest.approx([2 / 3, 1 / 3, 0])
+
+
+@pytest.mark.parametrize("variant", ["official", "base"])
+def test_skipping_absent_modalities_changes_nothing(variant: Variant) -> None:
+    image = torch.randn(3, 4, 16, 16, 16, dtype=torch.float64)
+    present = torch.cat([flags(1), flags(1, 2), flags(0, 1)])
+    skipping, running = small(variant), small(variant, skip_absent=False)
+    gradients = []
+    for net in (skipping, running):
+        output = net.double().train()(image, present)
+        logits = [
+            output.logits,
+            *(a.logits if a.valid is None else a.logits[a.valid] for a in output.auxiliary),
+        ]
+        torch.stack([x.square().sum() for x in logits]).sum().backward()
+        gradients.append([output.logits] + [p.grad for p in net.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one, other)
+
+
+def test_absent_unet_is_not_run() -> None:
+    net = small().eval()
+    net.unets[0].register_forward_hook(lambda *_: pytest.fail("T1 was encoded"))
+    with torch.no_grad():
+        net(torch.randn(1, 4, 16, 16, 16), flags(1, 2))
+
+
+def test_official_names_become_ours() -> None:
+    names = {
+        "modality_specific_models.2.conv_blocks_context.0.blocks.1.conv.weight":
+            "unets.2.contract.stages.0.1.0.weight",
+        "modality_specific_models.0.conv_blocks_context.3.1.blocks.0.instnorm.bias":
+            "unets.0.contract.stages.3.1.1.bias",
+        "modality_specific_models.1.conv_blocks_localization.0.1.blocks.0.conv.bias":
+            "unets.1.expand.joins.2.1.0.bias",
+        "fusion_decoder.tu.2.weight": "fusion_decoder.ups.0.weight",
+        "fusion_decoder.seg_outputs.1.weight": "fusion_decoder.heads.1.weight",
+        "modality_aware_modules.3.0.bias": "attention.3.0.bias",
+        "lastconv.0.1.weight": "refine.1.weight",
+        "output.weight": "head.weight",
+    }  # fmt: skip
+    assert {name: from_official(name, poolings=3) for name in names} == names
+
+
+def test_official_state_fills_every_weight_and_drops_the_dead_encoder() -> None:
+    net = small()
+    state: dict[str, Tensor] = {"output.weight": net.head.weight + 1}
+    for path, outer in [(f"modality_specific_models.{m}", net.unets[m]) for m in range(4)]:
+        state |= official_unet(path, outer.contract, outer.expand)
+    state |= official_unet("fusion_decoder", net.unets[0].contract, net.fusion_decoder)
+    for m, module in enumerate(net.attention):
+        state |= {f"modality_aware_modules.{m}.{k}": v + 1 for k, v in module.state_dict().items()}
+    state |= {f"lastconv.0.{k}": v + 1 for k, v in net.refine.state_dict().items()}
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    net.load_official(state)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name] + 1)
+
+
+def official_unet(
+    path: str, contract: torch.nn.Module, expand: torch.nn.Module
+) -> dict[str, Tensor]:
+    """Name the weights of a U-Net as the official code does; values are raised by one."""
+    state = {}
+    poolings = len(expand.ups)
+    part = {"0": "conv", "1": "instnorm"}
+    for name, value in contract.stages.state_dict().items():
+        stage, block, kind, leaf = name.split(".")
+        inner = f"{block}.blocks.0" if int(stage) == poolings else f"blocks.{block}"
+        state[f"{path}.conv_blocks_context.{stage}.{inner}.{part[kind]}.{leaf}"] = value + 1
+    for step in range(poolings):
+        official = poolings - 1 - step
+        state[f"{path}.tu.{official}.weight"] = expand.ups[step].weight + 1
+        state[f"{path}.seg_outputs.{official}.weight"] = expand.heads[step].weight + 1
+        for name, value in expand.joins[step].state_dict().items():
+            block, kind, leaf = name.split(".")
+            inner = f"conv_blocks_localization.{official}.{block}.blocks.0.{part[kind]}.{leaf}"
+            state[f"{path}.{inner}"] = value + 1
+    return state
