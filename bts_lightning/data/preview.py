@@ -1,0 +1,75 @@
+"""A contact sheet of cases: four modalities and the label over FLAIR, one case a row."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from bts_lightning.modalities import MODALITIES, SHOWN_AS, Modality
+
+# Colours of NCR/NET, ED and ET (4 until 2021, 3 since), as papers show them.
+COLOURS = {1: (230, 60, 60), 2: (70, 190, 90), 3: (250, 210, 60), 4: (250, 210, 60)}
+TILE, TITLE = 240, 18
+
+
+def contact_sheet(cases: dict[str, tuple[dict[Modality, Path], Path]], out: Path) -> Path:
+    """Draw each case's slice with most core, seen from below as radiologists do; save a PNG."""
+    rows = []
+    for images, label_path in cases.values():
+        label, edges = _load(label_path)
+        height = _best_slice(label)
+        slices = [_window(_load(images[modality])[0], height) for modality in MODALITIES]
+        tiles = [_tile(x, edges) for x in slices]
+        rows.append([*tiles, _tile(_overlay(slices[-1], label[:, :, height]), edges)])
+    columns = len(MODALITIES) + 1
+    sheet = Image.new("RGB", (columns * TILE, TITLE + len(rows) * TILE))
+    pen = ImageDraw.Draw(sheet)
+    for i, text in enumerate([*(SHOWN_AS[m] for m in MODALITIES), "label"]):
+        pen.text((i * TILE + 6, 3), text, fill=(255, 255, 255))
+    for j, (name, row) in enumerate(zip(cases, rows, strict=True)):
+        for i, tile in enumerate(row):
+            sheet.paste(tile, (i * TILE, TITLE + j * TILE))
+        pen.text((6, TITLE + j * TILE + 3), name, fill=(150, 150, 150))
+    part = out.with_name(f".{out.name}.part")
+    sheet.save(part, format="PNG")
+    part.replace(out)
+    return out
+
+
+def _load(path: Path) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    image = nib.Nifti1Image.from_filename(path)
+    across, down, _ = image.header.get_zooms()[:3]
+    return np.asanyarray(image.dataobj, dtype=np.float32), (float(across), float(down))
+
+
+def _best_slice(label: NDArray[np.float32]) -> int:
+    core = (label != 0) & (label != 2)
+    shown = core if core.any() else label != 0
+    return int(np.argmax(shown.sum(axis=(0, 1)))) if shown.any() else label.shape[2] // 2
+
+
+def _window(image: NDArray[np.float32], height: int) -> NDArray[np.uint8]:
+    brain = image[image > 0]
+    low, high = np.percentile(brain, (0.5, 99.7)) if brain.size else (0.0, 1.0)
+    shown = np.clip((image[:, :, height] - low) / max(high - low, 1e-6), 0, 1)
+    return (255 * np.where(image[:, :, height] > 0, shown, 0)).astype(np.uint8)
+
+
+def _overlay(shown: NDArray[np.uint8], label: NDArray[np.float32]) -> NDArray[np.uint8]:
+    colour = np.stack([shown] * 3, axis=-1).astype(np.float32)
+    for value, rgb in COLOURS.items():
+        colour[label == value] = 0.55 * colour[label == value] + 0.45 * np.array(rgb)
+    return colour.astype(np.uint8)
+
+
+def _tile(shown: NDArray[np.uint8], edges: tuple[float, float]) -> Image.Image:
+    """Fit a slice into a tile at its true proportions; rows run back, columns to the left."""
+    picture = Image.fromarray(np.ascontiguousarray(shown.swapaxes(0, 1)))
+    width, height = (n * edge for n, edge in zip(shown.shape[:2], edges, strict=True))
+    scale = TILE / max(width, height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    tile = Image.new("RGB", (TILE, TILE))
+    tile.paste(picture.resize(size, Image.Resampling.BICUBIC))
+    return tile
