@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -47,7 +48,11 @@ BRAIN_SHARE = 0.45
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a data set: its usable cases, all faults, and where the cache lies."""
+    """What became of a data set: its usable cases, all faults, where the cache lies.
+
+    Attributes:
+        built: how many cases this process built; the others were there, or came from another one.
+    """
 
     found: DataSet
     cases: list[CachedCase]
@@ -97,22 +102,19 @@ def build(
     """Build what the cache lacks and tell everything about it, faults included."""
     recipe = recipe or Recipe()
     found = find_cases(root)
-    folder = found.root if found.root.is_dir() else found.root.parent
+    folder = found.folder
     home = _home(found, cache).absolute() / recipe.name
     pending = [case for case in found.cases if not is_current(case, folder, home, recipe)]
     _check_space(pending, home, recipe)
-    outcomes = {case.name: CachedCase(home / case.name) for case in found.cases}
-    faults = list(found.faults)
-    for case, outcome in _build_all(pending, folder, home, recipe, workers):
-        if isinstance(outcome, BrokenCaseError):
-            del outcomes[case.name]
-            faults += outcome.faults
+    outcomes = _build_all(pending, folder, home, recipe, workers)
+    broken = {n: outcome for n, outcome in outcomes.items() if isinstance(outcome, Exception)}
+    faults = [*found.faults, *(fault for error in broken.values() for fault in error.faults)]
     return Prepared(
         found=found,
-        cases=list(outcomes.values()),
+        cases=[CachedCase(home / case.name) for case in found.cases if case.name not in broken],
         faults=sorted(faults, key=lambda fault: (fault.case, str(fault.file))),
         home=home,
-        built=sum(case.name in outcomes for case in pending),
+        built=list(outcomes.values()).count("built"),
     )
 
 
@@ -131,9 +133,9 @@ def fingerprint(cases: Sequence[CachedCase]) -> str:
 def _home(found: DataSet, cache: Path | str | None) -> Path:
     """Choose a folder that belongs to this data set alone."""
     if cache is None:
-        inside = found.root if found.root.is_dir() else found.root.parent
-        if os.access(inside, os.W_OK):
-            return inside / CACHE if found.root.is_dir() else inside / CACHE / found.root.name
+        if os.access(found.folder, os.W_OK):
+            inside = found.folder / CACHE
+            return inside if found.root.is_dir() else inside / found.root.name
         cache = Path.home() / ".cache" / "bts_lightning"
     place = found.root.resolve()
     # Two data sets may use the same names for different cases.
@@ -156,13 +158,13 @@ def _check_space(pending: Sequence[Case], home: Path, recipe: Recipe) -> None:
 
 def _build_all(
     pending: Sequence[Case], root: Path, home: Path, recipe: Recipe, workers: int | None
-) -> list[tuple[Case, CachedCase | BrokenCaseError]]:
+) -> dict[str, Literal["built", "found"] | BrokenCaseError]:
     """Build cases in threads, as zlib and NumPy let other threads run.
 
     Worker processes would outlive a process that is killed, and cannot start from a script without
     a main guard.
     """
-    outcomes: list[tuple[Case, CachedCase | BrokenCaseError]] = []
+    outcomes: dict[str, Literal["built", "found"] | BrokenCaseError] = {}
     attempt = partial(_attempt, root=root, home=home, recipe=recipe)
     with (
         _progress(enabled=bool(pending)) as progress,
@@ -176,10 +178,10 @@ def _build_all(
             try:
                 for future in as_completed(futures):
                     outcome = future.result()
-                    if outcome is None:
+                    if outcome == "busy":
                         pending.append(futures[future])
                         continue
-                    outcomes.append((futures[future], outcome))
+                    outcomes[futures[future].name] = outcome
                     progress.advance(task)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -189,7 +191,7 @@ def _build_all(
 
 def _attempt(
     case: Case, *, root: Path, home: Path, recipe: Recipe, wait: bool
-) -> CachedCase | BrokenCaseError | None:
+) -> Literal["built", "found", "busy"] | BrokenCaseError:
     try:
         return ensure(case, root, home, recipe, wait=wait)
     except BrokenCaseError as error:

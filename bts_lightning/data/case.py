@@ -58,6 +58,11 @@ class DataSet:
     ignored: tuple[Path, ...] = ()
 
     @property
+    def folder(self) -> Path:
+        """Give the folder that holds it, also when the root is a manifest."""
+        return self.root if self.root.is_dir() else self.root.parent
+
+    @property
     def layout(self) -> str:
         """Name the layouts, `BraTS 2020` or `BraTS 2018 + BraTS 2021`."""
         return " + ".join(sorted({case.layout for case in self.cases})) or "unknown"

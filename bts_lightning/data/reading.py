@@ -133,21 +133,28 @@ def _distinct(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _grid_faults(case: Case, files: dict[Path, Nifti]) -> list[Fault]:
-    """Compare every file's grid with that of the first readable one."""
+    """Compare every file's grid with the one that most files have."""
     readable = [path for path in case.files if path in files and files[path].array.ndim >= 3]
-    faults = []
-    for path in readable[1:]:
-        first, other = files[readable[0]], files[path]
-        name = readable[0].name
-        if other.array.shape[:3] != first.array.shape[:3]:
-            shapes = _times(other.array.shape[:3]), _times(first.array.shape[:3])
-            reason = f"another grid: {shapes[0]} voxels, {name} has {shapes[1]}"
-        elif (distance := _corner_distance(first, other)) > CORNER_TOLERANCE:
-            reason = f"another grid: its affine puts a corner {distance:.1f} mm from that of {name}"
-        else:
-            continue
-        faults.append(Fault(case.name, path, reason))
-    return faults
+    differences = {
+        measure: {
+            path: reason
+            for path in readable
+            if (reason := _difference(files[path], files[measure], measure.name))
+        }
+        for measure in readable
+    }
+    fewest = min(differences.values(), key=len, default={})
+    return [Fault(case.name, path, reason) for path, reason in fewest.items()]
+
+
+def _difference(other: Nifti, measure: Nifti, name: str) -> str | None:
+    shapes = other.array.shape[:3], measure.array.shape[:3]
+    if shapes[0] != shapes[1]:
+        return f"another grid: {_times(shapes[0])} voxels, {name} has {_times(shapes[1])}"
+    distance = _corner_distance(measure, other)
+    if distance > CORNER_TOLERANCE:
+        return f"another grid: its affine puts a corner {distance:.1f} mm from that of {name}"
+    return None
 
 
 def _corner_distance(first: Nifti, other: Nifti) -> float:

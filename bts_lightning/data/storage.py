@@ -40,27 +40,27 @@ def is_current(case: Case, root: Path, home: Path, recipe: Recipe) -> bool:
 
 def ensure(
     case: Case, root: Path, home: Path, recipe: Recipe, *, wait: bool = True
-) -> CachedCase | None:
-    """Build a case unless it is there; None when another process builds it and we do not `wait`.
+) -> Literal["built", "found", "busy"]:
+    """Build a case unless it is there, or is being built elsewhere and we do not `wait`.
 
     Raises:
         BrokenCaseError: when its files cannot be used.
     """
-    folder = home / case.name
     if is_current(case, root, home, recipe):
-        return CachedCase(folder)
+        return "found"
     work = home / WORK / case.name
     work.mkdir(parents=True, exist_ok=True)
     with _turn(work / "lock", wait) as turn:
         if turn == "theirs":
-            return None
+            return "busy"
         if turn == "ours":
             # Alone here, so what else lies here was left by a process that was killed.
             _clear(work)
         # Another process may have built it while we waited.
-        if not is_current(case, root, home, recipe) and not _restamp(case, root, home, recipe):
-            _build(case, root, folder, work / uuid.uuid4().hex, recipe)
-    return CachedCase(folder)
+        if is_current(case, root, home, recipe) or _restamp(case, root, home, recipe):
+            return "found"
+        _build(case, root, home / case.name, work / uuid.uuid4().hex, recipe)
+    return "built"
 
 
 def _clear(work: Path) -> None:

@@ -3,6 +3,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -140,7 +141,7 @@ def test_scaled_integers_are_read_as_their_header_says(tmp_path: Path) -> None:
     nib.save(image, path)
     (case,) = find_cases(tmp_path).cases
     read = read_volumes(case).images["t1"]
-    saved = nib.Nifti1Image.from_filename(path)
+    saved: Any = nib.Nifti1Image.from_filename(path)
     assert saved.dataobj.slope != 1
     np.testing.assert_array_equal(read, saved.get_fdata(dtype=np.float32))
 

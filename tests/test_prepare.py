@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import pytest
+
+from bts_lightning.__main__ import main
+from tests.data import datasets
+from tests.data.datasets import tumour, volume, write_case, write_image
+
+
+def test_prepare_tells_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    datasets.write_brats2021(tmp_path)
+    write_case(tmp_path / "BraTS2021_00009", modalities=["t1c", "flair"])
+    assert main(["prepare", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "BraTS 2021",
+        "4 of 4 patients",
+        "3, the other 1 only to predict",
+        "0, 1, 2, 4",
+        "20×18×16 at 1×1×1 mm",
+        "●●●●",
+        "○●○●",
+        "t1c+flair",
+        "3 of 3",
+        "0.06",
+    ):
+        assert words in printed
+
+
+def test_prepare_lists_every_fault_and_keeps_the_good_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = _write_ten_faults(tmp_path)
+    assert main(["prepare", str(tmp_path)]) == 2
+    printed = capsys.readouterr().out
+    for file, reason in expected:
+        line = next(line for line in printed.splitlines() if file in line)
+        assert reason in line
+    assert "Broken cases: 10." in printed
+    assert "1 of 1 patients" in printed
+    assert main(["prepare", str(tmp_path), "--skip-broken"]) == 0
+    assert "Used: 1." in capsys.readouterr().out
+
+
+def test_nothing_usable_fails_even_when_skipping(tmp_path: Path) -> None:
+    home = write_case(tmp_path / "BraTS2021_00000", modalities=["t1"])
+    (home / "BraTS2021_00000_t1.nii.gz").write_bytes(b"")
+    assert main(["prepare", str(tmp_path), "--skip-broken"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--normalisation", "zsore"], "did you mean zscore?"),
+        (["--workers", "0"], "workers is 0"),
+    ],
+)
+def test_impossible_options_are_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    datasets.write_brats2021(tmp_path, cases=1)
+    assert main(["prepare", str(tmp_path), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def _write_ten_faults(root: Path) -> list[tuple[str, str]]:
+    """Write ten cases with a fault each and a good one; give file name and reason."""
+    for number in range(11):
+        write_case(root / f"BraTS2021_{number:05d}", seed=number, label=tumour())
+
+    def of(number: int, what: str) -> Path:
+        return root / f"BraTS2021_{number:05d}" / f"BraTS2021_{number:05d}_{what}.nii.gz"
+
+    with_nan = volume(3).astype("float32")
+    with_nan[10, 9, 8] = float("nan")
+    moved = datasets.AFFINE.copy()
+    moved[0, 3] = 40
+    of(1, "t1").write_bytes(of(1, "t1").read_bytes()[:-100])
+    of(2, "t1ce").write_text("<html>404 Not Found</html>")
+    write_image(of(3, "t2"), with_nan)
+    write_image(of(4, "flair"), volume(4)[:, :, 0])
+    write_image(of(5, "t1"), volume(5, (20, 18, 15)))
+    write_image(of(6, "t2"), volume(6), moved)
+    write_image(of(7, "seg"), tumour((1, 2, 9)))
+    write_image(of(8, "flair"), volume(8) * 0)
+    write_case(root / "BraTS2021_00009", modalities=["t2"], ending=".nii")
+    of(10, "t1").write_bytes(b"")
+    return [
+        (of(1, "t1").name, "truncated"),
+        (of(2, "t1ce").name, "not a NIfTI image"),
+        (of(3, "t2").name, "NaN or infinite"),
+        (of(4, "flair").name, "expected 3 dimensions"),
+        (
+            of(5, "t1").name,
+            "another grid: 20×18×15 voxels, BraTS2021_00005_t1ce.nii.gz has 20×18×16",
+        ),
+        (of(6, "t2").name, "40.0 mm"),
+        (of(7, "seg").name, "unknown label value 9"),
+        (of(8, "flair").name, "every voxel is 0"),
+        ("BraTS2021_00009_t2.nii", "second file for t2"),
+        (of(10, "t1").name, "the file is empty"),
+    ]
