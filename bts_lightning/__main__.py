@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; what the user can mend is one line, without a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -54,7 +56,7 @@ def _run(words: list[str]) -> int:
     if "words" in args:
         args.words += _as_overrides(rest)
     elif rest:
-        verbs[words[0]].error(f"there is no option {' '.join(rest)}")
+        verbs.get(words[0], parser).error(f"there is no option {' '.join(rest)}")
     return int(args.handler(args))
 
 

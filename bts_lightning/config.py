@@ -16,6 +16,9 @@ from bts_lightning.errors import ConfigError, UserError, did_you_mean
 from bts_lightning.merge import MAPPINGS, OPTIONAL, SEARCH, SECTIONS, join, one_line
 from bts_lightning.schema import REQUIRED, MisfitError, Plan, describe, fit, options, signature
 
+# Places inside the run's folder, filled in when it is built: no experiment has to name them.
+SUPPLIED = ("logger.*.save_dir", "callbacks.*.dirpath")
+
 # Made by the task once there are parameters, so an experiment gives factories of them.
 _MADE_LATER = ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler")
 

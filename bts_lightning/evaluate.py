@@ -34,7 +34,6 @@ from bts_lightning.report.page import write_report
 from bts_lightning.report.slices import CaseSlices, choose_slices, load_slices, save_slices
 from bts_lightning.report.table import COLUMNS
 from bts_lightning.task import SegmentationTask
-from bts_lightning.train import SUPPLIED
 
 SplitPart = Literal["test", "val", "train"]
 console = Console(highlight=False)
@@ -94,7 +93,7 @@ def evaluate(
 def load_run(run: Path, words: Sequence[str] = (), allow: Sequence[str] = ()) -> DictConfig:
     """Read the configuration that a run was trained with, and override it."""
     config = configuration.load([str(runs.config_file(run)), *words], allow=allow)
-    configuration.check(config, supplied=SUPPLIED)
+    configuration.check(config, supplied=configuration.SUPPLIED)
     return config
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from bts_lightning import config as configuration
 from bts_lightning import targets
@@ -17,6 +18,7 @@ Row = tuple[str, str, str, str]
 HEADER: Row = ("key", "value", "default", "type")
 # A union of twelve strategies is not read anyway; the table should stay one line a key.
 LONGEST = 60
+PARAGRAPH = "\n\n"
 
 
 def show(words: Sequence[str], allow: Sequence[str] = ()) -> int:
@@ -29,26 +31,24 @@ def show(words: Sequence[str], allow: Sequence[str] = ()) -> int:
     if not keys:
         # First the YAML: whoever has made a mistake wants to see what came of it.
         print(configuration.show(config), end="", flush=True)
-        # Here, because it brings torch, for which the list of experiments need not wait.
-        from bts_lightning.train import SUPPLIED
-
-        configuration.check(config, supplied=SUPPLIED)
+        configuration.check(config, supplied=configuration.SUPPLIED)
     for key in keys:
         node = _select(config, key)
         cls = _class_of(node, key)
         print(f"{key}: {cls.__module__}.{cls.__qualname__}")
-        if cls.__doc__:
-            print(f"\n{inspect.cleandoc(cls.__doc__)}\n")
+        text = inspect.cleandoc(cls.__doc__ or "")
+        # Ours are written to be read here, others' can fill pages.
+        print(
+            f"\n{text if cls.__module__.startswith(targets.OURS) else text.split(PARAGRAPH)[0]}\n"
+        )
         print_table([HEADER, *_rows(node, key)])
     return 0
 
 
 def print_keys(words: Sequence[str], allow: Sequence[str] = ()) -> None:
     """Print every key that an experiment has or could have."""
-    config = configuration.load(words, allow=allow)
-    present = [name for name in config if config.get(name) is not None]
-    rows = [row for name in present for row in _all_rows(config[name], str(name))]
-    print_table([HEADER, *rows])
+    tree = _plain(configuration.load(words, allow=allow))
+    print_table([HEADER, *(row for name in tree for row in _all_rows(tree[name], str(name)))])
 
 
 def print_experiments() -> None:
@@ -68,44 +68,50 @@ def _is_key(word: str) -> bool:
     return word.split(".")[0] in SECTIONS and not is_override(word) and word not in experiments()
 
 
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=False)
+
+
 def _select(config: DictConfig, key: str) -> Any:
+    """Give what stands at a dotted key, behind references too."""
     node: Any = config
     for name in key.split("."):
-        known = list(node) if OmegaConf.is_dict(node) else []
+        known = [str(known) for known in node] if OmegaConf.is_dict(node) else []
         if name not in known or OmegaConf.is_missing(node, name):
-            raise ConfigError(f"{key} has no value here; {did_you_mean(name, map(str, known))}")
-        node = node[name]
-    return node
+            raise ConfigError(f"{key} has no value here; {did_you_mean(name, known)}")
+        try:
+            node = node[name]
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+    return _plain(node) if OmegaConf.is_config(node) else node
 
 
 def _class_of(node: Any, key: str) -> type:
-    if not OmegaConf.is_dict(node) or "_target_" not in node:
+    if not isinstance(node, dict) or "_target_" not in node:
         raise ConfigError(f"{key} is {node}, not a class with arguments")
     return targets.find_class(node["_target_"], join(key, "_target_"))
 
 
 def _all_rows(node: Any, key: str) -> Iterator[Row]:
     """Go through a node, and through what it holds."""
-    if not OmegaConf.is_dict(node):
+    if not isinstance(node, dict):
         yield (key, _short(node), "", "")
         return
     if "_target_" in node:
-        yield (key, _class_of(node, key).__name__, "", "")
+        yield (key, _short(node), "", "")
         yield from _rows(node, key)
-    for name in node:
-        if OmegaConf.is_dict(node.get(name)) and not OmegaConf.is_interpolation(node, name):
-            yield from _all_rows(node[name], join(key, name))
+    for name, inner in node.items():
+        if isinstance(inner, dict):
+            yield from _all_rows(inner, join(key, name))
 
 
-def _rows(node: DictConfig, key: str) -> Iterator[Row]:
+def _rows(node: dict[str, Any], key: str) -> Iterator[Row]:
     takes = signature(_class_of(node, key))
-    raw = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(raw, dict)
     for name, argument in takes.arguments.items():
         default = "required" if argument.default is REQUIRED else _short(argument.default)
-        if argument.default is REQUIRED and node.get("_partial_") and name not in raw:
+        if default == "required" and node.get("_partial_") and name not in node:
             default = "given later"
-        value = _short(raw[name]) if name in raw else ""
+        value = _short(node[name]) if name in node else ""
         yield (join(key, name), value, default, _cut(describe(argument.annotation)))
     if takes.is_open:
         yield (join(key, "…"), "", "", "other keywords are handed on")

@@ -24,8 +24,6 @@ from bts_lightning.schema import signature
 from bts_lightning.targets import find_class
 from bts_lightning.task import SegmentationTask
 
-# Places that the caller fills in, so that no experiment has to name a folder.
-SUPPLIED = ("logger.*.save_dir", "callbacks.*.dirpath")
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -69,7 +67,7 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig]
     if folders:
         words = [str(runs.config_file(Path(w))) if w in folders else w for w in words]
     config = configuration.load(words, allow=allow)
-    configuration.check(config, supplied=SUPPLIED)
+    configuration.check(config, supplied=configuration.SUPPLIED)
     if folders:
         return Path(folders[0]), config
     names = [Path(word).stem for word in words if "=" not in word]

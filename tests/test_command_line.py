@@ -1,0 +1,158 @@
+"""The command line answers at once, passes words on, and says what is wrong in one line."""
+
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from bts_lightning import targets
+from bts_lightning.__main__ import FORWARDED, main
+
+EXPERIMENT = """# A line that says what this is.
+net: {_target_: torch.nn.Linear, in_features: 2, out_features: 1}
+task: {_target_: lightning.pytorch.demos.boring_classes.BoringModel}
+data: {_target_: lightning.pytorch.demos.boring_classes.BoringDataModule}
+trainer: {_target_: lightning.Trainer, max_epochs: 2}
+logger: {csv: {_target_: lightning.pytorch.loggers.CSVLogger, version: '${net.out_features}'}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setattr(targets, "_allowed_by_user", set())
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "tiny.yaml").write_text(EXPERIMENT)
+    return tmp_path
+
+
+def test_help_lists_every_verb_and_loads_nothing_heavy():
+    code = (
+        "import sys; from bts_lightning.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "finally: print('loaded', sorted({'torch', 'lightning', 'numpy', 'omegaconf', 'rich'}"
+        " & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "loaded []" in done.stdout
+    verbs = "phantom prepare show train evaluate predict compare sweep agent study bench report"
+    for verb in (*verbs.split(), "distill"):
+        assert f"\n    {verb} " in done.stdout
+
+
+def test_the_version_is_the_one_that_is_installed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("bts 0.")
+
+
+def test_no_verb_prints_the_help_and_fails(capsys):
+    assert main([]) == 2
+    assert "usage: bts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("trian tiny", "unknown verb 'trian'; did you mean train?"),
+        ("xyz", "unknown verb 'xyz'; choose from agent, bench, compare,"),
+        ("--verbose", "there is no option --verbose; see: bts --help"),
+        ("phantom", "the following arguments are required: out; see: bts phantom --help"),
+        ("phantom out --size 3x3", "argument --size: '3x3' is not a size as 96x96x80"),
+        ("phantom out --case 3", "there is no option --case 3; see: bts phantom --help"),
+        ("compare", "the following arguments are required: RUN"),
+        ("predict a --out b --t1x c", "unknown option --t1x; overrides are written key=value"),
+        ("train tiny --max-epochs 3", "unknown option --max-epochs; overrides are written"),
+        ("show tiny net.biass=1", "unknown key 'net.biass'; did you mean net.bias?"),
+        ("show tiny net.bias=abc", "net.bias=abc: expected bool, got str"),
+        ("show tny", "no experiment is named 'tny'; did you mean tiny?"),
+        ("show tiny nett", "no experiment is named 'nett'"),
+        ("show tiny net.bias", "net.bias has no value here"),
+        ("show tiny trainer.max_epochs", "trainer.max_epochs is 2, not a class with arguments"),
+        ("show tiny net._target_=os.system", "comes from package 'os'"),
+        ("train --help tiny trainer.foo=1 data=3 nett=2", "unknown key 'nett'; did you mean net?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exits_with_2(capsys, line, text):
+    assert main(line.split()) == 2
+    written = capsys.readouterr().err
+    assert written.startswith("error: ")
+    assert text in written
+    assert written.count("\n") == 1
+
+
+def test_a_mistake_shows_no_traceback_in_a_real_process(here):
+    done = subprocess.run(
+        [sys.executable, "-m", "bts_lightning", "show", "tny"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: no experiment is named 'tny'; did you mean tiny?\n"
+
+
+def test_an_interrupt_exits_with_130(here, capsys):
+    (here / "impatient.py").write_text("raise KeyboardInterrupt")
+    assert main(["show", "tiny", "net", "--allow=impatient", "net._target_=impatient.Net"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_closed_pipe_is_no_error(here):
+    command = [sys.executable, "-m", "bts_lightning", "show"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.close()
+    _, errors = child.communicate()
+    assert errors == b""
+
+
+def test_show_prints_the_merged_experiment_with_its_references(capsys):
+    assert main(["show", "tiny", "trainer.max_epochs=7", "--net.bias=False"]) == 0
+    written = capsys.readouterr().out
+    assert "max_epochs: 7" in written
+    assert "version: ${net.out_features}" in written
+    assert "bias: false" in written
+
+
+def test_show_prints_a_wrong_experiment_before_it_refuses_it(capsys):
+    assert main(["show", "tiny", "net.biass=1"]) == 2
+    assert "biass: 1" in capsys.readouterr().out
+
+
+def test_show_of_a_node_lists_arguments_with_value_default_and_type(capsys):
+    assert main(["show", "tiny", "net", "net.bias=false"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["net.in_features", "2", "required", "int"] in rows
+    assert ["net.bias", "False", "True", "bool"] in rows
+
+
+def test_show_alone_lists_the_experiments_with_their_first_line(capsys):
+    assert main(["show"]) == 0
+    assert "tiny " in (written := capsys.readouterr().out)
+    assert "A line that says what this is." in written
+
+
+def test_help_of_an_experiment_lists_all_its_keys(capsys):
+    assert main(["train", "tiny", "--help"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["net.out_features", "1", "required", "int"] in rows
+    assert ["trainer.max_epochs", "2", "null", "int", "|", "None"] in rows
+    assert ["logger.csv.version", "${net.out_features}", "null", *"int | str | None".split()] in rows
+
+
+def test_help_of_train_lists_the_experiments(capsys):
+    assert main(["train", "-h"]) == 0
+    assert "tiny " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", FORWARDED)
+def test_a_forwarded_verb_has_a_module_that_takes_words(verb):
+    found = find_spec(f"bts_lightning.{verb}")
+    function = getattr(found and import_module(f"bts_lightning.{verb}"), "main", None)
+    if function is None:
+        pytest.skip(f"{verb} is not built yet")
+    assert len(inspect.signature(function).parameters) == 1
