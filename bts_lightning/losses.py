@@ -1,0 +1,226 @@
+"""Losses; each owns the way from logits to probabilities and to the label map."""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bts_lightning.modalities import ENHANCING, NECROSIS, OEDEMA, REGIONS
+
+# A label inside WT but outside TC, and so on: painted from the outermost region to the innermost.
+PAINT = {"WT": OEDEMA, "TC": NECROSIS, "ET": ENHANCING}
+
+
+class SegmentationLoss(nn.Module, ABC):
+    """Compare logits with stored labels; coarser logits meet a label of their own resolution.
+
+    Attributes:
+        channels: how many logits per voxel it reads.
+    """
+
+    channels: int
+
+    def forward(self, logits: Tensor, label: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Give the loss of the valid samples (B bool, all by default), zero when there are none."""
+        if logits.shape[1] != self.channels:
+            raise ValueError(
+                f"{type(self).__name__} reads {self.channels} channels, got {logits.shape[1]}; "
+                f"build the network with out_channels={self.channels}"
+            )
+        if logits.shape[2:] != label.shape[1:]:
+            label = F.interpolate(label.unsqueeze(1), logits.shape[2:], mode="nearest").squeeze(1)
+        if valid is None:
+            valid = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        # Sums over two million voxels are beyond half precision.
+        with torch.autocast(logits.device.type, enabled=False):
+            chosen = torch.where(valid.view(-1, 1, 1, 1, 1), logits.float(), 0)
+            return torch.where(valid.any(), self.compare(chosen, label, valid), 0)
+
+    @abstractmethod
+    def compare(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+        """Give the loss of full-precision logits; those of invalid samples are zero."""
+
+    @abstractmethod
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits into what may be averaged over windows and mirrored views."""
+
+    @abstractmethod
+    def labels(self, probabilities: Tensor) -> Tensor:
+        """Turn probabilities B×C×D×H×W into stored labels B×D×H×W (uint8)."""
+
+
+class RegionLoss(SegmentationLoss):
+    """Supervise WT, TC and ET as overlapping regions: cross entropy and soft Dice on sigmoids.
+
+    The defaults are A2FSeg's: no smoothing, Dice per sample and region. AMoE-BTS has `bce: 0` and
+    `smooth: 1.0e-5`.
+
+    Args:
+        bce: weight of the binary cross entropy, the mean over voxels, regions and samples.
+        dice: weight of 1 - Dice.
+        batch_dice: one Dice for the batch in place of the mean over samples.
+        smooth: added to numerator and denominator, so that an empty region found empty scores 1.
+        epsilon: added to the denominator alone.
+
+    Example:
+        >>> loss = RegionLoss()
+        >>> label = torch.randint(4, (2, 8, 8, 8)).to(torch.uint8)
+        >>> loss(torch.randn(2, 3, 8, 8, 8), label).shape
+        torch.Size([])
+    """
+
+    channels = len(REGIONS)
+
+    def __init__(
+        self,
+        *,
+        bce: float = 1.0,
+        dice: float = 1.0,
+        batch_dice: bool = False,
+        smooth: float = 0.0,
+        epsilon: float = 1e-8,
+    ) -> None:
+        super().__init__()
+        self.bce = bce
+        self.dice = dice
+        self.batch_dice = batch_dice
+        self.smooth = smooth
+        self.epsilon = epsilon
+
+    def compare(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+        """Add cross entropy and Dice."""
+        truth = regions_of(label).to(logits.dtype)
+        total = logits.new_zeros(())
+        if self.bce:
+            entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+            total = total + self.bce * mean_of_valid(entropy.flatten(1).mean(dim=1), valid)
+        if self.dice:
+            scores = soft_dice(
+                logits.sigmoid(),
+                truth,
+                valid,
+                batch=self.batch_dice,
+                smooth=self.smooth,
+                epsilon=self.epsilon,
+            )
+            total = total + self.dice * (1 - scores)
+        return total
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Give a probability for each region."""
+        return logits.float().sigmoid()
+
+    def labels(self, probabilities: Tensor) -> Tensor:
+        """Paint the label of each region where it is likelier than not, the innermost last."""
+        b, _, *size = probabilities.shape
+        painted = torch.zeros(b, *size, dtype=torch.uint8, device=probabilities.device)
+        for channel, region in enumerate(REGIONS):
+            painted = torch.where(probabilities[:, channel] > 0.5, PAINT[region], painted)
+        return painted.to(torch.uint8)
+
+
+class LabelLoss(SegmentationLoss):
+    """Supervise background and three labels: weighted cross entropy and soft Dice on a softmax.
+
+    The RFNet family weighs class c of a sample by 1 - its share of the voxels, averages over all
+    voxels without dividing by the weights, and takes Dice over the whole batch, background
+    included; a class that does not occur has Dice 0.
+
+    Args:
+        cross_entropy: `clamped` takes the logarithm of probabilities limited to 0.005…1, as that
+            family does, so that a voxel that is very wrong has no gradient; `log_softmax` has no
+            such limit. The two do not give the same numbers.
+        weighted: weigh classes as above; otherwise all alike.
+        ce: weight of the cross entropy.
+        dice: weight of 1 - Dice.
+        batch_dice: one Dice for the batch, or the mean over samples.
+        epsilon: added to the denominator of Dice.
+    """
+
+    channels = 4
+
+    def __init__(
+        self,
+        *,
+        cross_entropy: Literal["log_softmax", "clamped"] = "log_softmax",
+        weighted: bool = True,
+        ce: float = 1.0,
+        dice: float = 1.0,
+        batch_dice: bool = True,
+        epsilon: float = 1e-7,
+    ) -> None:
+        super().__init__()
+        self.cross_entropy = cross_entropy
+        self.weighted = weighted
+        self.ce = ce
+        self.dice = dice
+        self.batch_dice = batch_dice
+        self.epsilon = epsilon
+
+    def compare(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+        """Add cross entropy and Dice."""
+        truth = F.one_hot(label.long(), self.channels).movedim(-1, 1).to(logits.dtype)
+        total = logits.new_zeros(())
+        if self.ce:
+            if self.cross_entropy == "clamped":
+                log = logits.softmax(dim=1).clamp(0.005, 1).log()
+            else:
+                log = logits.log_softmax(dim=1)
+            share = truth.mean(dim=(2, 3, 4), keepdim=True)  # B C 1 1 1
+            weight = 1 - share if self.weighted else torch.ones_like(share)
+            entropy = -(weight * truth * log).sum(dim=1).flatten(1).mean(dim=1)  # B
+            total = total + self.ce * mean_of_valid(entropy, valid)
+        if self.dice:
+            scores = soft_dice(
+                logits.softmax(dim=1), truth, valid, batch=self.batch_dice, epsilon=self.epsilon
+            )
+            total = total + self.dice * (1 - scores)
+        return total
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Give a probability for each label."""
+        return logits.float().softmax(dim=1)
+
+    def labels(self, probabilities: Tensor) -> Tensor:
+        """Choose the likeliest label."""
+        return probabilities.argmax(dim=1).to(torch.uint8)
+
+
+def regions_of(label: Tensor) -> Tensor:
+    """Give the regions of a label map, B×3×D×H×W bool."""
+    return torch.stack([is_one_of(label, values) for values in REGIONS.values()], dim=1)
+
+
+def is_one_of(label: Tensor, values: tuple[int, ...]) -> Tensor:
+    """Mark the voxels that hold one of the values."""
+    found = label == values[0]
+    for value in values[1:]:
+        found = found | (label == value)
+    return found
+
+
+def soft_dice(
+    probabilities: Tensor,
+    truth: Tensor,
+    valid: Tensor,
+    *,
+    batch: bool,
+    smooth: float = 0.0,
+    epsilon: float = 0.0,
+) -> Tensor:
+    """Average Dice over channels, and over the valid samples or over their union."""
+    shared = (probabilities * truth).flatten(2).sum(dim=2)  # B C
+    sizes = (probabilities + truth).flatten(2).sum(dim=2)
+    if batch:
+        keep = valid.unsqueeze(1)
+        shared = torch.where(keep, shared, 0).sum(dim=0, keepdim=True)
+        sizes = torch.where(keep, sizes, 0).sum(dim=0, keepdim=True)
+    scores = ((2 * shared + smooth) / (sizes + smooth + epsilon)).mean(dim=1)
+    return scores.squeeze(0) if batch else mean_of_valid(scores, valid)
+
+
+def mean_of_valid(values: Tensor, valid: Tensor) -> Tensor:
+    """Average one value per sample over the valid samples."""
+    return torch.where(valid, values, 0).sum() / valid.sum().clamp_min(1)
