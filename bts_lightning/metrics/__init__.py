@@ -1,0 +1,1 @@
+"""Scores of label maps, and how they add up while training."""
