@@ -14,7 +14,6 @@ from bts_lightning.inference import Protocol, segment
 from bts_lightning.metrics.score import score
 from bts_lightning.metrics.training import SubsetScores
 from bts_lightning.modalities import (
-    COMPLETE,
     MODALITIES,
     REGIONS,
     SHOWN_AS,
@@ -171,7 +170,7 @@ class EpochLines(Callback):
         for name in ("train/loss_epoch", "val/dice/mean", "val/dice/WT", "val/dice/ET"):
             if name in metrics:
                 line += f"  {name.removesuffix('_epoch')} {float(metrics[name]):.4f}"
-        print(line, flush=True)  # noqa: T201
+        print(line, flush=True)
 
 
 class Overlays(Callback):

@@ -5,20 +5,20 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.data.cache import CachedCase, write_prediction
+from bts_lightning.data.splits import Part
 from bts_lightning.errors import UserError
 from bts_lightning.inference import Protocol, segment
 from bts_lightning.metrics.score import Scores, score
@@ -30,12 +30,11 @@ from bts_lightning.modalities import (
     subset_name,
     subsets_within,
 )
-from bts_lightning.report.page import write_report
-from bts_lightning.report.slices import CaseSlices, choose_slices, load_slices, save_slices
-from bts_lightning.report.table import COLUMNS
+from bts_lightning.report.slices import CaseSlices, choose_slices, save_slices
+from bts_lightning.report.table import COLUMNS, METRICS
+from bts_lightning.report.write import write_report
 from bts_lightning.task import SegmentationTask
 
-SplitPart = Literal["test", "val", "train"]
 console = Console(highlight=False)
 
 
@@ -45,7 +44,7 @@ def evaluate(
     words: Sequence[str] = (),
     allow: Sequence[str] = (),
     name: str | None = None,
-    part: SplitPart = "test",
+    part: Part = "test",
     checkpoint: Path | None = None,
     device: str | None = None,
     predictions: bool = False,
@@ -73,16 +72,13 @@ def evaluate(
     protocol = configuration.build(config.evaluation)
     trainer = _trainer(config, device)
     scorer = CaseScorer(folder, protocol, predictions=predictions)
-    with trainer.init_module():
-        data.prepare_data()
-        data.setup("test")
+    data.prepare_data()
+    data.setup("test")
     facts = _protocol_facts(run, config, protocol, checkpoint, data, part)
     if trainer.is_global_zero:
         _open_folder(folder, facts)
-    loaders = {"test": data.test_dataloader, "val": data.val_dataloader}
-    loader = loaders[part]() if part in loaders else data.case_dataloader(part)
     trainer.callbacks.append(scorer)  # type: ignore[attr-defined]
-    trainer.test(task, dataloaders=loader, verbose=False)
+    trainer.test(task, dataloaders=data.case_dataloader(part), verbose=False)
     trainer.strategy.barrier("evaluated")
     if trainer.is_global_zero:
         _finish(folder, data.split, part, facts)
@@ -164,7 +160,7 @@ def case_rows(case: str, subsets: Sequence[Subset], scores: Scores) -> list[dict
             "case": case,
             "subset": subset_name(subset),
             "region": region,
-            **{name: float(getattr(scores, name)[s, r]) for name in COLUMNS[3:]},
+            **{name: float(getattr(scores, name)[s, r]) for name in METRICS},
         }
         for s, subset in enumerate(subsets)
         for r, region in enumerate(REGIONS)
@@ -174,7 +170,7 @@ def case_rows(case: str, subsets: Sequence[Subset], scores: Scores) -> list[dict
 def _slices(
     case: CachedCase, truth: np.ndarray, predicted: np.ndarray, names: list[str]
 ) -> CaseSlices:
-    geometry = case.geometry
+    geometry, box = case.geometry, case.geometry.box
     return choose_slices(
         case.name,
         np.asarray(case.image),
@@ -183,7 +179,7 @@ def _slices(
         names,
         spacing=geometry.spacing,
         affine=np.asarray(geometry.affine),
-        start=tuple(low for low, _ in geometry.crop),
+        start=(box[0][0], box[1][0], box[2][0]),
     )
 
 
@@ -268,8 +264,8 @@ def _finish(folder: Path, split: Any, part: str, facts: dict[str, Any]) -> None:
     unscored = [name for name, table in zip(names, tables, strict=True) if table.empty]
     if unscored:
         console.print(
-            f"[yellow]not scored, because there is no label: {', '.join(unscored)}; their label maps "
-            f"are in {folder / 'predictions'}[/]"
+            f"[yellow]not scored, because there is no label: {', '.join(unscored)}; "
+            f"their label maps are in {folder / 'predictions'}[/]"
         )
     scored = [table for table in tables if not table.empty]
     if not scored:
@@ -279,4 +275,4 @@ def _finish(folder: Path, split: Any, part: str, facts: dict[str, Any]) -> None:
     facts |= {"cases": len(scored), "unscored": unscored}
     runs.write_text(folder / "protocol.json", json.dumps(facts, indent=2) + "\n")
     runs.write_text(folder / "cases.csv", rows.to_csv(index=False))
-    write_report(folder, rows, facts, load_slices(folder))
+    write_report(folder)

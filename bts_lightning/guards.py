@@ -1,4 +1,4 @@
-"""Callbacks that stop a training well: on a signal, on a loss that is not finite, on a slow machine."""
+"""Callbacks that stop a training well, and say early what would not end well."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from bts_lightning.errors import UserError
 from bts_lightning.modalities import subset_name
 
 
-class Preempted(Exception):
+class PreemptedError(Exception):
     """A signal asked the training to stop; its state is saved."""
 
 
@@ -57,7 +57,7 @@ class Preemption(Callback):
         name = self.received.name if self.received else "another rank"
         if self.received == signal.SIGUSR1 and self.requeue and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-        raise Preempted(
+        raise PreemptedError(
             f"stopped by {name} in epoch {trainer.current_epoch}, step {trainer.global_step}"
         )
 
@@ -150,7 +150,7 @@ class SpeedOnCpu(Callback):
         if hours >= self.worth_saying_hours:
             rank_zero_info(
                 f"{seconds:.1f} s a step on this CPU: {steps} steps would take {hours / 24:.1f} "
-                "days. For a try, add `smoke` (seconds) or train `demo` (minutes); for real, use a GPU."
+                "days. For a try add `smoke` (seconds) or train `demo` (minutes); else use a GPU."
             )
 
 

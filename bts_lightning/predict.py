@@ -3,18 +3,20 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 
+from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.data.brats import find_cases
-from bts_lightning.data.cache import CachedCase, read_images, write_prediction
+from bts_lightning.data.cache import load_case, read_images, write_prediction
+from bts_lightning.data.reading import BrokenCaseError
+from bts_lightning.data.ready import ReadyCase
 from bts_lightning.errors import UserError
 from bts_lightning.evaluate import load_run, load_task
 from bts_lightning.inference import Protocol, segment
-from bts_lightning.modalities import MODALITIES, REGIONS, Modality, subset_name
+from bts_lightning.modalities import MODALITIES, Modality, subset_name
 from bts_lightning.task import SegmentationTask
 
 console = Console(highlight=False, soft_wrap=True)
@@ -52,8 +54,6 @@ def predict(
     task = load_task(config, checkpoint or runs.best_checkpoint(run))
     chosen = _device(device)
     task.to(chosen)
-    from bts_lightning import config as configuration
-
     protocol: Protocol = configuration.build(config.evaluation)
     if images:
         case = read_images(images)
@@ -62,24 +62,30 @@ def predict(
         return [out]
     assert folder is not None
     found = find_cases(folder)
-    if found.faults:
-        for fault in found.faults:
-            console.print(f"[yellow]left out: {fault.case}, {fault.file}: {fault.reason}[/]")
+    faults = list(found.faults)
     written = []
     for listed in track(
         found.cases, "segmenting", console=console, disable=not console.is_terminal
     ):
-        case = read_images(listed.images, name=listed.name, case=listed)
+        try:
+            case = load_case(listed)
+        except BrokenCaseError as error:
+            faults += error.faults
+            continue
         file = out / f"{listed.name}.nii.gz"
         _write(task, case, protocol, chosen, file, probabilities)
         written.append(file)
+    for fault in faults:
+        console.print(f"[yellow]left out: {fault}[/]")
+    if not written:
+        raise UserError(f"{folder} has no case that can be segmented")
     console.print(f"{len(written)} label maps in {out}")
     return written
 
 
 def _write(
     task: SegmentationTask,
-    case: CachedCase,
+    case: ReadyCase,
     protocol: Protocol,
     device: torch.device,
     out: Path,

@@ -14,6 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from bts_lightning.errors import UserError
 
@@ -197,9 +198,7 @@ def _job_name() -> str | None:
 
 def _agreed_by_torchrun() -> str:
     """Let rank 0 choose a name through the store that torchrun keeps for its workers."""
-    store = torch.distributed.TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False
-    )
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     key = "bts_lightning/run"
     if os.environ.get("RANK") == "0":
         # A restart of the workers must come back to the folder of the first start.

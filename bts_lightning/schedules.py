@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -13,7 +14,8 @@ class _Factor(LRScheduler, ABC):
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
+        """Give the learning rate of each parameter group."""
         factor = self.factor(self.last_epoch)
         return [base * factor for base in self.base_lrs]
 

@@ -1,7 +1,6 @@
 """`bts train`: build everything from the configuration and fit, or go on with a run."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -18,7 +16,7 @@ from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.callbacks import EpochLines
 from bts_lightning.errors import UserError
-from bts_lightning.guards import Preempted, advise_on_memory
+from bts_lightning.guards import PreemptedError, advise_on_memory
 from bts_lightning.loggers import Csv
 from bts_lightning.schema import signature
 from bts_lightning.targets import find_class
@@ -44,14 +42,14 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
     trainer = _trainer(config, run)
     if resume:
         _check_fits(task, resume, trainer)
-    if rank_zero_only.rank == 0:
+    if trainer.is_global_zero:
         runs.save_config(run, config)
         console.print(f"run     {run}" + (f", going on from {resume.name}" if resume else ""))
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     except torch.OutOfMemoryError as error:
         raise UserError(advise_on_memory(config)) from error
-    except Preempted as stop:
+    except PreemptedError as stop:
         raise UserError(f"{stop}; continue with: bts train {run}") from stop
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
