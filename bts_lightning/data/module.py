@@ -1,0 +1,260 @@
+"""The data of an experiment: cache, split, training batches, and whole cases for the rest."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+
+from bts_lightning.availability import Availability, Uniform15
+from bts_lightning.data.augment import Augment
+from bts_lightning.data.cache import CachedCase, fingerprint, prepare
+from bts_lightning.data.normalise import Crop, Normalisation
+from bts_lightning.data.patches import Batch, PatchLoader, whole_steps
+from bts_lightning.data.samples import PatchDataset, triple
+from bts_lightning.data.splits import PARTS, Part, Split, split_from
+from bts_lightning.data.transform import Transform
+from bts_lightning.errors import ConfigError
+
+
+class BratsDataModule(LightningDataModule):
+    """Prepare a data set in any known layout, split it, and deliver it.
+
+    Training batches are patches: a dict of `image` B×4×D×H×W, `label` B×D×H×W uint8, `present` and
+    `available` B×4 bool, and the lists `case` and `seed`. Everything else gets one whole
+    `CachedCase` a step, as `{"case": case}`.
+
+    Example:
+        >>> data = BratsDataModule("data", patch=96, augment={"gamma": Gamma()})
+        >>> trainer.fit(task, datamodule=data)
+
+    Attributes:
+        cases: every usable case by name, after `setup`.
+        fingerprint: names the content of the data set, after `setup`.
+
+    Args:
+        root: a data set folder or manifest.
+        cache: where prepared cases are kept; by default beside the data, or in the user's cache.
+        skip_broken: leave broken cases out in place of refusing the data set.
+        split: `random`; `fold 1 of 5`; a saved split.json; or list files for train, val and test.
+        missing_cases: what to do about names in a list that the data set does not have.
+        patch: edge length of a training patch, or one length for each axis.
+        batch_size: patches a step on each device.
+        samples_per_epoch: patches of an epoch over all devices, rounded up to whole steps; by
+            default as many as there are training cases. Shuffled rounds over the cases run on from
+            epoch to epoch, so no case is left out by a short one.
+        steps_per_epoch: the same in steps, whatever the number of devices.
+        foreground: probability to centre a patch on a tumour voxel, its class drawn first.
+        flip: probability to mirror each axis.
+        availability: which modalities a sample keeps.
+        transforms: TorchIO transforms by name, on the CPU; null takes one out.
+        augment: transforms of `data.augment` by name, on the device; null takes one out.
+        workers: threads that read patches (processes, where there are TorchIO transforms).
+        prefetch: batches read ahead.
+        seed: of patches, availability and augmentation.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        cache: Path | str | None = None,
+        normalisation: Normalisation = "zscore",
+        crop: Crop = "brain",
+        skip_broken: bool = False,
+        split: str | Mapping[str, str] = "random",
+        split_seed: int = 0,
+        missing_cases: Literal["error", "skip"] = "error",
+        patch: int | Sequence[int] = 128,
+        batch_size: int = 1,
+        samples_per_epoch: int | None = None,
+        steps_per_epoch: int | None = None,
+        foreground: float = 0.0,
+        flip: float = 0.5,
+        availability: Availability | None = None,
+        transforms: Mapping[str, Any] | None = None,
+        augment: Mapping[str, Transform | None] | None = None,
+        workers: int = 4,
+        prefetch: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if samples_per_epoch is not None and steps_per_epoch is not None:
+            raise ValueError("samples_per_epoch and steps_per_epoch say the same; set one to null")
+        least = {
+            "batch_size": (batch_size, 1),
+            "samples_per_epoch": (samples_per_epoch, 1),
+            "steps_per_epoch": (steps_per_epoch, 1),
+            "workers": (workers, 0),
+            "prefetch": (prefetch, 1),
+            "seed": (seed, 0),
+        }
+        for name, (value, lowest) in least.items():
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} is {value}; the smallest is {lowest}")
+        self.root, self.cache = Path(root), cache
+        self.normalisation, self.crop, self.skip_broken = normalisation, crop, skip_broken
+        self.split_from, self.split_seed = split, split_seed
+        self.missing_cases = missing_cases
+        self.patch = triple(patch)
+        self.batch_size = batch_size
+        self.samples_per_epoch, self.steps_per_epoch = samples_per_epoch, steps_per_epoch
+        self.foreground, self.flip = foreground, flip
+        self.availability = availability or Uniform15()
+        self.transforms = transforms
+        self.augment = Augment(augment or {})
+        self.workers, self.prefetch, self.seed = workers, prefetch, seed
+        self.cases: dict[str, CachedCase] = {}
+        self.fingerprint = ""
+        self._split: Split | None = None
+
+    @property
+    def split(self) -> Split:
+        """Give the lists of cases, after `setup`."""
+        if self._split is None:
+            # Prediction needs no labels, so only who asks for the split must have some.
+            self._split = split_from(
+                self.split_from,
+                list(self.cases.values()),
+                fingerprint=self.fingerprint,
+                seed=self.split_seed,
+                missing=self.missing_cases,
+            )
+        return self._split
+
+    def prepare_data(self) -> None:
+        """Build what the cache lacks, once on each machine."""
+        self._prepared()
+
+    def setup(self, stage: str) -> None:
+        """Open the cache and split it."""
+        if not self.cases:
+            cases = self._prepared()
+            self.cases = {case.name: case for case in cases}
+            self.fingerprint = fingerprint(cases)
+            unlabelled = [case.name for case in cases if not case.is_labelled]
+            if unlabelled and stage != "predict":
+                rank_zero_info(
+                    f"{len(unlabelled)} of {len(cases)} cases have no label map, so they neither "
+                    f"train nor are scored: {_first(unlabelled)}"
+                )
+        if stage != "predict":
+            _ = self.split
+
+    def train_dataloader(self) -> PatchLoader:
+        """Deliver random patches of the training cases."""
+        if not self.split.train:
+            raise ConfigError(f"split {self.split.name} has no case to train on")
+        rank, world = _place(self)
+        step = self.batch_size * world
+        samples = self.samples_per_epoch or len(self.split.train)
+        patches = PatchDataset(
+            [self.cases[name] for name in self.split.train],
+            samples=step * self.steps_per_epoch
+            if self.steps_per_epoch
+            else whole_steps(samples, step),
+            patch=self.patch,
+            seed=self.seed,
+            foreground=self.foreground,
+            flip=self.flip,
+            availability=self.availability,
+            transforms=self.transforms,
+        )
+        trainer = self.trainer
+        return PatchLoader(
+            patches,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            prefetch=self.prefetch,
+            rank=rank,
+            world=world,
+            pin=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            # The trainer sets this one where mypy does not see it.
+            frozen=trainer is not None and trainer.overfit_batches > 0,  # type: ignore[attr-defined]
+            finished=self._finished if trainer is not None else None,
+        )
+
+    def val_dataloader(self) -> "CaseLoader":
+        """Deliver the cases that choose the checkpoint."""
+        return self.case_dataloader("val")
+
+    def test_dataloader(self) -> "CaseLoader":
+        """Deliver the cases that the score is about."""
+        return self.case_dataloader("test")
+
+    def predict_dataloader(self) -> "CaseLoader":
+        """Deliver every case, with or without a label."""
+        return self.case_dataloader("all")
+
+    def case_dataloader(self, part: Part | Literal["all"]) -> "CaseLoader":
+        """Deliver whole cases of one part of the split, each on one rank only."""
+        if part != "all" and part not in PARTS:
+            raise ConfigError(f"part is {part!r}; a split has {', '.join(PARTS)}, or take all")
+        names = sorted(self.cases) if part == "all" else getattr(self.split, part)
+        return CaseLoader([self.cases[name] for name in names], lambda: _place(self))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Cast patches to float32 and augment them, on the device; leave whole cases alone."""
+        return self.augment(batch) if "image" in batch else batch
+
+    def _prepared(self) -> list[CachedCase]:
+        return prepare(
+            self.root,
+            self.cache,
+            normalisation=self.normalisation,
+            crop=self.crop,
+            skip_broken=self.skip_broken,
+        )
+
+    def _finished(self) -> int:
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)
+
+
+class CaseBatch(dict[str, CachedCase | None]):
+    """One case as a batch; it stays where it is when Lightning moves batches to the device."""
+
+    def to(self, *args: Any, **kwargs: Any) -> "CaseBatch":
+        """Stay: a case is read where it is needed, and Lightning cannot copy a frozen one."""
+        return self
+
+
+class CaseLoader:
+    """Give each case to one rank, `rank::world`.
+
+    Ranks that come out short end with `{"case": None}`, so that all take the same number of steps
+    and no case has to be shown twice.
+    """
+
+    def __init__(
+        self, cases: Sequence[CachedCase], place: Callable[[], tuple[int, int]] = lambda: (0, 1)
+    ) -> None:
+        self.cases = cases
+        # Asked late: a loader may be made before the ranks have found each other.
+        self._place = place
+
+    def __len__(self) -> int:
+        _, world = self._place()
+        return -(-len(self.cases) // world)
+
+    def __iter__(self) -> Iterator[CaseBatch]:
+        rank, world = self._place()
+        for step in range(len(self)):
+            number = step * world + rank
+            yield CaseBatch(case=self.cases[number] if number < len(self.cases) else None)
+
+
+def _place(data: LightningDataModule) -> tuple[int, int]:
+    """Tell rank and number of ranks, also for a loader that a trainer was given by itself."""
+    if data.trainer is not None:
+        return data.trainer.global_rank, data.trainer.world_size
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
