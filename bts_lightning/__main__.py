@@ -14,6 +14,7 @@ from bts_lightning.modalities import MODALITIES
 
 # These verbs read the rest of the line themselves, in `bts_lightning.VERB.main`.
 FORWARDED = {
+    "demo": "phantom, training, all 15 subsets and the report, in minutes",
     "sweep": "search hyper-parameters, with Weights & Biases or without an account",
     "agent": "join a running sweep from another machine",
     "study": "train and evaluate a grid of experiments, seeds and folds",
@@ -95,6 +96,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     verb.add_argument("--skip-broken", action="store_true", help="go on with the good cases")
     verb.add_argument("--workers", type=int, help="processes (one a core)")
     verb.add_argument("--normalisation", default="zscore", help="zscore or legacy_rfnet")
+    verb.add_argument("--crop", default="brain", help="brain or none")
 
     verb = add("show", _show, "print an experiment, or the arguments of one of its nodes")
     _takes_words(verb, "EXPERIMENT|KEY|KEY=VALUE", "as: a2fseg smoke, or: a2fseg net")
@@ -176,6 +178,7 @@ def _phantom(args: argparse.Namespace) -> int:
     from bts_lightning.data.phantom import write_phantom
 
     write_phantom(args.out, cases=args.cases, seed=args.seed, size=args.size, preview=args.preview)
+    print(f"{args.cases} cases in {args.out}; next: bts prepare {args.out}")
     return 0
 
 
@@ -188,6 +191,7 @@ def _prepare(args: argparse.Namespace) -> int:
         skip_broken=args.skip_broken,
         workers=args.workers,
         normalisation=args.normalisation,
+        crop=args.crop,
     )
 
 
