@@ -132,6 +132,19 @@ def test_label_volumes_and_foreground_agree(tmp_path: Path) -> None:
     np.testing.assert_array_equal(case.label[tuple(rows[:, 1:].T)], rows[:, 0])
 
 
+def test_foreground_of_a_large_tumour_is_an_even_sample(tmp_path: Path) -> None:
+    size = (40, 40, 40)
+    write_image(tmp_path / "BraTS2021_00000" / "BraTS2021_00000_t1.nii", volume(0, size))
+    label = np.where(brain(size), 2, 0).astype(np.uint8)
+    write_image(tmp_path / "BraTS2021_00000" / "BraTS2021_00000_seg.nii", label)
+    rows = prepare(tmp_path)[0].foreground
+    assert rows.shape == (10_000, 4)
+    assert len(np.unique(rows, axis=0)) == 10_000
+    # The middle of the brain is the middle of the sample, to a tenth of a voxel.
+    middle = np.argwhere(brain(size)).mean(axis=0) - np.argwhere(brain(size)).min(axis=0)
+    np.testing.assert_allclose(rows[:, 1:].mean(axis=0), middle, atol=0.1)
+
+
 def test_case_without_a_label_is_kept_as_such(tmp_path: Path) -> None:
     write_case(tmp_path / "BraTS2021_00000")
     case = prepare(tmp_path)[0]
@@ -230,6 +243,20 @@ def test_two_data_sets_share_a_place_without_mixing(tmp_path: Path) -> None:
     (first,) = prepare(tmp_path / "a" / "set", tmp_path / "cache")
     (second,) = prepare(tmp_path / "b" / "set", tmp_path / "cache")
     assert first.folder != second.folder
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_data_set_is_cached_for_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = datasets.write_brats2021(tmp_path / "data", cases=1)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    root.chmod(0o555)
+    try:
+        (case,) = prepare(root)
+    finally:
+        root.chmod(0o755)
+    assert case.folder.is_relative_to(tmp_path / "home" / ".cache" / "bts_lightning")
 
 
 def test_killed_prepare_continues_to_the_same_bytes(tmp_path: Path) -> None:
