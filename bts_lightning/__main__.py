@@ -218,9 +218,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    run, overrides = _run_and_overrides(args.words)
     from bts_lightning.evaluate import evaluate
 
-    run, overrides = _run_and_overrides(args.words)
     evaluate(
         run,
         words=overrides,
@@ -235,11 +235,11 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    run, overrides = _run_and_overrides(args.words)
     from bts_lightning.predict import predict
     from bts_lightning.targets import allow
 
     allow(args.allow)
-    run, overrides = _run_and_overrides(args.words)
     given = {modality: getattr(args, modality) for modality in MODALITIES}
     predict(
         run,

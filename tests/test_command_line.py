@@ -1,6 +1,7 @@
 """The command line answers at once, passes words on, and says what is wrong in one line."""
 
 import inspect
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bts_lightning import targets
-from bts_lightning.__main__ import FORWARDED, main
+from bts_lightning.__main__ import FORWARDED, _run_and_overrides, main
 
 EXPERIMENT = """# A line that says what this is.
 net: {_target_: torch.nn.Linear, in_features: 2, out_features: 1}
@@ -68,6 +69,10 @@ def test_no_verb_prints_the_help_and_fails(capsys):
         ("phantom out --case 3", "there is no option --case 3; see: bts phantom --help"),
         ("compare", "the following arguments are required: RUN"),
         ("predict a --out b --t1x c", "unknown option --t1x; overrides are written key=value"),
+        ("evaluate", "name one run, as runs/a2fseg/20260131-120000, or experiment; got none"),
+        ("evaluate a b seed=1", "name one run, as runs/a2fseg/20260131-120000, or experiment; got"),
+        ("evaluate tiny", "no run below runs/tiny; train one first"),
+        ("predict runs/tiny/1 --out seg.nii.gz", "runs/tiny/1 is not a run"),
         ("train tiny --max-epochs 3", "unknown option --max-epochs; overrides are written"),
         ("show tiny net.biass=1", "unknown key 'net.biass'; did you mean net.bias?"),
         ("show tiny net.bias=abc", "net.bias=abc: expected bool, got str"),
@@ -108,6 +113,18 @@ def test_a_closed_pipe_is_no_error(here):
     child.stdout.close()
     _, errors = child.communicate()
     assert errors == b""
+
+
+def test_the_newest_run_of_an_experiment_is_meant_by_its_name(here):
+    for name in ("20260101-000000", "20260102-000000"):
+        run = here / "runs" / "tiny" / name
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text("")
+    os.utime(here / "runs/tiny/20260101-000000/config.yaml", (0, 0))
+    found, overrides = _run_and_overrides(["seed=1", "tiny"])
+    assert (found.name, overrides) == ("20260102-000000", ["seed=1"])
+    found, _ = _run_and_overrides(["runs/tiny/20260101-000000"])
+    assert found.name == "20260101-000000"
 
 
 def test_show_prints_the_merged_experiment_with_its_references(capsys):
