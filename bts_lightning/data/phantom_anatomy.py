@@ -120,7 +120,7 @@ def draw_warp(rng: np.random.Generator, atlas: Atlas) -> Array:
     # Ventricles widen with age by up to 4 mm: tissue around them comes from nearer to them.
     widening = 4.5 * float(rng.uniform()) ** 1.5 - 0.7
     reach = widening * np.exp(-np.maximum(_from_ventricles(atlas.ventricles, warp), 0) / 12)
-    slopes = np.gradient(atlas.ventricles, 2.0)
+    slopes = [np.gradient(atlas.ventricles, 2.0, axis=axis) for axis in range(3)]
     return warp - reach * np.stack([_from_ventricles(slope, warp) for slope in slopes])
 
 
@@ -217,7 +217,7 @@ def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _from_ventricles(distance: Array, warp: Array) -> Array:
     """Read the map of half the resolution."""
-    return sample(distance, warp / 2, "nearest")
+    return sample(distance, warp / np.float32(2), "nearest")
 
 
 def _depth(brain: NDArray[np.bool_], control: Grid) -> Array:

@@ -76,8 +76,8 @@ def draw_tumour(rng: np.random.Generator, warp: Array, atlas: Atlas) -> Tumour:
     first = places[rng.integers(len(places))]
     lesions: list[Lesion] = []
     for focus in range(foci):
-        # A median of some 25 ml, as the cores of BraTS; satellites are smaller and nearby.
-        radius = float(np.clip(np.exp(rng.normal(np.log(18), 0.3)), 9, 29))
+        # A median of some 30 ml, as the cores of BraTS; satellites are smaller and nearby.
+        radius = float(np.clip(np.exp(rng.normal(np.log(20), 0.27)), 10, 30))
         centre = first
         if focus:
             radius *= rng.uniform(0.3, 0.55)
@@ -193,7 +193,7 @@ class _Edge:
 def _possible_places(warp: Array, atlas: Atlas) -> Array:
     """List points (mm) in deep white matter of the cerebrum, where gliomas are."""
     grid = control_grid(STEP)
-    white = sample(ndimage.gaussian_filter(atlas.white, 3), warp)
+    white = ndimage.gaussian_filter(sample(atlas.white, warp), 1.0)
     depth = ndimage.distance_transform_edt(sample(atlas.brain, warp) > 0.5) * STEP
     # In the cropped atlas the cerebellum and brain stem are the part low and behind.
     cerebrum = (warp[2] > 42) & ((warp[2] > 66) | (warp[1] > 105))
