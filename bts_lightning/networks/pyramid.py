@@ -11,17 +11,32 @@ from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Auxiliary, Features
 
 Order = Literal["post", "pre"]
+Border = Literal["reflect", "zeros"]
 # Soft-max over background and three tumour labels; with fewer channels each is a region of its own.
 LABEL_CHANNELS = 4
 
 
 class Unit(nn.Sequential):
-    """Convolve with mirrored borders, normalise, activate; `pre` (mmFormer) convolves last."""
+    """Convolve, normalise and activate (`post`, RFNet); `pre` (mmFormer) convolves last."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, order: Order = "post"
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        order: Order = "post",
+        border: Border = "reflect",
     ) -> None:
-        convolution = reflecting(inputs, outputs, kernel=kernel, stride=stride)
+        convolution = nn.Conv3d(
+            inputs,
+            outputs,
+            kernel,
+            stride=stride,
+            padding=kernel // 2,
+            padding_mode=border if kernel > 1 else "zeros",
+        )
         if order == "post":
             super().__init__(convolution, nn.InstanceNorm3d(outputs), nn.LeakyReLU(0.2))
         else:
@@ -40,7 +55,9 @@ class Encoder(nn.Module):
 
     def __init__(self, widths: Sequence[int], *, order: Order = "post") -> None:
         super().__init__()
-        first: nn.Module = Unit(1, widths[0]) if order == "post" else reflecting(1, widths[0])
+        first: nn.Module = Unit(1, widths[0])
+        if order == "pre":
+            first = Unit(1, widths[0], order=order)[-1]  # the image itself is left as it is
         down = [Unit(a, b, stride=2, order=order) for a, b in pairwise(widths)]
         self.down = nn.ModuleList([first, *down])
         self.residual = nn.ModuleList(
@@ -85,23 +102,13 @@ def joining(width: int, *, order: Order = "post") -> nn.Sequential:
     )
 
 
-def reflecting(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> nn.Conv3d:
-    """Make a convolution that sees its image mirrored beyond the border."""
-    return nn.Conv3d(
-        inputs,
-        outputs,
-        kernel,
-        stride=stride,
-        padding=kernel // 2,
-        padding_mode="reflect" if kernel > 1 else "zeros",
-    )
-
-
-def bottleneck(inputs: int, inner: int, outputs: int, *, order: Order = "post") -> nn.Sequential:
+def bottleneck(
+    inputs: int, inner: int, outputs: int, *, order: Order = "post", border: Border = "reflect"
+) -> nn.Sequential:
     """Chain the three units 1³, 3³, 1³ with which the family fuses concatenated modalities."""
     return nn.Sequential(
         Unit(inputs, inner, kernel=1, order=order),
-        Unit(inner, inner, order=order),
+        Unit(inner, inner, order=order, border=border),
         Unit(inner, outputs, kernel=1, order=order),
     )
 

@@ -1,0 +1,59 @@
+"""Transformer parts of the token networks: self-attention and a two-layer perceptron, pre-norm."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SelfAttention(nn.Module):
+    """Let every token attend to all tokens, in several heads."""
+
+    def __init__(self, width: int, *, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.project = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # B H N C
+            for part in self.qkv(tokens).chunk(3, dim=-1)
+        )
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, dropout_p=self.dropout.p if self.training else 0.0
+        )
+        projected: Tensor = self.dropout(self.project(mixed.transpose(1, 2).flatten(2)))
+        return projected
+
+
+class TransformerLayer(nn.Module):
+    """Attend, then transform each token alone; both on normalised tokens, both residual."""
+
+    def __init__(self, width: int, *, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.attend = nn.Sequential(
+            nn.LayerNorm(width), SelfAttention(width, heads=heads, dropout=dropout)
+        )
+        self.transform = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, width),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self.attend(tokens)
+        transformed: Tensor = tokens + self.transform(tokens)
+        return transformed
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """Read a volume as a row of tokens: B×C×D×H×W to B×N×C."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_volume(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Lay tokens out as a volume again: B×N×C to B×C×D×H×W."""
+    return tokens.transpose(1, 2).unflatten(2, size)

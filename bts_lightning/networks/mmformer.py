@@ -1,0 +1,170 @@
+"""mmFormer: transformers within each modality, then across those that are present."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bts_lightning.errors import ConfigError
+from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.attention import TransformerLayer, to_tokens, to_volume
+from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
+from bts_lightning.networks.pyramid import (
+    Encoder,
+    ModalityDecoder,
+    Upsample,
+    bottleneck,
+    encode_each,
+    enlarging,
+    from_maps,
+    initialise,
+    joining,
+    modality_auxiliaries,
+    to_maps,
+)
+
+# The order of the official code, which only `legacy_token_layout` depends on: FLAIR, T1c, T1, T2.
+OFFICIAL_ORDER = [MODALITIES.index(name) for name in ("flair", "t1c", "t1", "t2")]
+# Levels of `Features`: four fine ones, the encoder's deepest, and that one after its transformer.
+RAW, TOKENS = 4, 5
+
+
+class MMFormer(Backbone):
+    """Attend over the tokens of each modality, then over the tokens of all.
+
+    Zhang et al.: mmFormer: Multimodal Medical Transformer for Incomplete Multimodal Learning of
+    Brain Tumor Segmentation, MICCAI 2022. Official code: github.com/YaoZhang93/mmFormer at b18663a
+    (Apache-2.0; nothing was copied).
+
+    Deviations:
+        `legacy_token_layout=False`: the tokens of one place in the four modalities meet in one
+        voxel. The official code views them without regrouping, so that a voxel receives four
+        neighbouring tokens of one modality; `True` repeats that, as official weights need.
+        Left out are four 1³ convolutions (262,656 parameters) that the official code never uses.
+        Heads of single modalities and of deep supervision are computed in training only.
+
+    Args:
+        width: channels of the finest level.
+        patch: edge of the cube of voxels that the position tables are made for; the network takes
+            no other.
+        token_width: channels of a token.
+        hidden: hidden channels of the transformers' perceptrons.
+
+    Example:
+        >>> net = MMFormer(**MMFormer.small()).eval()
+        >>> present = torch.tensor([[True, False, True, True]])
+        >>> net(torch.randn(1, 4, 32, 32, 32), present).logits.shape
+        torch.Size([1, 4, 32, 32, 32])
+    """
+
+    divisor = 16
+    learns_from_dropped = True  # the head of single modalities sees all that the case has
+    fused_levels = (0, 1, 2, 3, TOKENS)
+
+    def __init__(
+        self,
+        *,
+        width: int = 8,
+        patch: int = 128,
+        token_width: int = 512,
+        heads: int = 8,
+        hidden: int = 4096,
+        dropout: float = 0.1,
+        legacy_token_layout: bool = False,
+        out_channels: int = 4,
+    ) -> None:
+        super().__init__(out_channels)
+        if patch % self.divisor or patch < 2 * self.divisor:
+            raise ConfigError(
+                f"patch is {patch}; MMFormer needs a multiple of {self.divisor}, "
+                f"{2 * self.divisor} or more"
+            )
+        if token_width % heads:
+            raise ConfigError(f"token_width {token_width} is not a multiple of heads {heads}")
+        self.patch = patch
+        self.legacy_token_layout = legacy_token_layout
+        widths = [width * 2**level for level in range(5)]
+        deepest, modalities = widths[-1], len(MODALITIES)
+        tokens = (patch // self.divisor) ** 3
+
+        def transformer() -> TransformerLayer:
+            return TransformerLayer(token_width, heads=heads, hidden=hidden, dropout=dropout)
+
+        self.encoders = nn.ModuleList(Encoder(widths, order="pre") for _ in MODALITIES)
+        self.embed = nn.ModuleList(nn.Conv3d(deepest, token_width, 1) for _ in MODALITIES)
+        self.positions = nn.ParameterList(torch.zeros(1, tokens, token_width) for _ in MODALITIES)
+        self.within = nn.ModuleList(transformer() for _ in MODALITIES)
+        self.across = transformer()
+        self.gather = nn.Conv3d(modalities * token_width, modalities * deepest, 1)
+        # The fusions alone see zeros beyond the border, all other convolutions a mirror image.
+        self.fusions = nn.ModuleList(
+            bottleneck(modalities * w, w, w, order="pre", border="zeros") for w in widths
+        )
+        self.enlarge = nn.ModuleList(enlarging(2 * w, w, order="pre") for w in widths[:-1])
+        self.join = nn.ModuleList(joining(w, order="pre") for w in widths[:-1])
+        self.head = nn.Conv3d(width, out_channels, 1)
+        self.coarse_heads = nn.ModuleList(nn.Conv3d(w, out_channels, 1) for w in widths[1:])
+        self.modality_decoder = ModalityDecoder(widths, out_channels, order="pre")
+        initialise(self, nn.Conv3d)
+
+    @classmethod
+    def small(cls) -> dict[str, Any]:
+        """Give arguments of the same wiring that run in a blink."""
+        return {"width": 4, "patch": 32, "token_width": 16, "heads": 2, "hidden": 32}
+
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Refuse all but the size that the position tables are made for."""
+        fits = (self.patch,) * 3
+        if size != fits:
+            raise ValueError(
+                f"MMFormer was built for {fits} voxels, got {size}; use windows of {self.patch} "
+                "or build it with another `patch`"
+            )
+
+    def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+        levels = encode_each(self.encoders, image)
+        raw = levels[RAW]
+        attended = [
+            to_volume(within(to_tokens(embed(raw[:, m])) + position), raw.shape[3:])
+            for m, (embed, position, within) in enumerate(
+                zip(self.embed, self.positions, self.within, strict=True)
+            )
+        ]
+        return *levels, torch.stack(attended, dim=1)
+
+    def decode(self, features: Features) -> Output:
+        x = self.fusions[-1](self.attend_across(features.selected(TOKENS)))
+        coarse = {RAW: x}
+        for level in reversed(range(RAW)):
+            fused = self.fusions[level](features.selected(level).flatten(1, 2))
+            x = self.join[level](torch.cat([fused, self.enlarge[level](x)], dim=1))
+            coarse[level] = x
+        logits = self.head(x)
+        if not self.training:
+            return Output(logits)
+        deep = tuple(
+            Auxiliary(
+                name=f"deep/{level}",
+                logits=from_maps(Upsample(2**level)(to_maps(head(coarse[level])))),
+            )
+            for level, head in enumerate(self.coarse_heads, start=1)
+        )
+        modalities = modality_auxiliaries(self.modality_decoder, features, range(RAW + 1))
+        return Output(logits, auxiliary=modalities + deep)
+
+    def attend_across(self, modalities: Tensor) -> Tensor:
+        """Let the tokens of all modalities attend to each other; absent ones are zeros that answer.
+
+        Their positions are added too, as published: no attention mask hides them.
+        """
+        order = OFFICIAL_ORDER if self.legacy_token_layout else range(len(MODALITIES))
+        tokens = torch.cat([to_tokens(modalities[:, m]) for m in order], dim=1)
+        positions = torch.cat([self.positions[m] for m in order], dim=1)
+        tokens = self.across(tokens + positions)  # B (M N) C
+        size = modalities.shape[3:]
+        if self.legacy_token_layout:
+            volume = tokens.unflatten(1, (size.numel(), -1)).flatten(2)  # B N (4 C)
+        else:
+            volume = tokens.unflatten(1, (-1, size.numel())).transpose(1, 2).flatten(2)  # B N (M C)
+        gathered: Tensor = self.gather(to_volume(volume, size))
+        return gathered
