@@ -1,0 +1,309 @@
+"""AMoE-BTS: four encoders of mixtures of experts, and a transformer of experts between them."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bts_lightning.errors import ConfigError
+from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.attention import SelfAttention, to_tokens, to_volume
+from bts_lightning.networks.backbone import Backbone, Features, Output
+from bts_lightning.networks.experts import ExpertMemory, Experts, keep_largest
+from bts_lightning.networks.pyramid import encode_each
+
+DEEPEST = 4
+LAYERS = 2  # mixing layers a level
+GAM_DROPOUT = 0.01
+
+
+class AMoEBTS(Backbone):
+    """Route every voxel to experts within its modality, and every token across modalities.
+
+    AMoE-BTS, 2024, built on NestedFormer (Xing et al., MICCAI 2022). Official code at 9165eca
+    (Apache-2.0; nothing was copied).
+
+    Extension: the published network always sees four modalities. Here the features of an absent
+    modality are zero after its encoder, and training drops modalities.
+
+    Deviations:
+        `gam="intended"`: the bottleneck receives what the global module (GAM) made. In the
+        official code the next line overwrites it, so GAM does nothing and learns nothing: that is
+        `official`, built without the 26,784,902 parameters that have no effect. `residual` adds
+        the convolved features to it, as NestedFormer does.
+        `expert_weighting="softmax"`: the experts chosen for a token are weighted by their share;
+        officially weights that add up to 1 multiply the plain sum, which is `sum`.
+        The position table is interpolated, so that every multiple of 16 voxels works.
+        A skip's first convolution over the concatenated modalities is a sum over modalities; each
+        term is computed once in `encode`, which changes no number.
+
+    Args:
+        width: channels of the stem; the levels have 1, 2, 4 and 8 times as many.
+        hidden: hidden channels of an expert of the encoders.
+        renormalise: let the gates of the chosen experts of an encoder add up to 1.
+        patch: edge of the cube of voxels that the position table is made for.
+        expert_memory: what the encoders' experts keep for the backward pass, see `Experts`.
+
+    Example:
+        >>> net = AMoEBTS(**AMoEBTS.small()).eval()
+        >>> present = torch.tensor([[True, False, True, True]])
+        >>> net(torch.randn(1, 4, 32, 32, 32), present).logits.shape
+        torch.Size([1, 3, 32, 32, 32])
+    """
+
+    divisor = 16
+    fused_levels = tuple(range(DEEPEST + 1))
+
+    def __init__(
+        self,
+        *,
+        width: int = 16,
+        experts: int = 6,
+        top_k: int = 3,
+        hidden: int = 256,
+        renormalise: bool = False,
+        gam: Literal["intended", "residual", "official"] = "intended",
+        gam_hidden: int = 4096,
+        heads: int = 8,
+        expert_weighting: Literal["softmax", "sum"] = "softmax",
+        expert_memory: ExpertMemory = "checkpoint",
+        patch: int = 128,
+        out_channels: int = 3,
+    ) -> None:
+        super().__init__(out_channels)
+        if not 1 <= top_k <= experts:
+            raise ConfigError(f"top_k is {top_k}; with {experts} experts it is 1 to {experts}")
+        if patch % self.divisor:
+            raise ConfigError(f"patch is {patch}; AMoEBTS needs a multiple of {self.divisor}")
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        gathered = len(MODALITIES) * widths[DEEPEST]
+
+        def mixer(channels: int) -> Mixer:
+            return Mixer(
+                channels,
+                Experts(experts, channels, hidden, dropout=0.0, memory=expert_memory),
+                gate=nn.Linear(channels, experts),
+                top_k=top_k,
+                renormalise=renormalise,
+            )
+
+        self.encoders = nn.ModuleList(ModalityEncoder(widths, mixer) for _ in MODALITIES)
+        self.skips = nn.ModuleList(Skip(w) for w in widths[:DEEPEST])
+        self.gam: GlobalModule | None = None
+        if gam != "official":
+            self.gam = GlobalModule(
+                gathered,
+                Experts(experts, gathered, gam_hidden, dropout=GAM_DROPOUT, memory="plain"),
+                gate=nn.Linear(gathered, experts),
+                top_k=top_k,
+                plain_sum=expert_weighting == "sum",
+                heads=heads,
+                grid=patch // self.divisor,
+            )
+        self.bottleneck = double(gathered, widths[DEEPEST])
+        self.beside_gam = double(gathered, widths[DEEPEST]) if gam == "residual" else None
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(b, b // 2, 2, stride=2) for b in [widths[1], *widths[2:]]
+        )
+        self.join = nn.ModuleList(double(skip + deep // 2, skip) for skip, deep in pairwise(widths))
+        self.head = nn.Conv3d(width, out_channels, 1)
+
+    @classmethod
+    def small(cls) -> dict[str, Any]:
+        """Give arguments of the same wiring that run in a blink."""
+        return {
+            "width": 4,
+            "experts": 4,
+            "top_k": 2,
+            "hidden": 8,
+            "gam_hidden": 16,
+            "heads": 2,
+            "patch": 32,
+        }
+
+    def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+        return encode_each(self.encoders, image)
+
+    def decode(self, features: Features) -> Output:
+        gathered = features.selected(DEEPEST).flatten(1, 2)  # B (M C) D H W
+        x = self.bottleneck(gathered if self.gam is None else self.gam(gathered))
+        if self.beside_gam is not None:
+            x = x + self.beside_gam(gathered)
+        for level in reversed(range(DEEPEST)):
+            skip = self.skips[level](features.selected(level))
+            x = self.join[level](torch.cat([skip, self.up[level](x)], dim=1))
+        return Output(self.head(x))
+
+
+class ModalityEncoder(nn.Module):
+    """Encode one modality into its terms of the four skips, and the deepest features themselves."""
+
+    def __init__(self, widths: Sequence[int], mixer: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        stem = nn.Sequential(*unit(1, widths[0]), *unit(widths[0], widths[0]))
+        levels = [Level(a, b, [mixer(b) for _ in range(LAYERS)]) for a, b in pairwise(widths)]
+        self.stages = nn.ModuleList([stem, *levels])
+        self.terms = nn.ModuleList([*(term(w) for w in widths[:-1]), nn.Identity()])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        levels = []
+        for stage, to_skip in zip(self.stages, self.terms, strict=True):
+            x = stage(x)
+            levels.append(to_skip(x))
+        return tuple(levels)
+
+
+class Level(nn.Module):
+    """Halve the resolution, find where to look, and mix: voxels stay channels-last in between."""
+
+    def __init__(self, inputs: int, width: int, mixers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.embed = nn.Conv3d(inputs, width, 2, stride=2)
+        self.norm = nn.LayerNorm(width)
+        self.look = SpatialMap(width)
+        self.mixers = nn.ModuleList(mixers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.embed(x).movedim(1, -1))  # B D H W C
+        where = self.look(x.movedim(-1, 1)).movedim(1, -1)  # B D H W 1
+        for mixer in self.mixers:
+            x = mixer(x, where)
+        return x.movedim(-1, 1)  # B C D H W
+
+
+class SpatialMap(nn.Module):
+    """Say for each voxel how much it matters (the spatial half of CBAM, Woo et al. 2018)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        squeezed = max(1, width // 16)
+        self.squeeze = nn.Sequential(
+            nn.Linear(width, squeezed, bias=False),
+            nn.ReLU(),
+            nn.Linear(squeezed, width, bias=False),
+        )
+        self.look = nn.Conv3d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        space = (2, 3, 4)
+        channels = self.squeeze(x.mean(dim=space)) + self.squeeze(x.amax(dim=space))
+        x = x * channels.sigmoid()[:, :, None, None, None]
+        summary = torch.cat([x.mean(dim=1, keepdim=True), x.amax(dim=1, keepdim=True)], dim=1)
+        where: Tensor = self.look(summary).sigmoid()
+        return where
+
+
+class Mixer(nn.Module):
+    """Average over neighbours, then ask the experts that the gate chooses for each voxel (LAM)."""
+
+    def __init__(
+        self, width: int, experts: Experts, *, gate: nn.Linear, top_k: int, renormalise: bool
+    ) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.renormalise = renormalise
+        self.before_average = nn.LayerNorm(width, eps=1e-6)
+        self.before_experts = nn.LayerNorm(width, eps=1e-6)
+        self.gate = gate
+        self.experts = experts
+
+    def forward(self, x: Tensor, where: Tensor) -> Tensor:
+        y = self.before_average(x)
+        # PoolFormer subtracts its input from the average; this network adds it. Zeros beyond the
+        # border count; padded here because the pooling itself refuses volumes below 3³.
+        padded = F.pad(y.movedim(-1, 1), (1,) * 6)
+        x = x + y + F.avg_pool3d(padded, 3, stride=1).movedim(1, -1)
+        y = self.before_experts(x) * where
+        gates = keep_largest((self.gate(y) * where).softmax(dim=-1), self.top_k)
+        if self.renormalise:
+            gates = gates / gates.sum(dim=-1, keepdim=True)
+        answers = self.experts(y.flatten(1, 3), gates.flatten(1, 3))
+        mixed: Tensor = x + answers.view(x.shape)
+        return mixed
+
+
+class GlobalModule(nn.Module):
+    """Attend over the tokens of all modalities together, then ask experts about each (GAM)."""
+
+    def __init__(
+        self,
+        width: int,
+        experts: Experts,
+        *,
+        gate: nn.Linear,
+        top_k: int,
+        plain_sum: bool,
+        heads: int,
+        grid: int,
+    ) -> None:
+        super().__init__()
+        self.grid = (grid,) * 3
+        self.top_k = top_k
+        self.plain_sum = plain_sum
+        self.project = nn.Conv3d(width, width, 1)
+        self.positions = nn.Parameter(torch.zeros(1, grid**3, width))
+        self.attend = nn.Sequential(
+            nn.LayerNorm(width), SelfAttention(width, heads=heads, dropout=GAM_DROPOUT)
+        )
+        self.before_experts = nn.LayerNorm(width)
+        self.gate = gate
+        self.experts = experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = tuple(x.shape[2:])
+        tokens = to_tokens(self.project(x)) + self.positions_for(size)
+        tokens = tokens + self.attend(tokens)
+        y = self.before_experts(tokens)
+        return to_volume(tokens + self.experts(y, self.gates(y)), size)
+
+    def gates(self, tokens: Tensor) -> Tensor:
+        """Weigh the chosen experts of each token."""
+        logits = self.gate(tokens)
+        values, indices = logits.topk(self.top_k, dim=-1)
+        shares = values.softmax(dim=-1)
+        if self.plain_sum:
+            # One for each, yet connected to the gate, as in the official code.
+            shares = shares.sum(dim=-1, keepdim=True).expand_as(values)
+        return torch.zeros_like(logits, dtype=shares.dtype).scatter(-1, indices, shares)
+
+    def positions_for(self, size: tuple[int, ...]) -> Tensor:
+        """Stretch the position table over a grid of another size."""
+        if size == self.grid:
+            return self.positions
+        table = to_volume(self.positions, self.grid)
+        return to_tokens(F.interpolate(table, size=size, mode="trilinear"))
+
+
+class Skip(nn.Module):
+    """Finish the two units over a level's concatenated modalities from the terms of the first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        bound = (len(MODALITIES) * width * 27) ** -0.5  # PyTorch's for the whole convolution
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
+        self.rest = nn.Sequential(*unit(width, width)[1:], *unit(width, width))
+
+    def forward(self, terms: Tensor) -> Tensor:
+        finished: Tensor = self.rest(terms.sum(dim=1) + self.bias[:, None, None, None])
+        return finished
+
+
+def term(width: int) -> nn.Conv3d:
+    """Make the part of a convolution over all modalities, concatenated, that reads one of them."""
+    convolution = nn.Conv3d(width, width, 3, padding=1, bias=False)
+    with torch.no_grad():
+        convolution.weight /= len(MODALITIES) ** 0.5  # drawn as if it read all of them
+    return convolution
+
+
+def unit(inputs: int, outputs: int) -> list[nn.Module]:
+    """Convolve, normalise, activate."""
+    return [nn.Conv3d(inputs, outputs, 3, padding=1), nn.InstanceNorm3d(outputs), nn.ReLU()]
+
+
+def double(inputs: int, outputs: int) -> nn.Sequential:
+    """Chain two units."""
+    return nn.Sequential(*unit(inputs, outputs), *unit(outputs, outputs))
