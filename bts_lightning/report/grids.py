@@ -6,11 +6,11 @@ from html import escape
 import numpy as np
 
 from bts_lightning.modalities import MODALITIES, SHOWN_AS, parse_subset
-from bts_lightning.report.plots import shown
+from bts_lightning.report.plots import shown, signed
 from bts_lightning.report.published import Published
 from bts_lightning.report.shapley import one_more
 from bts_lightning.report.statistics import Estimate, bootstrap
-from bts_lightning.report.summary import SHOWN, Summary, count_cases, signed
+from bts_lightning.report.summary import SHOWN, Summary, count_cases
 from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES
 
 _HEADS = "".join(
@@ -32,7 +32,7 @@ def gain_tables(summary: Summary) -> str:
     cells = bootstrap(100 * np.stack([gain.values for gain in gains], axis=1)).cells()
     place = {(gain.subset, gain.modality): i for i, gain in enumerate(gains)}
     starts = [name for name in summary.table.subsets if any(g.subset == name for g in gains)]
-    top = float(np.nanmax(np.abs(cells.mean))) or 1.0
+    top = max([0.1, *np.abs(cells.mean[np.isfinite(cells.mean)])])
     tables = []
     for region, region_name in enumerate(REGION_NAMES):
         body = []
@@ -93,7 +93,7 @@ def _heat_map(summary: Summary, metric: str, first: bool) -> str:
     for title, subset, line in rows:
         head = _dots(subset) if subset else f'<th scope="row" colspan="4">{escape(title)}</th>'
         cells = "".join(
-            _heat(line, region, factor, _share(means, line.mean[region], metric == "hd95"))
+            _heat(line, region, factor, means, low_is_good=metric == "hd95")
             for region in range(len(REGION_NAMES))
         )
         count = f"<td>{_counts(line)}</td>" if len(counts) > 1 else ""
@@ -112,14 +112,18 @@ def _counts(line: Estimate) -> str:
 
 def _share(means: np.ndarray, value: float, low_is_good: bool) -> float:
     """Place a mean between the worst (0) and the best (1) of its table."""
-    low, high = np.nanmin(means), np.nanmax(means)
+    finite = means[np.isfinite(means)]
+    low, high = finite.min(), finite.max()
     share = (value - low) / ((high - low) or 1.0)
     return float(1 - share if low_is_good else share)
 
 
-def _heat(line: Estimate, region: int, factor: float, share: float) -> str:
+def _heat(
+    line: Estimate, region: int, factor: float, means: np.ndarray, *, low_is_good: bool
+) -> str:
     if not np.isfinite(line.mean[region]):
         return "<td>–</td>"
+    share = _share(means, line.mean[region], low_is_good)
     return (
         f'<td class="heat" style="--share:{share:.2f}">{factor * line.mean[region]:.1f}'
         f"<small>{between(line, region, factor, 1)}</small></td>"

@@ -105,6 +105,31 @@ def ranges(rows: Sequence[tuple[str, str, float, float, float, str]], limits: np
     return svg(350, y + 4, [*scale.axis(18, y, ticks), *parts], "Mean Dice with and without T1c")
 
 
+def forest(
+    panels: Sequence[tuple[str, Sequence[tuple[str, str | None, float, float, float, bool]]]],
+    unit: str,
+) -> str:
+    """Draw differences side by side: a panel per region, a line per subset or average.
+
+    A line is (title, subset or None, mean, low, high, sure); a filled point is a sure difference.
+    """
+    width, left, right, row, top = 330, 96, 268, 21, 46
+    ends = [end for _, lines in panels for line in lines for end in line[2:5] if np.isfinite(end)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    ticks = _round_ticks(low, high)
+    parts = []
+    for number, (region, lines) in enumerate(panels):
+        scale = _Scale(min(low, ticks[0]), max(high, ticks[-1]), left, right)
+        bottom = top + row * len(lines)
+        drawn = [_text(6, 16, region, "head"), *scale.axis(top - 4, bottom, ticks)]
+        drawn.append(f'<path d="M{scale(0):.1f} {top - 4}V{bottom}" class="line"/>')
+        for i, line in enumerate(lines):
+            drawn += _difference(scale, line, top + row * (i + 0.5), COLOURS[region])
+        parts.append(f'<g transform="translate({width * number} 0)">{"".join(drawn)}</g>')
+    height = top + row * max(len(lines) for _, lines in panels) + 8
+    return svg(width * len(panels), height, parts, f"Difference in {unit} by subset", STYLE)
+
+
 def marks(subset: str, x: float, y: float) -> str:
     """Draw a subset as four circles, filled where the modality is there."""
     circles = (
@@ -112,6 +137,11 @@ def marks(subset: str, x: float, y: float) -> str:
         for i, here in enumerate(parse_subset(subset))
     )
     return f"<g><title>{escape(shown(subset))}</title>{''.join(circles)}</g>"
+
+
+def signed(value: float) -> str:
+    """Write a difference with one decimal and a true minus."""
+    return f"{value:+.1f}".replace("-", "−")
 
 
 def shown(subset: str) -> str:
@@ -124,7 +154,7 @@ class _Scale:
     """Map values to horizontal positions."""
 
     def __init__(self, low: float, high: float, left: float, right: float) -> None:
-        self.low, self.left = low, left
+        self.low, self.left, self.right = low, left, right
         self.per_unit = (right - left) / ((high - low) or 1.0)
 
     def __call__(self, value: float) -> float:
@@ -156,3 +186,30 @@ def _strip(scale: _Scale, values: np.ndarray, middle: float, row: float, colour:
         f'<path d="{points}" stroke="{colour}" stroke-width="4" stroke-linecap="round" '
         'stroke-opacity=".55"/>'
     )
+
+
+def _difference(
+    scale: _Scale, line: tuple[str, str | None, float, float, float, bool], y: float, colour: str
+) -> list[str]:
+    title, subset, mean, low, high, sure = line
+    head = marks(subset, 38, y) if subset else _text(6, y + 4, title, "dim")
+    if not np.isfinite(mean):
+        return [head]
+    fill = colour if sure else "none"
+    return [
+        head,
+        f'<path d="M{scale(low):.1f} {y:g}H{scale(high):.1f}" stroke="{colour}" stroke-width="2"/>',
+        f'<circle cx="{scale(mean):.1f}" cy="{y:g}" r="4.5" fill="{fill}" stroke="{colour}" '
+        'stroke-width="2"/>',
+        _text(
+            scale.right + 54, y + 4, signed(mean) + ("*" if sure and subset else ""), "num", "end"
+        ),
+    ]
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    """Choose about five round values that lie within the range, 0 among them."""
+    rough = max(high - low, 1e-9) / 5
+    unit = 10.0 ** np.floor(np.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+    return [float(step * i) for i in range(int(np.ceil(low / step)), int(high // step) + 1)]

@@ -64,14 +64,20 @@ def shapley_plots(summary: Summary) -> str:
     if not cases:
         return "<p>No case has been scored with all 15 subsets: there is no exact value.</p>"
     cells = bootstrap(100 * values).cells()
-    limit = float(np.nanmax(cells.high))
+    limit = max([1.0, *cells.high[np.isfinite(cells.high)]])
     plots = "".join(
-        _figure(region, bars(cells.mean[i], cells.low[i], cells.high[i], region, limit))
+        _figure(
+            region,
+            bars(cells.mean[i], cells.low[i], cells.high[i], region, limit),
+            count_cases(int(cells.count[i].min())),
+        )
         for i, region in enumerate(REGION_NAMES)
+        if np.isfinite(cells.mean[i]).all()
     )
     left = len(summary.table.cases) - len(cases)
-    note = f" {count_cases(left)} without all 15 subsets left out." if left else ""
-    return f'<div class="panels">{plots}</div><p class="note">{count_cases(len(cases))}.{note}</p>'
+    verb = "has" if left == 1 else "have"
+    note = f"{count_cases(left)} {verb} no value, not having all 15 subsets." if left else ""
+    return f'<div class="panels">{plots}</div><p class="note">{note}</p>'
 
 
 def choice(group: str, name: str, options: dict[str, str]) -> str:
@@ -97,7 +103,8 @@ def _card(region: int, name: str, lines: Sequence[tuple[str, Estimate]]) -> str:
     )
 
 
-def _figure(region: str, picture: str) -> str:
+def _figure(region: str, picture: str, note: str = "") -> str:
     return (
-        f"<figure><figcaption><b>{region}</b> {REGION_WORDS[region]}</figcaption>{picture}</figure>"
+        f"<figure><figcaption><b>{region}</b> {REGION_WORDS[region]}{', ' + note if note else ''}"
+        f"</figcaption>{picture}</figure>"
     )

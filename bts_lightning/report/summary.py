@@ -131,11 +131,6 @@ def notes(summary: Summary) -> list[str]:
     return said
 
 
-def signed(value: float) -> str:
-    """Write a difference with one decimal and a true minus."""
-    return f"{value:+.1f}".replace("-", "−")
-
-
 def count_cases(number: int) -> str:
     """Write a number of cases in words that agree with it."""
     return "1 case" if number == 1 else f"{number} cases"

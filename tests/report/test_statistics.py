@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from bts_lightning.report.statistics import bootstrap, fewest_cases, groups, holm, signed_rank
 from bts_lightning.report.table import SUBSET_NAMES
@@ -22,6 +23,18 @@ def test_holm_never_exceeds_one() -> None:
 def test_signed_rank_by_hand() -> None:
     # Five differences of one sign: 2 of the 32 sign patterns are as extreme.
     assert signed_rank(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == pytest.approx(2 / 32)
+
+
+def test_signed_rank_with_a_tie_by_hand() -> None:
+    # Ranks 1.5, 1.5, 3, the lone minus at 1.5: of 8 patterns, 3 have a sum of at most 1.5
+    # (none, or either of the tied alone), so p is 2 · 3 / 8.
+    assert signed_rank(np.array([1.0, -1.0, 2.0])) == pytest.approx(6 / 8)
+
+
+@pytest.mark.parametrize("cases", [6, 14, 50, 51, 120])
+def test_signed_rank_agrees_with_scipy(cases: int) -> None:
+    differences = np.random.default_rng(cases).normal(0.3, 1, cases)
+    assert signed_rank(differences) == pytest.approx(stats.wilcoxon(differences).pvalue)
 
 
 @pytest.mark.parametrize(("differences", "p"), [([0.0, 0.0], 1.0), ([np.nan, 0.3], 1.0)])

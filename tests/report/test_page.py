@@ -1,0 +1,148 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bts_lightning.errors import DataError
+from bts_lightning.report.page import page
+from bts_lightning.report.summary import summarise
+from bts_lightning.report.table import EvaluationTable
+from bts_lightning.report.write import choose_cases, write_report
+from tests.report.synthetic import protocol, rows, slices
+
+EVIL = "</script><b>&\"'"
+
+
+class Balance(HTMLParser):
+    """Hold the tags that are open, and fail on a wrong end."""
+
+    EMPTY = frozenset({"meta", "input", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in self.EMPTY and tag not in ("path", "circle", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def written(made=None, pictures=(), **changes) -> str:
+    table = EvaluationTable.from_rows(rows(6) if made is None else made)
+    return page(summarise(table, protocol(**changes)), pictures)
+
+
+def test_page_is_well_formed_and_needs_no_network() -> None:
+    text = written(pictures=[slices("BraTS2021_00001", size=24, depth=8)])
+    parser = Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert all(address.startswith("#") for address in parser.addresses)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
+    assert "$" not in re.sub(r"<script.*", "", text, flags=re.DOTALL)
+
+
+def test_names_cannot_become_markup() -> None:
+    made = [row | {"case": EVIL} if row["case"].endswith("2") else row for row in rows(4)]
+    text = written(made, experiment=EVIL, unscored=[EVIL])
+    assert EVIL not in text
+    assert text.count("<script") == text.count("</script>") == 2
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
+    assert EVIL in [case["name"] for case in data["cases"]]
+
+
+def test_numbers_of_the_page_are_those_of_the_table() -> None:
+    made = rows(6)
+    text = written(made)
+    frame = pd.DataFrame(made)
+    chosen = frame[(frame["subset"] == "t1c+flair") & (frame["region"] == "TC")]
+    assert f">{100 * chosen['dice'].mean():.1f}<small>" in text
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL).group(1))
+    index = data["subsets"].index("t1c+flair")
+    np.testing.assert_allclose(
+        [case["dice"][index][1] for case in data["cases"]], chosen["dice"], atol=1e-4
+    )
+    shares = np.array([case["shapley"] for case in data["cases"]])
+    complete = np.array([case["dice"][14] for case in data["cases"]])
+    np.testing.assert_allclose(shares.sum(axis=-1), 100 * complete, atol=0.03)
+
+
+def test_published_numbers_come_with_their_warning_and_protocol() -> None:
+    text = written()
+    assert "splits, preprocessing, training recipe" in text
+    assert "nnU-Net framework, own 70/10/20 split" in text
+    assert "91.48" in text
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        rows(1),
+        [row for row in rows(3) if row["subset"] in ("t1", "t1+t2")],
+        [row for row in rows(2) if row["subset"] == "flair"],
+        [
+            row | {"dice": np.nan, "hd95": np.nan} if row["region"] == "ET" else row
+            for row in rows(3)
+        ],
+        [row | {"dice": np.nan, "hd95": np.nan} for row in rows(2)],
+        rows(3, lacking=dict.fromkeys(range(3), (True, True, True, False))),
+    ],
+    ids=["one case", "two subsets", "one subset", "no ET at all", "no value at all", "no FLAIR"],
+)
+def test_poor_tables_make_a_page_too(made: list[dict[str, object]]) -> None:
+    text = written(made)
+    parser = Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert ">nan" not in text.lower()
+
+
+def test_two_hundred_cases_with_pictures_stay_under_ten_megabytes() -> None:
+    made = rows(200)
+    pictures = [slices(f"BraTS2021_{i:05d}", size=64, depth=24) for i in range(2)]
+    assert len(written(made, pictures)) < 4e6
+
+
+def test_report_can_be_written_again_from_its_files(tmp_path: Path) -> None:
+    pd.DataFrame(rows(4)).to_csv(tmp_path / "cases.csv", index=False)
+    (tmp_path / "protocol.json").write_text(json.dumps(protocol()))
+    report = write_report(tmp_path)
+    first = report.read_bytes()
+    assert write_report(tmp_path).read_bytes() == first
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "cases.csv",
+        "protocol.json",
+        "report.html",
+        "summary.md",
+        "summary.tex",
+    }
+
+
+def test_a_folder_without_protocol_is_refused(tmp_path: Path) -> None:
+    pd.DataFrame(rows(2)).to_csv(tmp_path / "cases.csv", index=False)
+    with pytest.raises(DataError, match=r"protocol\.json: no such file"):
+        write_report(tmp_path)
+    (tmp_path / "protocol.json").write_text("{broken")
+    with pytest.raises(DataError, match="not readable as JSON"):
+        write_report(tmp_path)
+
+
+def test_the_worst_cases_are_always_shown() -> None:
+    table = EvaluationTable.from_rows(rows(40))
+    chosen = choose_cases(table, 12)
+    ranked = [table.cases[i] for i in np.argsort(table.grid("dice").mean(axis=(1, 2)))]
+    assert chosen[:4] == ranked[:4]
+    assert chosen[-1] == ranked[-1]
+    assert len(set(chosen)) == 12

@@ -1,0 +1,21 @@
+import numpy as np
+
+from bts_lightning.report.published import read_published
+from bts_lightning.report.table import SUBSET_NAMES
+
+
+def test_every_published_table_is_complete() -> None:
+    tables = read_published()
+    assert len(tables) == 21
+    assert all(np.isfinite(table.dice).all() for table in tables)
+
+
+def test_a2fseg_means_are_those_that_the_paper_prints() -> None:
+    (table,) = [t for t in read_published() if t.method == "A2FSeg"]
+    np.testing.assert_allclose(table.dice.mean(axis=0), [89.79, 82.72, 66.71], atol=0.006)
+
+
+def test_f_means_flair() -> None:
+    (table,) = [t for t in read_published() if (t.dataset, t.method) == ("BraTS2018", "DeMoSeg")]
+    assert table.dice[SUBSET_NAMES.index("flair"), 0] == 89.53
+    assert table.dice[SUBSET_NAMES.index("t2+flair"), 0] == 90.5
