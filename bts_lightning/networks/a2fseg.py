@@ -13,6 +13,7 @@ from bts_lightning.networks.layers import (
     Block,
     ContractingPath,
     ExpandingPath,
+    full_precision,
     halving_widths,
     initialise,
     mean_of_present,
@@ -185,10 +186,8 @@ class A2FSeg(Backbone):
             score = self.attention[m](pair if rows is None else pair[rows])
             scores.append(spread(score, rows, len(pair)))
         keep = present.view(*present.shape, 1, 1, 1, 1)
-        stacked = torch.stack(scores, dim=1)  # B M C D H W
-        masked = torch.where(keep, stacked, -torch.inf)
-        full = torch.promote_types(stacked.dtype, torch.float32)
-        weights = masked.softmax(dim=1, dtype=full).to(reference.dtype)
+        stacked = full_precision(torch.stack(scores, dim=1))  # B M C D H W
+        weights = torch.where(keep, stacked, -torch.inf).softmax(dim=1).to(reference.dtype)
         fused = torch.zeros_like(reference)
         for m in range(len(MODALITIES)):
             fused = fused + weights[:, m] * torch.where(keep[:, m], x[:, m], 0)

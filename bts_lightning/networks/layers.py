@@ -40,10 +40,13 @@ class ContractingPath(nn.Module):
 class ExpandingPath(nn.Module):
     """Double the resolution step by step and join each level; levels come finest first.
 
-    The last of the given levels, the bottleneck, is where it starts and stays as it is.
+    The last of the given levels, the bottleneck, is where it starts and stays as it is. There is a
+    head for each step, or for the `heads` finest ones.
     """
 
-    def __init__(self, widths: Sequence[int], out_channels: int) -> None:
+    def __init__(
+        self, widths: Sequence[int], out_channels: int, *, heads: int | None = None
+    ) -> None:
         super().__init__()
         steps = list(pairwise(widths))
         self.ups = nn.ModuleList(
@@ -54,7 +57,7 @@ class ExpandingPath(nn.Module):
             nn.Sequential(Block(2 * fine, fine), Block(fine, fine)) for fine, _ in steps
         )
         self.heads = nn.ModuleList(
-            nn.Conv3d(fine, out_channels, kernel_size=1, bias=False) for fine, _ in steps
+            nn.Conv3d(fine, out_channels, kernel_size=1, bias=False) for fine, _ in steps[:heads]
         )
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
@@ -109,6 +112,11 @@ def mean_of_present(features: Features, level: int) -> Tensor:
     for m in range(1, x.shape[1]):
         total = total + torch.where(keep[:, m], x[:, m], 0)
     return total / keep.sum(dim=1)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Give half-precision values as single, and others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def rows_with(present: Tensor, *, skip: bool) -> list[Tensor | None]:

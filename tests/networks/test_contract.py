@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from bts_lightning import config
 from bts_lightning.modalities import SUBSETS, Subset, subset_name
 from bts_lightning.networks.backbone import Backbone, Features, Output
 
@@ -28,17 +29,21 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 UNTRAINED: dict[str, tuple[str, str]] = {}
 
 # Rows of a batch go through other kernels (blocking, vector width) than single samples, so sums are
-# rounded in another order; a leak between rows would be of the size of the signal.
-ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
+# rounded in another order; norms over few voxels amplify that (mmFormer: 2e-4, none in double
+# precision). A leak between rows would be of the size of the signal.
+ROUNDING = {"rtol": 1e-3, "atol": 1e-3}
 
 
 def networks() -> list[Any]:
-    """Find the experiments that define a network."""
-    nodes = {path.stem: yaml.safe_load(path.read_text()) for path in EXPERIMENTS.glob("*.yaml")}
+    """Find the experiments that define a network; mix-ins define none."""
+    nodes = {
+        path.stem: config.load([str(path)]).get("net")
+        for path in sorted(EXPERIMENTS.glob("*.yaml"))
+    }
     return [
-        pytest.param(node["net"], id=name)
-        for name, node in sorted(nodes.items())
-        if node and "_target_" in (node.get("net") or {})
+        pytest.param(node, id=name)
+        for name, node in nodes.items()
+        if OmegaConf.is_dict(node) and "_target_" in node
     ]
 
 
@@ -54,12 +59,11 @@ def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def build(node: dict[str, Any], **extra: Any) -> Backbone:
-    module, name = node["_target_"].rsplit(".", 1)
-    cls = getattr(import_module(module), name)
-    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+def build(node: DictConfig, **extra: Any) -> Backbone:
+    module, name = node._target_.rsplit(".", 1)
+    small = getattr(import_module(module), name).small()
     torch.manual_seed(0)
-    network: Backbone = cls(**arguments | cls.small() | extra)
+    network: Backbone = config.build(OmegaConf.merge(node, small, extra))
     with torch.no_grad():
         for parameter in network.parameters():
             # Zero-initialised tables and unit norms would hide a wrong order.
@@ -272,7 +276,7 @@ def test_evaluation_computes_the_prediction_alone(net: Backbone) -> None:
 @pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize("node", networks())
 @torch.no_grad()
-def test_output_has_the_shape_of_the_image(node: dict[str, Any], channels: int) -> None:
+def test_output_has_the_shape_of_the_image(node: DictConfig, channels: int) -> None:
     network = build(node, out_channels=channels)
     image = image_for(network)
     logits = network(image, torch.ones(1, 4, dtype=torch.bool)).logits
