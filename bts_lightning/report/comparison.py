@@ -58,7 +58,8 @@ def cell(line: Estimate, corrected: np.ndarray, region: int, decimals: int = 2) 
         return "–"
     star = "*" if corrected[region] < ALPHA else ""
     mean, low, high = (float(end[region]) for end in (line.mean, line.low, line.high))
-    return f"{mean:+.{decimals}f}{star} [{low:.{decimals}f}, {high:.{decimals}f}]".replace("-", "−")
+    ends = f" [{low:.{decimals}f}, {high:.{decimals}f}]" if np.isfinite(low) else ""
+    return f"{mean:+.{decimals}f}{star}{ends}".replace("-", "−")
 
 
 def is_sure(line: Estimate, corrected: np.ndarray, region: int) -> bool:

@@ -143,8 +143,10 @@ def _gain(cells: Estimate, number: int, region: int, top: float) -> str:
 
 
 def between(line: Estimate, region: int, factor: float, decimals: int) -> str:
-    """Write the ends of an interval."""
+    """Write the ends of an interval, or nothing where there is none."""
     low, high = factor * line.low[region], factor * line.high[region]
+    if not np.isfinite(low):
+        return ""
     joint = " to " if min(low, high) < 0 else "–"
     return f"{low:.{decimals}f}{joint}{high:.{decimals}f}".replace("-", "−")
 

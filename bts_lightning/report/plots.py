@@ -62,7 +62,7 @@ def distributions(dice: np.ndarray, subsets: Sequence[str], region: str) -> str:
 def bars(means: np.ndarray, low: np.ndarray, high: np.ndarray, region: str, limit: float) -> str:
     """Draw one bar per modality with its interval; values in points of Dice up to `limit`."""
     left, right, row, top = 46, 222, 30, 4
-    scale = _Scale(min(0.0, float(np.nanmin(low))), limit, left, right)
+    scale = _Scale(min([0.0, *means, *low[np.isfinite(low)]]), limit, left, right)
     parts = [f'<path d="M{scale(0):.1f} {top}v{row * len(means)}" class="line"/>']
     for i, modality in enumerate(MODALITIES):
         middle = top + row * (i + 0.5)
@@ -71,11 +71,13 @@ def bars(means: np.ndarray, low: np.ndarray, high: np.ndarray, region: str, limi
             _text(left - 8, middle + 4, SHOWN_AS[modality], "", "end"),
             f'<rect x="{start:.1f}" y="{middle - 9:g}" width="{end - start:.1f}" height="18" '
             f'fill="{COLOURS[region]}"/>',
-            f'<path d="M{scale(low[i]):.1f} {middle:g}H{scale(high[i]):.1f}" class="line" '
-            'stroke-width="1.5"/>',
             _text(right + 10, middle + 4, f"{means[i]:.1f}", "num"),
-            _text(right + 42, middle + 4, f"{low[i]:.1f} to {high[i]:.1f}", "dim num"),
         ]
+        if np.isfinite(low[i]):
+            parts += [
+                _span(scale, low[i], high[i], middle, 'class="line" stroke-width="1.5"'),
+                _text(right + 42, middle + 4, f"{low[i]:.1f} to {high[i]:.1f}", "dim num"),
+            ]
     label = ", ".join(f"{SHOWN_AS[m]} {v:.1f}" for m, v in zip(MODALITIES, means, strict=True))
     return svg(336, top + row * len(means) + 4, parts, f"{region}: {label}")
 
@@ -94,8 +96,7 @@ def ranges(rows: Sequence[tuple[str, str, float, float, float, str]], limits: np
         middle = y + row / 2
         parts += [
             _text(left - 8, middle + 4, title, "dim", "end"),
-            f'<path d="M{scale(low):.1f} {middle:g}H{scale(high):.1f}" stroke="{colour}" '
-            'stroke-width="3"/>',
+            _span(scale, low, high, middle, f'stroke="{colour}" stroke-width="3"'),
             f'<circle cx="{scale(mean):.1f}" cy="{middle:g}" r="5" fill="{colour}"/>',
             _text(right + 46, middle + 4, f"{mean:.1f}", "num", "end"),
         ]
@@ -164,9 +165,16 @@ class _Scale:
         """Draw thin lines at round values with their numbers above."""
         return [
             f'<path d="M{self(tick):.1f} {top:g}V{bottom:g}" class="grid"/>'
-            + _text(self(tick), top - 4, f"{tick:g}", "dim", "middle")
+            + _text(self(tick), top - 4, f"{tick:g}".replace("-", "−"), "dim", "middle")
             for tick in ticks
         ]
+
+
+def _span(scale: _Scale, low: float, high: float, y: float, style: str) -> str:
+    """Draw an interval, or nothing where there is none."""
+    if not np.isfinite(low):
+        return ""
+    return f'<path d="M{scale(low):.1f} {y:g}H{scale(high):.1f}" {style}/>'
 
 
 def _text(x: float, y: float, text: str, style: str = "", anchor: str = "start") -> str:
@@ -198,7 +206,7 @@ def _difference(
     fill = colour if sure else "none"
     return [
         head,
-        f'<path d="M{scale(low):.1f} {y:g}H{scale(high):.1f}" stroke="{colour}" stroke-width="2"/>',
+        _span(scale, low, high, y, f'stroke="{colour}" stroke-width="2"'),
         f'<circle cx="{scale(mean):.1f}" cy="{y:g}" r="4.5" fill="{fill}" stroke="{colour}" '
         'stroke-width="2"/>',
         _text(

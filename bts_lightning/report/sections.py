@@ -52,7 +52,7 @@ def t1c_plot(summary: Summary) -> str:
             mean, low, high = (100 * float(end[i]) for end in (line.mean, line.low, line.high))
             if np.isfinite(mean):
                 rows.append((region, title, mean, low, high, COLOURS[region]))
-                ends += [low, high]
+                ends += [end for end in (mean, low, high) if np.isfinite(end)]
     if not rows:
         return ""
     return f"<figure class=ranges>{ranges(rows, np.array([min(ends), max(ends)]))}</figure>"

@@ -40,15 +40,14 @@ class Bootstrap:
 
     def cells(self) -> Estimate:
         """Give each cell's mean with its percentile interval."""
-        low, high = _interval(self.replicates)
-        return Estimate(self.mean, low, high, self.count)
+        return _estimate(self.mean, self.replicates, self.count)
 
     def over(self, subsets: Sequence[int]) -> Estimate:
         """Average cells over some subsets (first axis), as the papers' "mean over 15" does."""
         chosen = list(subsets)
-        low, high = _interval(_mean(self.replicates[:, chosen], axis=1))
         count = self.count[chosen].min(axis=0)
-        return Estimate(_mean(self.mean[chosen], axis=0), low, high, count)
+        replicates = _mean(self.replicates[:, chosen], axis=1)
+        return _estimate(_mean(self.mean[chosen], axis=0), replicates, count)
 
 
 def bootstrap(values: np.ndarray, *, seed: int = 0, replicates: int = REPLICATES) -> Bootstrap:
@@ -61,7 +60,7 @@ def bootstrap(values: np.ndarray, *, seed: int = 0, replicates: int = REPLICATES
     parts = []
     for start in range(0, replicates, _CHUNK):
         size = min(_CHUNK, replicates - start)
-        drawn = random.multinomial(cases, np.full(cases, 1 / cases), size=size).astype(float)
+        drawn = _how_often(random, size, cases)
         parts.append(_ratio(drawn @ filled, drawn @ there))
     cells = values.shape[1:]
     mean = _ratio(filled.sum(axis=0), there.sum(axis=0))
@@ -120,6 +119,13 @@ def fewest_cases(cells: int, alpha: float = 0.05) -> int:
     return cases
 
 
+def _how_often(random: np.random.Generator, size: int, cases: int) -> np.ndarray:
+    """Draw `size` samples of cases and count how often each case is in each."""
+    drawn = random.integers(cases, size=(size, cases)) + cases * np.arange(size)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=size * cases).reshape(size, cases)
+    return counts.astype(float)
+
+
 def _exact_signed_rank(differences: np.ndarray) -> float:
     """Count the sign patterns at least as extreme, ties included.
 
@@ -146,13 +152,13 @@ def _mean(values: np.ndarray, axis: int) -> np.ndarray:
     return _ratio(np.where(there, values, 0.0).sum(axis=axis), there.sum(axis=axis))
 
 
-def _interval(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _estimate(mean: np.ndarray, replicates: np.ndarray, count: np.ndarray) -> Estimate:
     tail = (100 - LEVEL) / 2
     flat = replicates.reshape(len(replicates), -1)
     ends = np.full((2, flat.shape[1]), np.nan)
-    for cell in range(flat.shape[1]):
+    # One case says nothing about others, so its interval of no width would be a lie.
+    for cell in np.flatnonzero(count.ravel() > 1):
         finite = flat[np.isfinite(flat[:, cell]), cell]
-        if len(finite):
-            ends[:, cell] = np.percentile(finite, [tail, 100 - tail])
-    low, high = ends.reshape(2, *replicates.shape[1:])
-    return low, high
+        ends[:, cell] = np.percentile(finite, [tail, 100 - tail])
+    low, high = ends.reshape(2, *mean.shape)
+    return Estimate(mean, low, high, count)

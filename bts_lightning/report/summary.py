@@ -149,7 +149,7 @@ def _cell(line: Estimate, region: int, factor: float, decimals: int) -> str:
     mean, low, high = (
         _number(end[region] * factor, decimals) for end in (line.mean, line.low, line.high)
     )
-    return f"{mean} [{low}, {high}]" if np.isfinite(line.mean[region]) else "–"
+    return f"{mean} [{low}, {high}]" if np.isfinite(line.low[region]) else mean
 
 
 def _count(line: Estimate) -> str:

@@ -75,6 +75,12 @@ def test_values_that_are_not_there_take_no_part() -> None:
     assert np.isnan(cells.high[1])
 
 
+def test_one_case_has_no_interval() -> None:
+    cells = bootstrap(np.array([[0.7]])).cells()
+    assert cells.mean == 0.7
+    assert np.isnan([cells.low, cells.high]).all()
+
+
 def test_cells_share_their_resampled_cases() -> None:
     # The second subset is the first plus a constant: their difference must not vary.
     first = np.random.default_rng(3).random((10, 1, 1))
