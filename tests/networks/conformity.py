@@ -169,7 +169,7 @@ def entries() -> dict[str, Check]:
 def files(folder: Path = FOLDER, part: str = "") -> list[tuple[Path, Check]]:
     """Pair the files of a folder with the entries of their networks; others are left out."""
     known = entries()
-    paths = sorted(folder.glob(f"*{part}*.npz"))
+    paths = sorted(path for path in folder.glob("*.npz") if part in path.stem)
     return [(path, known[name]) for path in paths if (name := config_of(path)["network"]) in known]
 
 

@@ -15,8 +15,9 @@ from tests.networks.conformity import FOLDER, config_of, entries, files, mask_na
 def main(folder: Path = FOLDER, part: str = "") -> int:
     """Check the files of a folder that belong to a network of ours."""
     failures = 0
-    for path in sorted(folder.glob(f"*{part}*.npz")):
-        if (name := config_of(path)["network"]) not in entries():
+    known = entries()
+    for path in sorted(folder.glob("*.npz")):
+        if part in path.stem and (name := config_of(path)["network"]) not in known:
             print(f"{path.stem:40} {name}: not one of our networks, skipped")
     for path, entry in files(folder, part):
         for index in range(entry.masks(path)):
