@@ -38,6 +38,7 @@ class UHeMIS(Backbone):
     """
 
     divisor = 8
+    fused_levels = (0, 1, 2, 3)
 
     def __init__(
         self, *, width: int = 8, legacy_zeros: bool = False, out_channels: int = 4
@@ -97,6 +98,7 @@ class UHVED(Backbone):
     """
 
     divisor = 8
+    fused_levels = (0, 1, 2, 3)
     learns_from_dropped = True  # posterior and reconstruction are those of all modalities
 
     def __init__(
