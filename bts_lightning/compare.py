@@ -20,7 +20,10 @@ from bts_lightning.report.table import REGION_NAMES, EvaluationTable
 # What two comparable evaluations must share, and how it is called in the refusal.
 POLICIES = {"hd95": "definitions of HD95", "empty": "policies for empty regions"}
 # These name the runs rather than tell how they were evaluated.
-_OWN = ("created", "cases", "unscored", "versions", "commit", "split", "subsets")
+_OWN = (
+    *("run", "experiment", "checkpoint_sha256", "commit", "versions", "split"),
+    *("created", "cases", "unscored", "subsets"),
+)
 # Volumes are written with a few digits; labels that differ do so by whole voxels, mostly 0.001 ml.
 _SAME_ML = 5e-4
 
@@ -181,4 +184,6 @@ def _name(folder: Path, parts: int) -> str:
 def _split(protocol: dict[str, Any]) -> object:
     split = protocol.get("split")
     # The fingerprint decides: two names may be given to one list of cases.
-    return split.get("fingerprint", split) if isinstance(split, dict) else split
+    if isinstance(split, dict) and "fingerprint" in split:
+        return split["fingerprint"], split.get("part")
+    return split

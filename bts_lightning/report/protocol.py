@@ -68,9 +68,17 @@ def policy(protocol: Mapping[str, Any]) -> str:
 def brief(protocol: Mapping[str, Any]) -> str:
     """Say in one line what a reader must know before comparing numbers."""
     keys = ("window", "overlap", "weighting", "mirror", "precision", "checkpoint", "commit")
-    told = [f"{key} {as_text(protocol[key])[:40]}" for key in keys if key in protocol]
+    told = [f"{key} {_short(key, protocol[key])}" for key in keys if key in protocol]
     policies = f"HD95 {protocol.get('hd95')}, empty regions {protocol.get('empty')}"
     return f"{'; '.join([*told, policies])}."
+
+
+def _short(key: str, value: object) -> str:
+    if key == "commit":
+        return as_text(value)[:10]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "×".join(as_text(inner) for inner in value)
+    return as_text(value)
 
 
 def facts(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -89,8 +97,9 @@ def as_text(value: object) -> str:
     """Write a value of the protocol for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, Mapping) and set(value) == {"name", "fingerprint"}:
-        return f"{value['name']} (fingerprint {value['fingerprint']})"
+    if isinstance(value, Mapping) and "fingerprint" in value:
+        others = ", ".join(as_text(value[key]) for key in value if key != "fingerprint")
+        return f"{others} (fingerprint {value['fingerprint']})"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {as_text(inner)}" for key, inner in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):

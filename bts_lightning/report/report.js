@@ -100,8 +100,10 @@ function outline(context, labels, start, height, width, region, scale) {
     }
   }
   context.strokeStyle = colours[region];
-  // Where two regions share an edge, the dashes of the inner one let the outer one show.
-  context.setLineDash(region === "ET" ? [4 * context.lineWidth, 3 * context.lineWidth] : []);
+  // ET often shares its edge with TC: the wider line of TC shows on both sides of it.
+  // Widths are those on the screen, however small a phone shows the picture.
+  const shrunk = context.canvas.width / (context.canvas.clientWidth || context.canvas.width);
+  context.lineWidth = shrunk * (region === "TC" ? 2.6 : 1.3);
   context.stroke();
 }
 
@@ -119,7 +121,6 @@ function drawOn(canvas, entry, labels, volume) {
       0, 0, canvas.width, canvas.height);
   }
   if (!labels) return;
-  context.lineWidth = Math.max(2, canvas.width / 260);
   const start = (volume * entry.size[0] + state.slice) * height * width;
   for (const region of regions) outline(context, labels, start, height, width, region, scale);
 }
@@ -294,6 +295,7 @@ function start() {
     const changes = fromAddress();
     if (changes.case) choose(changes);
   };
+  window.onresize = drawSlices;
   choose(fromAddress());
   writeWorst();
 }

@@ -82,17 +82,28 @@ def save_slices(folder: Path, slices: CaseSlices) -> Path:
         arrays["truth"] = slices.truth
     buffer = BytesIO()
     np.savez_compressed(buffer, **arrays, allow_pickle=False)
-    # Quoted, because a manifest may call a case anything, `a/b` included.
-    return write_whole(folder / FOLDER / f"{quote(slices.case, safe='')}.npz", buffer.getvalue())
+    return write_whole(_file(folder, slices.case), buffer.getvalue())
 
 
 def load_slices(folder: Path, cases: Sequence[str] | None = None) -> list[CaseSlices]:
     """Read kept slices back, all of them or those of some cases; cases without any are left out."""
     files = sorted((folder / FOLDER).glob("*.npz"))
     if cases is not None:
-        wanted = [folder / FOLDER / f"{quote(case, safe='')}.npz" for case in cases]
-        files = [file for file in wanted if file in files]
+        files = [file for file in (_file(folder, case) for case in cases) if file in files]
     return [_load(file) for file in files]
+
+
+def keep_slices(folder: Path, cases: Sequence[str]) -> None:
+    """Delete the slices of all other cases: one case takes about a megabyte, a report shows few."""
+    kept = {_file(folder, case) for case in cases}
+    for file in (folder / FOLDER).glob("*.npz"):
+        if file not in kept:
+            file.unlink(missing_ok=True)
+
+
+def _file(folder: Path, case: str) -> Path:
+    """Name the file of a case; quoted, because a manifest may call it anything, `a/b` included."""
+    return folder / FOLDER / f"{quote(case, safe='')}.npz"
 
 
 def _load(file: Path) -> CaseSlices:

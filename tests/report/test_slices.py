@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bts_lightning.errors import DataError
-from bts_lightning.report.slices import choose_slices, load_slices, save_slices
+from bts_lightning.report.slices import choose_slices, keep_slices, load_slices, save_slices
 from tests.report.synthetic import slices
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -90,6 +90,13 @@ def test_slices_survive_the_way_through_a_file(tmp_path: Path) -> None:
     assert (read.case, read.subsets, read.positions) == (made.case, made.subsets, made.positions)
     np.testing.assert_array_equal(read.predicted, made.predicted)
     np.testing.assert_array_equal(read.truth, made.truth)
+
+
+def test_only_the_kept_cases_stay(tmp_path: Path) -> None:
+    for name in ("a", "b/c", "d"):
+        save_slices(tmp_path, slices(name, size=16, depth=4))
+    keep_slices(tmp_path, ["b/c", "not there"])
+    assert [one.case for one in load_slices(tmp_path)] == ["b/c"]
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
