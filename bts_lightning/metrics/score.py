@@ -65,6 +65,8 @@ def score(
         [[1.0, 1.0, 1.0]]
     """
     _check(predicted, truth, spacing, hd95, empty)
+    if len(predicted) == 0:
+        return Scores(*(np.empty((0, len(_MEMBERS))) for _ in fields(Scores)))
     predicted, truth = np.ascontiguousarray(predicted), np.ascontiguousarray(truth)
     millimetres = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
     threads = threads or min(4, os.cpu_count() or 1)
@@ -118,7 +120,7 @@ def _score_some(
 def _check(
     predicted: LabelMaps, truth: LabelMaps, spacing: Sequence[float], hd95: str, empty: str
 ) -> None:
-    if predicted.ndim != 4 or predicted.shape[1:] != truth.shape or 0 in predicted.shape:
+    if predicted.ndim != 4 or predicted.shape[1:] != truth.shape or 0 in truth.shape:
         raise ValueError(
             f"label maps of shape {predicted.shape} do not fit a truth of shape {truth.shape}; "
             "expected S×D×H×W and D×H×W, none of them 0"

@@ -1,0 +1,7 @@
+"""Segment a whole case in all subsets of its modalities, with one pass of the encoders."""
+
+from bts_lightning.inference.clock import Clock
+from bts_lightning.inference.protocol import Protocol
+from bts_lightning.inference.sliding import probabilities, segment
+
+__all__ = ["Clock", "Protocol", "probabilities", "segment"]

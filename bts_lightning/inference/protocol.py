@@ -1,0 +1,128 @@
+"""How cases are segmented and scored: everything that can change a number of the table."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from bts_lightning.errors import ConfigError
+from bts_lightning.metrics.distances import Hd95
+from bts_lightning.metrics.policies import EmptyPolicy
+from bts_lightning.modalities import SUBSETS, Subset, parse_subset, subset_name
+
+Weighting = Literal["gaussian", "constant"]
+Precision = Literal["32", "bf16", "16"]
+AUTOCAST: dict[Precision, torch.dtype | None] = {
+    "32": None,
+    "bf16": torch.bfloat16,
+    "16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The evaluation protocol, used by validation and by `bts evaluate` alike.
+
+    Args:
+        window: edge of the sliding window in voxels, or its three edges.
+        overlap: share of a window that its neighbour covers too.
+        weighting: of the probabilities inside a window. `gaussian` has a standard deviation of an
+            eighth of the edge, as nnU-Net and MONAI have it.
+        mirror: average over all eight mirrored views.
+        precision: of the network; probabilities are averaged in single precision anyway.
+        subsets: names such as `t1c+flair`; all 15 by default.
+        shrink_window: on volumes smaller than the window take the smallest window that covers them
+            and fits the network, in place of padding with background. Faster, and another protocol.
+        skip_empty: leave out windows in which a subset shows no brain.
+        hd95: `pooled` or `directed`, see `bts_lightning.metrics.score`.
+        empty: what empty regions score, see `bts_lightning.metrics.policies`.
+        naive: one whole forward pass for each subset and window, to prove what the one pass gives.
+        batch_windows: windows encoded at once.
+        batch_subsets: subsets decoded at once. By default one on a CPU, where more are slower, and
+            on a GPU what its memory holds. Sums are rounded differently for different sizes: fix
+            it where last digits must agree between machines.
+
+    Example:
+        >>> Protocol(window=96, subsets=["t1c+flair"]).size
+        (96, 96, 96)
+    """
+
+    window: int | list[int] = 128
+    overlap: float = 0.5
+    weighting: Weighting = "gaussian"
+    mirror: bool = False
+    precision: Precision = "32"
+    subsets: list[str] | None = None
+    shrink_window: bool = False
+    skip_empty: bool = True
+    hd95: Hd95 = "pooled"
+    empty: EmptyPolicy = "brats"
+    naive: bool = False
+    batch_windows: int = 1
+    batch_subsets: int | None = None
+
+    def __post_init__(self) -> None:
+        edges = [self.window] * 3 if isinstance(self.window, int) else list(self.window)
+        if len(edges) != 3 or not all(isinstance(n, int) and n > 0 for n in edges):
+            raise ConfigError(
+                f"window={self.window!r} of the evaluation is neither a positive number of voxels "
+                "nor three of them; 128 is usual"
+            )
+        if not 0 <= self.overlap < 1:
+            raise ConfigError(
+                f"overlap={self.overlap!r} of the evaluation must be 0 or more and less than 1; "
+                "0.5 is usual"
+            )
+        for name, options in (
+            ("weighting", Weighting),
+            ("precision", Precision),
+            ("hd95", Hd95),
+            ("empty", EmptyPolicy),
+        ):
+            if getattr(self, name) not in get_args(options):
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} of the evaluation is unknown; "
+                    f"it is one of {', '.join(get_args(options))}"
+                )
+        for name in ("batch_windows", "batch_subsets"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ConfigError(f"{name}={size!r} of the evaluation must be 1 or more")
+        if self.subsets is not None and not self.subsets:
+            raise ConfigError(
+                "subsets=[] of the evaluation is empty; leave it out (null) for all 15"
+            )
+        try:
+            chosen = self.chosen_subsets
+        except ValueError as error:
+            raise ConfigError(f"subsets of the evaluation: {error}") from error
+        if len(set(chosen)) < len(chosen):
+            raise ConfigError(f"subsets={self.subsets} of the evaluation names one of them twice")
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """The three edges of the window."""
+        z, y, x = [self.window] * 3 if isinstance(self.window, int) else self.window
+        return z, y, x
+
+    @property
+    def chosen_subsets(self) -> list[Subset]:
+        """The subsets asked for, in the order asked for."""
+        if self.subsets is None:
+            return list(SUBSETS)
+        return [parse_subset(name) for name in self.subsets]
+
+    def facts(self) -> dict[str, Any]:
+        """List what can change a table; how the work is batched is left out."""
+        return {
+            "window": list(self.size),
+            "overlap": self.overlap,
+            "weighting": self.weighting,
+            "mirror": self.mirror,
+            "precision": self.precision,
+            "subsets": [subset_name(subset) for subset in self.chosen_subsets],
+            "shrink_window": self.shrink_window,
+            "skip_empty": self.skip_empty,
+            "hd95": self.hd95,
+            "empty": self.empty,
+        }

@@ -1,0 +1,236 @@
+"""Slide a window over a case; encode once, decode for every subset."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bts_lightning.errors import UserError
+from bts_lightning.inference.averages import Averages
+from bts_lightning.inference.clock import Clock, stage
+from bts_lightning.inference.protocol import AUTOCAST, Protocol
+from bts_lightning.inference.windows import Windows, lay_out
+from bts_lightning.losses import SegmentationLoss
+from bts_lightning.modalities import Subset, subset_name, subsets_within
+from bts_lightning.networks.backbone import Backbone, Features
+
+# Of the memory that is free when the first subset has been decoded; the rest is for fragmentation.
+SHARE_OF_MEMORY = 0.8
+T = TypeVar("T")
+
+
+def segment(
+    net: Backbone,
+    loss: SegmentationLoss,
+    image: NDArray[Any],
+    available: Sequence[bool],
+    protocol: Protocol,
+    subsets: Sequence[Subset] | None = None,
+    device: torch.device | str = "cpu",
+    clock: Clock | None = None,
+) -> NDArray[np.uint8]:
+    """Predict one label map for each subset, S×D×H×W.
+
+    Args:
+        net: already on the device; its training flags are left as they were.
+        loss: turns logits into probabilities and those into labels.
+        image: 4×D×H×W, a memory map too; absent channels may hold anything.
+        available: which channels hold an image.
+        protocol: window, overlap and so on.
+        subsets: by default those of the protocol that the case can show.
+        device: where the network is.
+        clock: filled with the seconds of `read`, `encode`, `decode`, `accumulate` and `label`.
+    """
+    if subsets is None:
+        subsets = subsets_within(available, protocol.chosen_subsets)
+    windows, averages = _average(
+        net, loss, image, available, protocol, subsets, torch.device(device), clock
+    )
+    with stage(clock, "label"):
+        labels = np.empty((len(subsets), *image.shape[1:]), np.uint8)
+        for s in range(len(subsets)):
+            inside = averages.sums[s][(slice(None), *windows.inside)]
+            labels[s] = loss.labels(inside.unsqueeze(0))[0].cpu().numpy()
+    return labels
+
+
+def probabilities(
+    net: Backbone,
+    loss: SegmentationLoss,
+    image: NDArray[Any],
+    available: Sequence[bool],
+    protocol: Protocol,
+    subset: Subset,
+    device: torch.device | str = "cpu",
+) -> NDArray[np.float32]:
+    """Predict the averaged probabilities of one subset, C×D×H×W; see `segment`."""
+    windows, averages = _average(
+        net, loss, image, available, protocol, [subset], torch.device(device), None
+    )
+    inside = averages.sums[0][(slice(None), *windows.inside)]
+    return inside.cpu().numpy()
+
+
+def _average(
+    net: Backbone,
+    loss: SegmentationLoss,
+    image: NDArray[Any],
+    available: Sequence[bool],
+    protocol: Protocol,
+    subsets: Sequence[Subset],
+    device: torch.device,
+    clock: Clock | None,
+) -> tuple[Windows, Averages]:
+    for subset in subsets:
+        if not subsets_within(available, [subset]):
+            raise ValueError(
+                f"the case has only {subset_name(available)}, which cannot show "
+                f"{subset_name(subset)}; choose by `subsets_within`"
+            )
+    with _evaluating(net), torch.inference_mode():
+        with stage(clock, "read"):
+            windows = lay_out(image, available, protocol, net)
+            volume = windows.volume.to(device)
+            shown = windows.brain @ np.array(subsets, np.bool_).reshape(-1, 4).T  # windows S
+            averages = Averages(windows, shown, loss.channels, protocol, device)
+        predictor = _Predictor(net, loss, available, subsets, protocol, averages, device, clock)
+        for group in _groups(shown, protocol.batch_windows):
+            views = [volume[(slice(None), *windows.views[w])] for w in group]
+            patch, rows = torch.stack(views).float(), np.flatnonzero(shown[group[0]])
+            for axes in _mirrors(protocol.mirror):
+                for chunk, predicted in predictor.predict(_flip(patch, axes), rows):
+                    with stage(clock, "accumulate"):
+                        averages.add(chunk.tolist(), group, _flip(predicted, axes))
+    return windows, averages
+
+
+def _groups(shown: NDArray[np.bool_], most: int) -> Iterator[list[int]]:
+    """Batch neighbouring windows that show something to the same subsets; leave empty ones out."""
+    for rows, run in itertools.groupby(range(len(shown)), key=lambda w: shown[w].tobytes()):
+        windows = list(run)
+        if any(rows):  # bytes, so any of them not zero
+            yield from (windows[i : i + most] for i in range(0, len(windows), most))
+
+
+def _mirrors(wanted: bool) -> list[tuple[int, ...]]:
+    axes = (-3, -2, -1)
+    most = len(axes) if wanted else 0
+    return [chosen for n in range(most + 1) for chosen in itertools.combinations(axes, n)]
+
+
+def _flip(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return x.flip(axes) if axes else x  # without axes `flip` would still copy
+
+
+class _Predictor:
+    """Give the probabilities of windows for many subsets, as many at once as memory allows."""
+
+    def __init__(
+        self,
+        net: Backbone,
+        loss: SegmentationLoss,
+        available: Sequence[bool],
+        subsets: Sequence[Subset],
+        protocol: Protocol,
+        averages: Averages,
+        device: torch.device,
+        clock: Clock | None,
+    ) -> None:
+        self.net, self.loss, self.protocol, self.averages = net, loss, protocol, averages
+        self.device, self.clock = device, clock
+        self.available = torch.tensor([list(available)], dtype=torch.bool, device=device)
+        self.present = torch.tensor(subsets, dtype=torch.bool, device=device)
+        self.at_once = protocol.batch_subsets
+        if self.at_once is None and device.type != "cuda":
+            # On a CPU more at once only leave the caches: 15 at once took 1.0 to 2 times as long.
+            self.at_once = 1
+
+    def predict(
+        self, patch: Tensor, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Take some of these subsets after the other; give their probabilities, k×B×C×d×h×w."""
+        features = None
+        while features is None and not self.protocol.naive:
+            features = self._attempt("encode", partial(self._encode, patch))
+        while len(rows):
+            if features is None:
+                chunk = rows[:1]
+                predicted = self._attempt("decode", partial(self._whole_pass, patch, chunk))
+            else:
+                chunk = rows[: self.at_once or 1]
+                predicted = self._attempt("decode", partial(self._decode, features, chunk))
+            if predicted is not None:
+                yield chunk, predicted
+                rows = rows[len(chunk) :]
+
+    def _encode(self, patch: Tensor) -> Features:
+        return self.net.encode(patch, self.available.expand(len(patch), -1))
+
+    def _decode(self, features: Features, chunk: NDArray[np.int64]) -> Tensor:
+        windows = len(features.real)
+        present = self.present[chunk.tolist()].repeat_interleave(windows, dim=0)
+        measure = self.at_once is None
+        before = _restart_peak(self.device) if measure else 0
+        logits = self.net.decode(features.repeat(len(chunk)).restrict(present)).logits
+        predicted = self.loss.probabilities(logits)
+        if measure:
+            one = max(1, torch.cuda.max_memory_allocated(self.device) - before)
+            self.at_once = max(1, int(SHARE_OF_MEMORY * _free_memory(self.device) / one))
+        return predicted.view(len(chunk), windows, *predicted.shape[1:])
+
+    def _whole_pass(self, patch: Tensor, chunk: NDArray[np.int64]) -> Tensor:
+        present = self.present[chunk.tolist()].expand(len(patch), -1)
+        return self.loss.probabilities(self.net(patch, present).logits).unsqueeze(0)
+
+    def _attempt(self, name: str, work: Callable[[], T]) -> T | None:
+        """Do it; where memory ends make room and give None, so that the caller tries again."""
+        dtype = AUTOCAST[self.protocol.precision]
+        try:
+            with (
+                stage(self.clock, name),
+                torch.autocast(self.device.type, dtype, enabled=dtype is not None),
+            ):
+                return work()
+        except torch.OutOfMemoryError:
+            pass
+        # Outside the handler, whose traceback would keep alive what the attempt had allocated.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if name == "decode" and self.at_once is not None and self.at_once > 1:
+            self.at_once = min(self.at_once, len(self.present)) // 2
+        elif not self.averages.leave_device():
+            raise UserError(
+                f"one window of {self.protocol.size} does not fit into the memory of "
+                f"{self.device}; set a smaller evaluation.window or evaluation.precision=bf16, "
+                "or use the CPU"
+            )
+        return None
+
+
+def _restart_peak(device: torch.device) -> int:
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Count what the driver has left and what torch holds unused."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+@contextmanager
+def _evaluating(net: Backbone) -> Iterator[None]:
+    """Switch to evaluation and back, each module to what it was."""
+    training = [module for module in net.modules() if module.training]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
