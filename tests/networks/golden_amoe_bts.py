@@ -12,9 +12,8 @@ from bts_lightning.networks.backbone import Backbone, Features
 from tests.golden.fill_rule import kind_of
 from tests.networks.conformity import Recorded
 
-# Block i of ours is block TO_OURS[i] of the official order FLAIR, T1, T1c, T2; then TC, WT, ET.
+# Block i of ours is block TO_OURS[i] of the official order FLAIR, T1, T1c, T2.
 TO_OURS = [1, 2, 3, 0]
-REGIONS_TO_OURS = [1, 0, 2]
 
 Fill = Callable[[tuple[int, ...], str, int], Tensor]
 
@@ -47,7 +46,11 @@ def to_ours(value: Tensor, axis: int) -> Tensor:
 
 @torch.no_grad()
 def fill(net: Backbone, filled: Fill, salted: bool) -> None:
-    """Fill; the first convolution of a skip is cut into the terms of the modalities."""
+    """Fill; the first convolution of a skip is cut into the terms of the modalities.
+
+    The head stays as it is, so the logits compared are TC, WT, ET as in the file; what a channel
+    means is the loss's affair, not the network's.
+    """
     assert isinstance(net, AMoEBTS)
     for name, parameter in net.named_parameters():
         parts = name.split(".")
@@ -60,8 +63,6 @@ def fill(net: Backbone, filled: Fill, salted: bool) -> None:
         read_modalities = ["gam.project.weight"] if net.gam else ["bottleneck.0.weight"]
         if name in read_modalities:
             value = to_ours(value, 1)
-        if parts[0] == "head":
-            value = value[REGIONS_TO_OURS]
         parameter.copy_(value)
 
 
