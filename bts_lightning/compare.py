@@ -15,7 +15,7 @@ from bts_lightning.modalities import dots, parse_subset
 from bts_lightning.report.comparison import Comparison, cell, write_comparison
 from bts_lightning.report.paired import COMPARED, Paired, pair
 from bts_lightning.report.protocol import as_text, read_protocol
-from bts_lightning.report.table import REGION_NAMES, EvaluationTable
+from bts_lightning.report.table import REGION_NAMES, EvaluationTable, evaluation_folder
 
 # What two comparable evaluations must share, and how it is called in the refusal.
 POLICIES = {"hd95": "definitions of HD95", "empty": "policies for empty regions"}
@@ -59,7 +59,7 @@ def open_evaluations(runs: Sequence[Path]) -> list[Evaluation]:
         raise UserError(
             f"compare got {len(runs)} run, it needs two or more: the reference, then the others"
         )
-    folders = [_evaluation_folder(Path(run)) for run in runs]
+    folders = [evaluation_folder(Path(run)) for run in runs]
     for i, folder in enumerate(folders):
         if folder.resolve() in (earlier.resolve() for earlier in folders[:i]):
             raise UserError(f"{folder}: given twice; compare a run with another one")
@@ -160,18 +160,6 @@ def _terminal_table(comparison: Comparison, paired: Paired) -> Table:
         cells = (cell(line, corrected, r, decimals=1) for r in range(len(REGION_NAMES)))
         table.add_row(head, *cells)
     return table
-
-
-def _evaluation_folder(run: Path) -> Path:
-    if (run / "cases.csv").is_file():
-        return run
-    found = [file.parent for file in (run / "evaluation").glob("*/cases.csv")]
-    if not found:
-        raise UserError(
-            f"{run}: no evaluation found; give a run with evaluation/*/cases.csv or such a folder, "
-            f"or make one with `bts evaluate {run}`"
-        )
-    return max(found, key=lambda folder: (folder / "cases.csv").stat().st_mtime)
 
 
 def _name(folder: Path, parts: int) -> str:

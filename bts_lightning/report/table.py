@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bts_lightning.errors import DataError
+from bts_lightning.errors import DataError, UserError
 from bts_lightning.modalities import REGIONS, SUBSETS, parse_subset, subset_name
 
 KEYS = ("case", "subset", "region")
@@ -83,6 +83,19 @@ class EvaluationTable:
         """Say which case × subset has rows: a case without FLAIR cannot show subsets with it."""
         pairs = set(zip(self.rows["case"], self.rows["subset"], strict=True))
         return np.array([[(case, name) in pairs for name in self.subsets] for case in self.cases])
+
+
+def evaluation_folder(run: Path) -> Path:
+    """Find the newest evaluation of a run, or take the evaluation folder that is given."""
+    if (run / "cases.csv").is_file():
+        return run
+    found = [file.parent for file in (run / "evaluation").glob("*/cases.csv")]
+    if not found:
+        raise UserError(
+            f"{run}: no evaluation found; give a run with evaluation/*/cases.csv or such a folder, "
+            f"or make one with `bts evaluate {run}`"
+        )
+    return max(found, key=lambda folder: (folder / "cases.csv").stat().st_mtime)
 
 
 def write_whole(file: Path, content: str | bytes) -> Path:

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bts_lightning.errors import DataError
+from bts_lightning.errors import DataError, UserError
+from bts_lightning.report import main
 from bts_lightning.report.page import page
 from bts_lightning.report.summary import summarise
 from bts_lightning.report.table import EvaluationTable
@@ -128,6 +129,19 @@ def test_report_can_be_written_again_from_its_files(tmp_path: Path) -> None:
         "summary.md",
         "summary.tex",
     }
+
+
+def test_command_writes_the_newest_evaluation_of_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "evaluation" / "test"
+    folder.mkdir(parents=True)
+    pd.DataFrame(rows(3)).to_csv(folder / "cases.csv", index=False)
+    (folder / "protocol.json").write_text(json.dumps(protocol()))
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
+    with pytest.raises(UserError, match="no evaluation found"):
+        main([str(tmp_path / "other")])
 
 
 def test_a_folder_without_protocol_is_refused(tmp_path: Path) -> None:
