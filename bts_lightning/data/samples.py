@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bts_lightning.availability import Availability, Complete
 from bts_lightning.chance import generator
+from bts_lightning.data.crop import Three, copy_box
 from bts_lightning.data.subjects import transform_patch
 from bts_lightning.errors import ConfigError, DataError
 from bts_lightning.modalities import Subset
@@ -108,46 +109,42 @@ class PatchDataset:
     def _copy(self, case: ReadableCase, epoch: int, index: int, image: Array, label: Array) -> None:
         volume, truth = _opened(case)
         size = volume.shape[1:]
-        start = self._start(case, size, generator(self.seed, epoch, index, "crop"))
-        flips = generator(self.seed, epoch, index, "flip").random(3) < self.flip
-        mirror = tuple(slice(None, None, -1 if flip else 1) for flip in flips)
-        inside = tuple(
-            slice(max(s, 0), min(s + p, n)) for s, p, n in zip(start, self.patch, size, strict=True)
-        )
-        target = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))
-        if min(start) < 0:
+        corner = self._corner(case, size, generator(self.seed, epoch, index, "crop"))
+        d, h, w = generator(self.seed, epoch, index, "flip").random(3) < self.flip
+        if any(c < 0 for c in corner):
             image[...] = 0
             label[...] = 0
-        # One pass over the memory map crops, mirrors and casts; views cost nothing.
-        np.copyto(label[mirror][target], truth[inside], casting="same_kind")
+        copy_box(label[None], truth[None], corner, (d, h, w))
         if all(case.available):
-            np.copyto(image[:, *mirror][:, *target], volume[:, *inside], casting="same_kind")
+            copy_box(image, volume, corner, (d, h, w))
             return
-        for channel, source, available in zip(image, volume, case.available, strict=True):
-            if available:
-                np.copyto(channel[mirror][target], source[inside], casting="same_kind")
+        for channel, is_available in enumerate(case.available):
+            one = slice(channel, channel + 1)
+            if is_available:
+                copy_box(image[one], volume[one], corner, (d, h, w))
             else:
-                channel[...] = 0
+                image[one] = 0
 
-    def _start(
+    def _corner(
         self, case: ReadableCase, size: Sequence[int], chance: np.random.Generator
-    ) -> list[int]:
+    ) -> Three:
         """Draw the corner of the patch; negative where a smaller volume sits in its middle."""
         room = [n - p for n, p in zip(size, self.patch, strict=True)]
-        corner = [int(chance.integers(r + 1)) if r > 0 else -(-r // 2) for r in room]
+        d, h, w = (int(chance.integers(r + 1)) if r > 0 else -(-r // 2) for r in room)
         if chance.random() >= self.foreground or not len(voxels := case.foreground):
-            return corner
+            return d, h, w
         # The class first, as nnU-Net does, or the small ones would hardly ever be drawn.
-        edges = np.flatnonzero(np.diff(voxels[:, 0], prepend=0, append=0))
+        edges = np.unique(np.searchsorted(voxels[:, 0], (1, 2, 3, 4)))
         which = chance.integers(len(edges) - 1)
         centre = voxels[chance.integers(edges[which], edges[which + 1]), 1:]
-        return [
+        d, h, w = (
             min(max(int(v) - p // 2, 0), r) if r > 0 else c
-            for v, p, r, c in zip(centre, self.patch, room, corner, strict=True)
-        ]
+            for v, p, r, c in zip(centre, self.patch, room, (d, h, w), strict=True)
+        )
+        return d, h, w
 
 
-def triple(patch: int | Sequence[int]) -> tuple[int, int, int]:
+def triple(patch: int | Sequence[int]) -> Three:
     """Read a patch size: one edge for all axes or one for each."""
     sizes = (patch,) * 3 if isinstance(patch, int) else tuple(patch)
     if len(sizes) != 3 or any(size < 1 for size in sizes):

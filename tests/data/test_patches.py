@@ -361,6 +361,19 @@ def test_a_finished_epoch_leaves_no_thread(cases: list[FileCase]) -> None:
     assert threading.active_count() == before
 
 
+def test_a_batch_that_somebody_holds_is_never_written_again(cases: list[FileCase]) -> None:
+    loader = PatchLoader(PatchDataset(cases, patch=8, samples=30), workers=2)
+    held, copies, addresses = [], [], set()
+    for number, batch in enumerate(loader):
+        addresses.add(batch["image"].data_ptr())
+        if number % 3 == 0:
+            # A part of a tensor, as NumPy sees it, holds the whole.
+            held.append(batch["image"][0, 1].numpy())
+            copies.append(held[-1].copy())
+    assert len(addresses) < 20  # others are used again
+    assert all(np.array_equal(one, other) for one, other in zip(held, copies, strict=True))
+
+
 def test_reading_leaves_the_global_generators_alone(cases: list[FileCase]) -> None:
     torch.manual_seed(0)
     np_state, state = np.random.get_state()[1].tolist(), torch.get_rng_state()
