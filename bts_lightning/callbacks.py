@@ -156,6 +156,10 @@ class Throughput(Callback):
 class EpochLines(Callback):
     """Print one line an epoch, for logs that are files."""
 
+    def __init__(self) -> None:
+        # A training that was resumed in the middle of an epoch does not see this epoch begin.
+        self._started = time.monotonic()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._started = time.monotonic()

@@ -30,9 +30,10 @@ from bts_lightning.modalities import (
     subset_name,
     subsets_within,
 )
-from bts_lightning.report.slices import CaseSlices, choose_slices, save_slices
-from bts_lightning.report.table import COLUMNS, METRICS
-from bts_lightning.report.write import write_report
+from bts_lightning.quiet import hush
+from bts_lightning.report.slices import CaseSlices, choose_slices, keep_slices, save_slices
+from bts_lightning.report.table import COLUMNS, METRICS, EvaluationTable, read_rows
+from bts_lightning.report.write import choose_cases, write_report
 from bts_lightning.task import SegmentationTask
 
 console = Console(highlight=False)
@@ -64,6 +65,7 @@ def evaluate(
         device: `cpu` or `cuda`; chosen by itself by default.
         predictions: also write the label maps of all subsets as NIfTI.
     """
+    hush()
     config = load_run(run, words, allow)
     checkpoint = checkpoint or runs.best_checkpoint(run)
     folder = run / "evaluation" / (name or part)
@@ -260,7 +262,7 @@ def _finish(folder: Path, split: Any, part: str, facts: dict[str, Any]) -> None:
         raise UserError(
             f"{len(missing)} cases were not evaluated, {missing[0]} first; run it again"
         )
-    tables = [pd.read_csv(_rows_file(folder, name), dtype={"case": str}) for name in names]
+    tables = [read_rows(_rows_file(folder, name)) for name in names]
     unscored = [name for name, table in zip(names, tables, strict=True) if table.empty]
     if unscored:
         console.print(
@@ -276,3 +278,5 @@ def _finish(folder: Path, split: Any, part: str, facts: dict[str, Any]) -> None:
     runs.write_text(folder / "protocol.json", json.dumps(facts, indent=2) + "\n")
     runs.write_text(folder / "cases.csv", rows.to_csv(index=False))
     write_report(folder)
+    # About a megabyte a case; the report shows a dozen.
+    keep_slices(folder, choose_cases(EvaluationTable.read(folder)))

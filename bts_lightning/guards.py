@@ -53,7 +53,7 @@ class Preemption(Callback):
         if not self._any_rank(trainer):
             return
         folder = Path(trainer.default_root_dir) / "checkpoints"
-        trainer.save_checkpoint(folder / "interrupted.ckpt")
+        trainer.save_checkpoint(folder / "interrupted.ckpt", weights_only=False)
         name = self.received.name if self.received else "another rank"
         if self.received == signal.SIGUSR1 and self.requeue and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
@@ -108,7 +108,7 @@ class FiniteLoss(Callback):
         if not bad:
             return
         file = Path(trainer.default_root_dir) / "checkpoints" / "before_nonfinite.ckpt"
-        trainer.save_checkpoint(file)
+        trainer.save_checkpoint(file, weights_only=False)
         batch = self._batch or {}
         cases = [
             f"{case} ({subset_name(row)})"

@@ -3,11 +3,10 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -18,10 +17,13 @@ from bts_lightning.callbacks import EpochLines
 from bts_lightning.errors import UserError
 from bts_lightning.guards import PreemptedError, advise_on_memory
 from bts_lightning.loggers import Csv
+from bts_lightning.quiet import hush
 from bts_lightning.schema import signature
 from bts_lightning.targets import find_class
 from bts_lightning.task import SegmentationTask
 
+# What checkpoints, sweeps and studies watch.
+MONITORED = "val/dice/mean"
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -35,6 +37,7 @@ def train(words: Sequence[str], allow: Sequence[str] = ()) -> int:
 def fit(config: DictConfig, run: Path) -> dict[str, float]:
     """Train in a run folder, from its newest readable checkpoint if there is one."""
     os.environ[runs.RUN_VARIABLE] = str(run.resolve())
+    hush()
     seed_everything(config.seed, workers=True, verbose=False)
     resume = _newest_readable(run)
     data = configuration.build(config.data)
@@ -126,11 +129,12 @@ def _check_fits(task: SegmentationTask, file: Path, trainer: Trainer) -> None:
 
 
 def _summary(trainer: Trainer, metrics: dict[str, float]) -> str:
-    checkpoint = trainer.checkpoint_callback
-    best: Any = getattr(checkpoint, "best_model_score", None)
-    if best is None:
+    best = [
+        checkpoint.best_model_score
+        for checkpoint in trainer.checkpoint_callbacks
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor == MONITORED
+    ]
+    if not best or best[0] is None:
         return f"{trainer.global_step} steps, no validation yet"
-    return (
-        f"mean Dice over 15 subsets {float(best):.4f} at best, "
-        f"{metrics.get('val/dice/mean', float('nan')):.4f} at the end"
-    )
+    at_end = metrics.get(MONITORED, float("nan"))
+    return f"mean Dice over 15 subsets {float(best[0]):.4f} at best, {at_end:.4f} at the end"

@@ -37,14 +37,7 @@ class EvaluationTable:
         file = path / "cases.csv" if path.is_dir() else path
         if not file.is_file():
             raise DataError(f"{file}: no such file; `bts evaluate RUN` writes this table")
-        try:
-            # A case may be called 007 or NA: names are text.
-            rows = pd.read_csv(
-                file, dtype=dict.fromkeys(KEYS, str), keep_default_na=False, na_values=MISSING
-            )
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as fault:
-            raise DataError(f"{file}: not a readable table ({fault}); evaluate again") from fault
-        return cls.from_rows(rows, str(file))
+        return cls.from_rows(read_rows(file), str(file))
 
     @classmethod
     def from_rows(
@@ -96,6 +89,16 @@ def evaluation_folder(run: Path) -> Path:
             f"or make one with `bts evaluate {run}`"
         )
     return max(found, key=lambda folder: (folder / "cases.csv").stat().st_mtime)
+
+
+def read_rows(file: Path) -> pd.DataFrame:
+    """Read rows of the table as they stand; a case may be called 007 or NA: names are text."""
+    try:
+        return pd.read_csv(
+            file, dtype=dict.fromkeys(KEYS, str), keep_default_na=False, na_values=MISSING
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as fault:
+        raise DataError(f"{file}: not a readable table ({fault}); evaluate again") from fault
 
 
 def write_whole(file: Path, content: str | bytes) -> Path:

@@ -1,0 +1,228 @@
+"""Training from the command line's words: every experiment, interruptions, guards."""
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from bts_lightning import config, runs
+from bts_lightning.__main__ import main
+from bts_lightning.loggers import read_metrics
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+TINY = [
+    "a2fseg",
+    "smoke",
+    "net.width=4",
+    "net.poolings=2",
+    "net.width_limit=8",
+    "data.patch=16",
+    "data.steps_per_epoch=3",
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.deterministic=true",
+    "trainer.check_val_every_n_epoch=2",
+    "evaluation.subsets=[flair,t1+t1c+t2+flair]",
+    "callbacks.overlays=null",
+    "data.augment.affine.p_rotation=0.5",
+    "data.augment.noise.p=0.5",
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("BTS_RUN", "SLURM_JOB_ID", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def train(*words: str) -> int:
+    return main(["train", "--allow", "tests", *words])
+
+
+def the_run(experiment: str = "*") -> Path:
+    (found,) = Path("runs").glob(f"{experiment}/*/config.yaml")
+    return found.parent
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    return dict(runs.read_checkpoint(file)["state_dict"])
+
+
+def final(run: Path) -> dict[str, torch.Tensor]:
+    return weights(max((run / "checkpoints").glob("epoch_*.ckpt")))
+
+
+def small(experiment: str) -> list[str]:
+    """Shrink the network of an experiment as its class says."""
+    from bts_lightning.targets import find_class
+
+    node: Any = config.load([experiment]).net
+    return [f"net.{k}={v}" for k, v in find_class(node._target_, "net").small().items()]
+
+
+def with_a_network() -> list[str]:
+    nodes = {path.stem: OmegaConf.load(path) for path in sorted(EXPERIMENTS.glob("*.yaml"))}
+    return [
+        name
+        for name in nodes
+        if name != "base" and OmegaConf.is_dict(config.load([name]).get("net"))
+    ]
+
+
+@pytest.mark.parametrize("experiment", with_a_network())
+def test_every_experiment_fits_resumes_and_evaluates(
+    experiment: str, phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        experiment,
+        "smoke",
+        *small(experiment),
+        f"data.root={phantom}",
+        "data.patch=32",
+        "data.steps_per_epoch=1",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+        "evaluation.subsets=[flair,t1c+t2,t1+t1c+t2+flair]",
+        "callbacks.overlays=null",
+    ]
+    assert train(*words) == 0, capsys.readouterr().err
+    run = the_run()
+    assert train(str(run), "trainer.max_epochs=2") == 0, capsys.readouterr().err
+    assert runs.read_checkpoint(max((run / "checkpoints").glob("epoch_*.ckpt")))["epoch"] == 1
+    assert main(["evaluate", str(run), "--device", "cpu"]) == 0, capsys.readouterr().err
+    table = pd.read_csv(run / "evaluation" / "test" / "cases.csv")
+    assert len(table) == table.case.nunique() * 3 * 3
+    assert table.dice.between(0, 1).all()
+    assert (run / "evaluation" / "test" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_a_stopped_training_ends_with_the_same_weights(
+    number: int, step: int, phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, f"data.root={phantom}", "callbacks.best=null", "callbacks.subsets=null"]
+    ema = "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
+    words = [*words, ema, "trainer.limit_val_batches=0"]
+    assert train(*words) == 0, capsys.readouterr().err
+    undisturbed = the_run()
+    expected, curves = final(undisturbed), read_metrics(undisturbed / "logs/metrics.csv")
+    undisturbed.rename("undisturbed")
+    stop = "callbacks.stop._target_=tests.training_parts.SignalAt"
+    told = [stop, f"callbacks.stop.step={step}", f"callbacks.stop.number={int(number)}"]
+    runs.os.environ.pop(runs.RUN_VARIABLE)
+    assert train(*words, *told) == 2
+    printed = capsys.readouterr().err
+    assert f"stopped by {signal.Signals(number).name}" in printed
+    assert "continue with: bts train" in printed
+    run = the_run()
+    assert train(str(run), "callbacks.stop=null") == 0, capsys.readouterr().err
+    found = final(run)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert read_metrics(run / "logs/metrics.csv")["train/loss_step"] == curves["train/loss_step"]
+    assert not (run / "checkpoints" / "interrupted.ckpt").exists()
+
+
+def test_a_seed_reproduces_a_run_and_another_does_not(phantom: Path) -> None:
+    words = [*TINY, f"data.root={phantom}", "trainer.max_epochs=1", "trainer.limit_val_batches=0"]
+    found = []
+    for seed in (1, 1, 2):
+        assert train(*words, f"seed={seed}", "callbacks.best=null") == 0
+        runs.os.environ.pop(runs.RUN_VARIABLE)
+        run = the_run()
+        found.append(final(run))
+        run.rename(f"run{len(found)}")
+    first, again, other = found
+    assert all(torch.equal(again[name], value) for name, value in first.items())
+    assert not all(torch.equal(other[name], value) for name, value in first.items())
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(
+    phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*TINY, f"data.root={phantom}") == 0
+    run = the_run()
+    newest = max((run / "checkpoints").glob("epoch_*.ckpt"))
+    newest.write_bytes(newest.read_bytes()[:5000])
+    (run / "checkpoints" / "best.ckpt").unlink()
+    assert train(str(run), "trainer.max_epochs=3") == 0
+    printed = capsys.readouterr().out
+    assert f"{newest.name} cannot be read" in printed.replace("\n", "")
+    assert "going on from epoch_0000.ckpt" in printed
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights(
+    phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison = "callbacks.poison._target_=tests.training_parts.PoisonAt"
+    words = [*TINY, f"data.root={phantom}", poison, "callbacks.poison.step=2"]
+    assert train(*words) == 2
+    line = capsys.readouterr().err
+    assert re.search(r"the loss is nan in epoch 0, step 2, for BraTS2021_\d+ \(t", line)
+    saved = weights(the_run() / "checkpoints" / "before_nonfinite.ckpt")
+    assert all(value.isfinite().all() for value in saved.values())
+
+
+def test_running_out_of_memory_says_what_to_lower(
+    phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = "callbacks.full._target_=tests.training_parts.OutOfMemoryAt"
+    words = [*TINY, f"data.root={phantom}", full, "callbacks.full.step=1", "data.batch_size=2"]
+    assert train(*words) == 2
+    line = capsys.readouterr().err
+    assert "out of memory" in line
+    assert "data.batch_size=1 with trainer.accumulate_grad_batches=2" in line
+
+
+def test_a_checkpoint_of_another_network_is_refused(
+    phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*TINY, f"data.root={phantom}", "trainer.max_epochs=1") == 0
+    run = the_run()
+    assert train(str(run), "net.width=8", "trainer.max_epochs=2") == 2
+    assert "was trained with another network" in capsys.readouterr().err
+    assert config.load([str(run / "config.yaml")]).net.width == 4
+
+
+def test_validation_logs_every_cell_and_keeps_the_best(phantom: Path) -> None:
+    words = [*TINY, f"data.root={phantom}", "trainer.check_val_every_n_epoch=1"]
+    assert train(*words, "evaluation.subsets=null", "callbacks.overlays.protocol=${evaluation}",
+                 "callbacks.overlays._target_=bts_lightning.callbacks.Overlays") == 0  # fmt: skip
+    run = the_run()
+    curves = read_metrics(run / "logs" / "metrics.csv")
+    for name in ("val/dice/mean", "val/dice/with_t1c", "val/t1c+flair/dice/ET", "train/loss_epoch"):
+        assert len(curves[name]) == 2
+    cells = [name for name in curves if re.fullmatch(r"val/[a-z0-9+]+/dice/(WT|TC|ET)", name)]
+    assert len(cells) == 45
+    best = runs.read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"]
+    scores = [value for _, value in curves["val/dice/mean"]]
+    assert scores[best] == max(scores)
+    assert len(list((run / "overlays").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["a2fseg", "smoke", "data.root=nowhere"], "nowhere"),
+        (["a2fsg"], "did you mean a2fseg?"),
+        (["a2fseg", "smoke", "trainer.accelerator=gpu"], "gpu|GPU|CUDA"),
+        (["a2fseg", "net.out_channels=4"], "set net.out_channels=3"),
+    ],
+)
+def test_what_cannot_work_is_one_line(
+    words: list[str], line: str, phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "data.root=nowhere" not in words:
+        words = [*words, f"data.root={phantom}"]
+    assert train(*words) == 2
+    printed = capsys.readouterr().err.strip()
+    assert re.search(line, printed)
+    assert len(printed.splitlines()) == 1

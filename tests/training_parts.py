@@ -1,0 +1,63 @@
+"""Callbacks that spoil a training on purpose; tests name them in the configuration."""
+
+import os
+import signal
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+
+class SignalAt(Callback):
+    """Send a signal to this process in the middle of one step."""
+
+    def __init__(self, *, step: int, number: int = int(signal.SIGTERM)) -> None:
+        self.step = step
+        self.number = number
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
+    ) -> None:
+        """Send it once the loss of that step is known."""
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+class PoisonAt(Callback):
+    """Put NaN into one modality that is there."""
+
+    def __init__(self, *, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Poison the batch of that step."""
+        if trainer.global_step == self.step:
+            here = int(batch["present"][0].nonzero()[0])
+            batch["image"][0, here] = float("nan")
+
+
+class OutOfMemoryAt(Callback):
+    """Run out of memory, as a GPU would."""
+
+    def __init__(self, *, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Raise what CUDA raises."""
+        if trainer.global_step == self.step:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class Present(Callback):
+    """Let every sample of a rank keep one modality only, another one on each rank."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Choose the modality by rank."""
+        batch["present"][:] = False
+        batch["present"][:, trainer.global_rank] = True
