@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bts_lightning.chance import probability
 from bts_lightning.data.transform import Chance, Patch, Range, Transform, positive
 
 
@@ -61,7 +62,7 @@ class Flip(Transform):
 
     def __init__(self, *, p: float = 1.0, per_axis: float = 0.5) -> None:
         super().__init__(p)
-        self.per_axis = per_axis
+        self.per_axis = probability("per_axis", per_axis)
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         axes = [axis for axis in (-3, -2, -1) if chance.happens(self.per_axis)]
@@ -90,7 +91,8 @@ class Affine(Transform):
     ) -> None:
         super().__init__(1.0)
         self.rotation, self.scale = rotation, positive("scale", scale)
-        self.p_rotation, self.p_scale = p_rotation, p_scale
+        self.p_rotation = probability("p_rotation", p_rotation)
+        self.p_scale = probability("p_scale", p_scale)
         self.planes = planes
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
@@ -140,7 +142,8 @@ class Blur(Transform):
         self, *, p: float = 0.2, per_channel: float = 0.5, sigma: Range = (0.5, 1.0)
     ) -> None:
         super().__init__(p)
-        self.per_channel, self.sigma = per_channel, positive("sigma", sigma)
+        self.per_channel = probability("per_channel", per_channel)
+        self.sigma = positive("sigma", sigma)
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         image = [
@@ -209,7 +212,8 @@ class LowResolution(Transform):
         self, *, p: float = 0.25, per_channel: float = 0.5, zoom: Range = (0.5, 1.0)
     ) -> None:
         super().__init__(p)
-        self.per_channel, self.zoom = per_channel, positive("zoom", zoom)
+        self.per_channel = probability("per_channel", per_channel)
+        self.zoom = positive("zoom", zoom)
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         image = [

@@ -9,6 +9,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from bts_lightning.availability import Availability, Uniform15
+from bts_lightning.chance import probability
 from bts_lightning.data.augment import Augment
 from bts_lightning.data.cache import CachedCase, fingerprint, prepare
 from bts_lightning.data.normalise import Crop, Normalisation
@@ -101,7 +102,8 @@ class BratsDataModule(LightningDataModule):
         self.patch = triple(patch)
         self.batch_size = batch_size
         self.samples_per_epoch, self.steps_per_epoch = samples_per_epoch, steps_per_epoch
-        self.foreground, self.flip = foreground, flip
+        self.foreground = probability("foreground", foreground)
+        self.flip = probability("flip", flip)
         self.availability = availability or Uniform15()
         self.transforms = transforms
         self.augment = Augment(augment or {})

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bts_lightning.availability import Availability, Complete
-from bts_lightning.chance import generator
+from bts_lightning.chance import generator, probability
 from bts_lightning.data.crop import Three, copy_box
 from bts_lightning.data.subjects import transform_patch
 from bts_lightning.errors import ConfigError, DataError
@@ -78,8 +78,8 @@ class PatchDataset:
         self.samples = len(cases) if samples is None else samples
         self.patch = triple(patch)
         self.seed = seed
-        self.foreground = _probability("foreground", foreground)
-        self.flip = _probability("flip", flip)
+        self.foreground = probability("foreground", foreground)
+        self.flip = probability("flip", flip)
         self.availability = availability or Complete()
         self.transforms = [each for each in (transforms or {}).values() if each is not None]
 
@@ -167,9 +167,3 @@ def _opened(case: ReadableCase) -> tuple[Array, Array]:
 @lru_cache(maxsize=4)
 def _shuffled(seed: int, turn: int, count: int) -> Array:
     return generator(seed, turn, "order").permutation(count)
-
-
-def _probability(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name} is {value}; a probability is between 0 and 1")
-    return value

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bts_lightning.chance import generator
+from bts_lightning.chance import generator, probability
 
 Range = tuple[float, float]
 
@@ -69,9 +69,7 @@ class Transform(ABC):
     """Base of the transforms: `p` is the probability that a sample is touched at all."""
 
     def __init__(self, p: float) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"p is {p}; a probability is between 0 and 1")
-        self.p = p
+        self.p = probability("p", p)
 
     @abstractmethod
     def apply(self, patch: Patch, chance: Chance) -> Patch:

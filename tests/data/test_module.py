@@ -90,6 +90,7 @@ def test_setup_gives_split_fingerprint_and_cases(phantom: Path) -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"samples_per_epoch": 4, "steps_per_epoch": 2}, "say the same"),
         ({"seed": -1}, "seed is -1"),
+        ({"foreground": 2.0}, "between 0 and 1"),
     ],
 )
 def test_impossible_options_are_refused(options: dict[str, Any], text: str) -> None:

@@ -205,7 +205,7 @@ def test_an_impossible_patch_is_refused(cases: list[FileCase], patch: int | list
 
 
 def test_an_impossible_probability_is_refused(cases: list[FileCase]) -> None:
-    with pytest.raises(ConfigError, match=r"foreground is 1\.5"):
+    with pytest.raises(ValueError, match=r"foreground is 1\.5"):
         PatchDataset(cases, foreground=1.5)
 
 

@@ -13,6 +13,9 @@ from bts_lightning.data.subjects import transform_patch
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import COMPLETE, Subset, parse_subset
 
+# Python 3.12 warns of any fork beside threads; torch's loader forks.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
 
 @dataclass(frozen=True)
 class ArrayCase:
