@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from bts_lightning.inference import Protocol, segment
+from bts_lightning.losses import SegmentationLoss
 from bts_lightning.metrics.score import score
 from bts_lightning.metrics.training import SubsetScores
 from bts_lightning.modalities import (
@@ -22,6 +23,7 @@ from bts_lightning.modalities import (
     subset_name,
     subsets_within,
 )
+from bts_lightning.networks.backbone import Backbone
 
 
 class SubsetEvaluation(Callback):
@@ -61,7 +63,7 @@ class SubsetEvaluation(Callback):
         if case is None or case.label is None:
             return
         subsets = subsets_within(case.available, self.subsets)
-        net, loss = pl_module.net, pl_module.loss
+        net, loss = network_of(pl_module)
         predicted = segment(
             net, loss, case.image, case.available, self.protocol, subsets, pl_module.device
         )
@@ -97,6 +99,14 @@ class SubsetEvaluation(Callback):
         pl_module.log_dict(
             shown, prog_bar=False, sync_dist=False, batch_size=1, rank_zero_only=False
         )
+
+
+def network_of(module: LightningModule) -> tuple[Backbone, SegmentationLoss]:
+    """Give the network and the loss of a task, for those who segment with it."""
+    net, loss = module.net, module.loss
+    assert isinstance(net, Backbone)
+    assert isinstance(loss, SegmentationLoss)
+    return net, loss
 
 
 class Throughput(Callback):
@@ -212,7 +222,7 @@ class Overlays(Callback):
         subsets = subsets_within(case.available, self.subsets)
         if not subsets:
             return
-        net, loss = pl_module.net, pl_module.loss
+        net, loss = network_of(pl_module)
         predicted = segment(
             net, loss, case.image, case.available, self.protocol, subsets, pl_module.device
         )

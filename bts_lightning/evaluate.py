@@ -17,6 +17,7 @@ from rich.console import Console
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
+from bts_lightning.callbacks import network_of
 from bts_lightning.data.cache import CachedCase, write_prediction
 from bts_lightning.data.splits import Part
 from bts_lightning.errors import UserError
@@ -125,9 +126,10 @@ class CaseScorer(Callback):
         if case is None or _rows_file(self.folder, case.name).exists():
             return
         subsets = subsets_within(case.available, self.subsets)
+        net, loss = network_of(pl_module)
         predicted = segment(
-            pl_module.net,
-            pl_module.loss,
+            net,
+            loss,
             case.image,
             case.available,
             self.protocol,

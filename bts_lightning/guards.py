@@ -36,6 +36,7 @@ class Preemption(Callback):
         self.requeue = requeue
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._stop: PreemptedError | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals; later than Lightning does."""
@@ -49,17 +50,31 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here if any rank was told to."""
+        """Save here if any rank was told to stop; this step's curves are logged after this."""
         if not self._any_rank(trainer):
             return
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        trainer.save_checkpoint(folder / "interrupted.ckpt", weights_only=False)
+        file = Path(trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
+        trainer.save_checkpoint(file, weights_only=False)
         name = self.received.name if self.received else "another rank"
         if self.received == signal.SIGUSR1 and self.requeue and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-        raise PreemptedError(
+        self._stop = PreemptedError(
             f"stopped by {name} in epoch {trainer.current_epoch}, step {trainer.global_step}"
         )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop before the next step."""
+        self._stop_if_saved()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before a validation, which may be long."""
+        self._stop_if_saved()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before the epoch is counted as done."""
+        self._stop_if_saved()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signals back, and drop the checkpoint that a finished training does not need."""
@@ -77,6 +92,10 @@ class Preemption(Callback):
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C does not wait for the step
         self.received = signal.Signals(number)
+
+    def _stop_if_saved(self) -> None:
+        if self._stop is not None:
+            raise self._stop
 
     def _any_rank(self, trainer: Trainer) -> bool:
         told = self.received is not None

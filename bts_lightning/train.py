@@ -15,7 +15,7 @@ from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.callbacks import EpochLines
 from bts_lightning.errors import UserError
-from bts_lightning.guards import PreemptedError, advise_on_memory
+from bts_lightning.guards import PreemptedError, Preemption, advise_on_memory
 from bts_lightning.loggers import Csv
 from bts_lightning.quiet import hush
 from bts_lightning.schema import signature
@@ -93,6 +93,8 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
     if not is_terminal:
         live = (RichProgressBar, RichModelSummary)
         callbacks = [c for c in callbacks if not isinstance(c, live)] + [EpochLines()]
+    # Last, so that its checkpoint holds what the others did after the step (averaged weights).
+    callbacks.sort(key=lambda callback: isinstance(callback, Preemption))
     trainer: Trainer = configuration.build(
         config.trainer,
         default_root_dir=str(run),
