@@ -6,18 +6,21 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.attention import SelfAttention, to_tokens, to_volume
 from bts_lightning.networks.backbone import Backbone, Features, Output
-from bts_lightning.networks.experts import ExpertMemory, Experts, keep_largest
+from bts_lightning.networks.experts import (
+    GAM_DROPOUT,
+    ExpertMemory,
+    Experts,
+    GlobalModule,
+    Mixer,
+)
 from bts_lightning.networks.pyramid import encode_each
 
 DEEPEST = 4
 LAYERS = 2  # mixing layers a level
-GAM_DROPOUT = 0.01
 
 
 class AMoEBTS(Backbone):
@@ -76,10 +79,12 @@ class AMoEBTS(Backbone):
         super().__init__(out_channels)
         if not 1 <= top_k <= experts:
             raise ConfigError(f"top_k is {top_k}; with {experts} experts it is 1 to {experts}")
-        if patch % self.divisor:
+        if patch < self.divisor or patch % self.divisor:
             raise ConfigError(f"patch is {patch}; AMoEBTS needs a multiple of {self.divisor}")
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         gathered = len(MODALITIES) * widths[DEEPEST]
+        if gathered % heads:
+            raise ConfigError(f"heads is {heads}; it must divide {gathered}, the width of a token")
 
         def mixer(channels: int) -> Mixer:
             return Mixer(
@@ -105,9 +110,7 @@ class AMoEBTS(Backbone):
             )
         self.bottleneck = double(gathered, widths[DEEPEST])
         self.beside_gam = double(gathered, widths[DEEPEST]) if gam == "residual" else None
-        self.up = nn.ModuleList(
-            nn.ConvTranspose3d(b, b // 2, 2, stride=2) for b in [widths[1], *widths[2:]]
-        )
+        self.up = nn.ModuleList(nn.ConvTranspose3d(b, b // 2, 2, stride=2) for b in widths[1:])
         self.join = nn.ModuleList(double(skip + deep // 2, skip) for skip, deep in pairwise(widths))
         self.head = nn.Conv3d(width, out_channels, 1)
 
@@ -133,7 +136,7 @@ class AMoEBTS(Backbone):
         if self.beside_gam is not None:
             x = x + self.beside_gam(gathered)
         for level in reversed(range(DEEPEST)):
-            skip = self.skips[level](features.selected(level))
+            skip = self.skips[level](_sum_of_present(features, level))
             x = self.join[level](torch.cat([skip, self.up[level](x)], dim=1))
         return Output(self.head(x))
 
@@ -196,87 +199,6 @@ class SpatialMap(nn.Module):
         return where
 
 
-class Mixer(nn.Module):
-    """Average over neighbours, then ask the experts that the gate chooses for each voxel (LAM)."""
-
-    def __init__(
-        self, width: int, experts: Experts, *, gate: nn.Linear, top_k: int, renormalise: bool
-    ) -> None:
-        super().__init__()
-        self.top_k = top_k
-        self.renormalise = renormalise
-        self.before_average = nn.LayerNorm(width, eps=1e-6)
-        self.before_experts = nn.LayerNorm(width, eps=1e-6)
-        self.gate = gate
-        self.experts = experts
-
-    def forward(self, x: Tensor, where: Tensor) -> Tensor:
-        y = self.before_average(x)
-        # PoolFormer subtracts its input from the average; this network adds it. Zeros beyond the
-        # border count; padded here because the pooling itself refuses volumes below 3³.
-        padded = F.pad(y.movedim(-1, 1), (1,) * 6)
-        x = x + y + F.avg_pool3d(padded, 3, stride=1).movedim(1, -1)
-        y = self.before_experts(x) * where
-        gates = keep_largest((self.gate(y) * where).softmax(dim=-1), self.top_k)
-        if self.renormalise:
-            gates = gates / gates.sum(dim=-1, keepdim=True)
-        answers = self.experts(y.flatten(1, 3), gates.flatten(1, 3))
-        mixed: Tensor = x + answers.view(x.shape)
-        return mixed
-
-
-class GlobalModule(nn.Module):
-    """Attend over the tokens of all modalities together, then ask experts about each (GAM)."""
-
-    def __init__(
-        self,
-        width: int,
-        experts: Experts,
-        *,
-        gate: nn.Linear,
-        top_k: int,
-        plain_sum: bool,
-        heads: int,
-        grid: int,
-    ) -> None:
-        super().__init__()
-        self.grid = (grid,) * 3
-        self.top_k = top_k
-        self.plain_sum = plain_sum
-        self.project = nn.Conv3d(width, width, 1)
-        self.positions = nn.Parameter(torch.zeros(1, grid**3, width))
-        self.attend = nn.Sequential(
-            nn.LayerNorm(width), SelfAttention(width, heads=heads, dropout=GAM_DROPOUT)
-        )
-        self.before_experts = nn.LayerNorm(width)
-        self.gate = gate
-        self.experts = experts
-
-    def forward(self, x: Tensor) -> Tensor:
-        size = tuple(x.shape[2:])
-        tokens = to_tokens(self.project(x)) + self.positions_for(size)
-        tokens = tokens + self.attend(tokens)
-        y = self.before_experts(tokens)
-        return to_volume(tokens + self.experts(y, self.gates(y)), size)
-
-    def gates(self, tokens: Tensor) -> Tensor:
-        """Weigh the chosen experts of each token."""
-        logits = self.gate(tokens)
-        values, indices = logits.topk(self.top_k, dim=-1)
-        shares = values.softmax(dim=-1)
-        if self.plain_sum:
-            # One for each, yet connected to the gate, as in the official code.
-            shares = shares.sum(dim=-1, keepdim=True).expand_as(values)
-        return torch.zeros_like(logits, dtype=shares.dtype).scatter(-1, indices, shares)
-
-    def positions_for(self, size: tuple[int, ...]) -> Tensor:
-        """Stretch the position table over a grid of another size."""
-        if size == self.grid:
-            return self.positions
-        table = to_volume(self.positions, self.grid)
-        return to_tokens(F.interpolate(table, size=size, mode="trilinear"))
-
-
 class Skip(nn.Module):
     """Finish the two units over a level's concatenated modalities from the terms of the first."""
 
@@ -286,8 +208,8 @@ class Skip(nn.Module):
         self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
         self.rest = nn.Sequential(*unit(width, width)[1:], *unit(width, width))
 
-    def forward(self, terms: Tensor) -> Tensor:
-        finished: Tensor = self.rest(terms.sum(dim=1) + self.bias[:, None, None, None])
+    def forward(self, total: Tensor) -> Tensor:
+        finished: Tensor = self.rest(total + self.bias[:, None, None, None])
         return finished
 
 
@@ -297,6 +219,15 @@ def term(width: int) -> nn.Conv3d:
     with torch.no_grad():
         convolution.weight /= len(MODALITIES) ** 0.5  # drawn as if it read all of them
     return convolution
+
+
+def _sum_of_present(features: Features, level: int) -> Tensor:
+    """Add up a level over present modalities, one at a time: a copy of all would be large."""
+    x, present = features.levels[level], features.present[level]
+    total = torch.zeros_like(x[:, 0])
+    for m in range(x.shape[1]):
+        total = total + torch.where(present[:, m].view(-1, 1, 1, 1, 1), x[:, m], 0)
+    return total
 
 
 def unit(inputs: int, outputs: int) -> list[nn.Module]:

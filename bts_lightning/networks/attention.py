@@ -56,4 +56,4 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def to_volume(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
     """Lay tokens out as a volume again: B×N×C to B×C×D×H×W."""
-    return tokens.transpose(1, 2).unflatten(2, size)
+    return tokens.transpose(1, 2).reshape(*tokens.shape[::2], *size)

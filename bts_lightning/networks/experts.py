@@ -1,14 +1,18 @@
-"""Mixtures of experts: which experts a token asks, and what they answer."""
+"""Mixtures of experts, and the two layers of AMoE-BTS that ask them."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from bts_lightning.networks.attention import SelfAttention, to_tokens, to_volume
 
 ExpertMemory = Literal["plain", "checkpoint", "chunked"]
 # Tokens that `chunked` treats at a time: with 6 experts of 256 about 0.4 GB in single precision.
 CHUNK = 2**15
+GAM_DROPOUT = 0.01
 
 
 class Experts(nn.Module):
@@ -41,7 +45,7 @@ class Experts(nn.Module):
         """Map tokens B×N×C with gates B×N×E to B×N×C."""
         if self.memory != "chunked":
             return self.answer(tokens, gates, again=self.memory == "checkpoint")
-        pairs = zip(tokens.split(CHUNK, dim=1), gates.split(CHUNK, dim=1), strict=True)
+        pairs = zip(torch.split(tokens, CHUNK, 1), torch.split(gates, CHUNK, 1), strict=True)
         return torch.cat([self.answer(t, g, again=True) for t, g in pairs], dim=1)
 
     def answer(self, tokens: Tensor, gates: Tensor, *, again: bool) -> Tensor:
@@ -54,6 +58,87 @@ class Experts(nn.Module):
             total = weighted if total is None else total + weighted
         assert total is not None  # there is at least one expert
         return total
+
+
+class Mixer(nn.Module):
+    """Average over neighbours, then ask the experts that the gate chooses for each voxel (LAM)."""
+
+    def __init__(
+        self, width: int, experts: Experts, *, gate: nn.Linear, top_k: int, renormalise: bool
+    ) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.renormalise = renormalise
+        self.before_average = nn.LayerNorm(width, eps=1e-6)
+        self.before_experts = nn.LayerNorm(width, eps=1e-6)
+        self.gate = gate
+        self.experts = experts
+
+    def forward(self, x: Tensor, where: Tensor) -> Tensor:
+        y = self.before_average(x)
+        # PoolFormer subtracts its input from the average; this network adds it. Zeros beyond the
+        # border count; padded here because the pooling itself refuses volumes below 3³.
+        padded = F.pad(y.movedim(-1, 1), (1,) * 6)
+        x = x + y + F.avg_pool3d(padded, 3, stride=1).movedim(1, -1)
+        y = self.before_experts(x) * where
+        gates = keep_largest((self.gate(y) * where).softmax(dim=-1), self.top_k)
+        if self.renormalise:
+            gates = gates / gates.sum(dim=-1, keepdim=True)
+        answers = self.experts(y.flatten(1, 3), gates.flatten(1, 3))
+        mixed: Tensor = x + answers.view(x.shape)
+        return mixed
+
+
+class GlobalModule(nn.Module):
+    """Attend over the tokens of all modalities together, then ask experts about each (GAM)."""
+
+    def __init__(
+        self,
+        width: int,
+        experts: Experts,
+        *,
+        gate: nn.Linear,
+        top_k: int,
+        plain_sum: bool,
+        heads: int,
+        grid: int,
+    ) -> None:
+        super().__init__()
+        self.grid = (grid,) * 3
+        self.top_k = top_k
+        self.plain_sum = plain_sum
+        self.project = nn.Conv3d(width, width, 1)
+        self.positions = nn.Parameter(torch.zeros(1, grid**3, width))
+        self.attend = nn.Sequential(
+            nn.LayerNorm(width), SelfAttention(width, heads=heads, dropout=GAM_DROPOUT)
+        )
+        self.before_experts = nn.LayerNorm(width)
+        self.gate = gate
+        self.experts = experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = tuple(x.shape[2:])
+        tokens = to_tokens(self.project(x)) + self.positions_for(size)
+        tokens = tokens + self.attend(tokens)
+        y = self.before_experts(tokens)
+        return to_volume(tokens + self.experts(y, self.gates(y)), size)
+
+    def gates(self, tokens: Tensor) -> Tensor:
+        """Weigh the chosen experts of each token."""
+        logits = self.gate(tokens)
+        values, indices = logits.topk(self.top_k, dim=-1)
+        shares = values.softmax(dim=-1)
+        if self.plain_sum:
+            # One for each, yet connected to the gate, as in the official code.
+            shares = shares.sum(dim=-1, keepdim=True).expand_as(values)
+        return torch.zeros_like(logits, dtype=shares.dtype).scatter(-1, indices, shares)
+
+    def positions_for(self, size: tuple[int, ...]) -> Tensor:
+        """Stretch the position table over a grid of another size."""
+        if size == self.grid:
+            return self.positions
+        table = to_volume(self.positions, self.grid)
+        return to_tokens(F.interpolate(table, size=size, mode="trilinear"))
 
 
 def keep_largest(shares: Tensor, k: int) -> Tensor:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.networks import experts as experts_module
-from bts_lightning.networks.amoe_bts import AMoEBTS, GlobalModule, ModalityEncoder, Skip
-from bts_lightning.networks.experts import ExpertMemory, Experts, keep_largest
+from bts_lightning.networks.amoe_bts import AMoEBTS, ModalityEncoder, Skip
+from bts_lightning.networks.experts import ExpertMemory, Experts, GlobalModule, keep_largest
 
 ALL = torch.ones(1, 4, dtype=torch.bool)
 
@@ -66,6 +66,11 @@ def test_global_module_learns_when_connected() -> None:
 def test_more_experts_than_there_are_cannot_be_asked() -> None:
     with pytest.raises(ConfigError, match="top_k is 5; with 4 experts it is 1 to 4"):
         small(top_k=5)
+
+
+def test_heads_must_divide_a_token() -> None:
+    with pytest.raises(ConfigError, match="heads is 3; it must divide 128"):
+        small(heads=3)
 
 
 def test_patch_must_be_a_multiple_of_16() -> None:
@@ -177,7 +182,7 @@ def test_terms_of_a_skip_add_up_to_the_convolution_of_all_modalities() -> None:
     skip, x = Skip(2), torch.randn(1, 4, 2, 4, 4, 4)
     seen: list[Tensor] = []
     skip.rest.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    skip(torch.stack([c(x[:, m]) for m, c in enumerate(convolutions)], dim=1))
+    skip(torch.stack([c(x[:, m]) for m, c in enumerate(convolutions)]).sum(dim=0))
     weight = torch.cat([c.weight for c in convolutions if isinstance(c, nn.Conv3d)], dim=1)
     whole = F.conv3d(x.flatten(1, 2), weight, skip.bias, padding=1)
     torch.testing.assert_close(seen[0], whole)
