@@ -4,7 +4,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bts_lightning.data.samples import Drawn, PatchDataset
+from bts_lightning.data.samples import PatchDataset, Sample
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.modalities import MODALITIES
 
@@ -119,10 +118,10 @@ class PatchLoader:
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Read one batch here and now."""
-        image, label = self._empty()
-        return self._filled(
-            image, label, [read() for read in self._reads(epoch, step, image, label)]
-        )
+        samples, image, label = self._begun(epoch, step)
+        for i, sample in enumerate(samples):
+            sample.fill(image[i].numpy(), label[i].numpy())
+        return _as_batch(samples, image, label)
 
     def _by_threads(self, epoch: int, first: int) -> Iterator[Batch]:
         steps = range(first, len(self))
@@ -130,17 +129,22 @@ class PatchLoader:
             yield from (self.batch(epoch, step) for step in steps)
             return
         ahead = max(self.prefetch, -(-self.workers // self.batch_size))
-        waiting: deque[tuple[Tensor, Tensor, list[Future[Drawn]]]] = deque()
+        waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="patches")
         try:
             for step in steps:
-                image, label = self._empty()
-                reads = self._reads(epoch, step, image, label)
-                waiting.append((image, label, [pool.submit(read) for read in reads]))
+                # Cases are opened in this thread: NumPy reads a header as Python source, and Python
+                # 3.11 cannot parse in two threads at once (python/cpython#106905).
+                samples, image, label = self._begun(epoch, step)
+                reads = [
+                    pool.submit(sample.fill, image[i].numpy(), label[i].numpy())
+                    for i, sample in enumerate(samples)
+                ]
+                waiting.append((_as_batch(samples, image, label), reads))
                 if len(waiting) > ahead:
-                    yield self._collected(*waiting.popleft())
+                    yield _read(*waiting.popleft())
             while waiting:
-                yield self._collected(*waiting.popleft())
+                yield _read(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -161,35 +165,32 @@ class PatchLoader:
                 raise batch
             yield batch
 
-    def _empty(self) -> tuple[Tensor, Tensor]:
-        return self._images.take(), self._labels.take()
-
-    def _reads(
-        self, epoch: int, step: int, image: Tensor, label: Tensor
-    ) -> list[Callable[[], Drawn]]:
+    def _begun(self, epoch: int, step: int) -> tuple[list[Sample], Tensor, Tensor]:
         first = (step * self.world + self.rank) * self.batch_size
-        return [
-            partial(self.patches.read, epoch, first + i, image[i].numpy(), label[i].numpy())
-            for i in range(self.batch_size)
-        ]
-
-    def _collected(self, image: Tensor, label: Tensor, drawn: list[Future[Drawn]]) -> Batch:
-        return self._filled(image, label, [each.result() for each in drawn])
-
-    def _filled(self, image: Tensor, label: Tensor, drawn: list[Drawn]) -> Batch:
-        return {
-            "image": image,
-            "label": label,
-            "present": torch.tensor([each.present for each in drawn]),
-            "available": torch.tensor([each.available for each in drawn]),
-            "case": [each.case for each in drawn],
-            "seed": [each.seed for each in drawn],
-        }
+        samples = [self.patches.draw(epoch, first + i) for i in range(self.batch_size)]
+        return samples, self._images.take(), self._labels.take()
 
 
 def whole_steps(samples: int, step: int) -> int:
     """Round the samples of an epoch up to whole steps of all ranks together."""
     return -(-samples // step) * step
+
+
+def _as_batch(samples: list[Sample], image: Tensor, label: Tensor) -> Batch:
+    return {
+        "image": image,
+        "label": label,
+        "present": torch.tensor([sample.present for sample in samples]),
+        "available": torch.tensor([sample.available for sample in samples]),
+        "case": [sample.case for sample in samples],
+        "seed": [sample.seed for sample in samples],
+    }
+
+
+def _read(batch: Batch, reads: list[Future[None]]) -> Batch:
+    for read in reads:
+        read.result()
+    return batch
 
 
 class _Memory:

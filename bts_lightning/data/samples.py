@@ -1,5 +1,6 @@
 """What a training sample is: a random patch, its mirror image, and the modalities it keeps."""
 
+import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,13 +36,43 @@ class ReadableCase(Protocol):
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What chance decided for one sample, next to its voxels."""
+class Sample:
+    """What chance decided for one sample, and the maps to read it from."""
 
     case: str
-    present: Subset
     available: Subset
+    present: Subset
     seed: int
+    corner: Three
+    flips: tuple[bool, bool, bool]
+    volume: Array
+    truth: Array
+    transforms: list[Any]
+
+    def fill(self, image: Array, label: Array) -> None:
+        """Write the sample over `image` 4×D×H×W and `label` D×H×W, usually rows of a batch."""
+        try:
+            if any(c < 0 for c in self.corner):
+                image[...] = 0
+                label[...] = 0
+            self._copy(image, label)
+            if self.transforms:
+                transform_patch(self.transforms, image, label, self.available, self.seed)
+        except Exception as error:
+            error.add_note(f"while reading a patch of case {self.case}")
+            raise
+
+    def _copy(self, image: Array, label: Array) -> None:
+        copy_box(label[None], self.truth[None], self.corner, self.flips)
+        if all(self.available):
+            copy_box(image, self.volume, self.corner, self.flips)
+            return
+        for channel, is_available in enumerate(self.available):
+            one = slice(channel, channel + 1)
+            if is_available:
+                copy_box(image[one], self.volume[one], self.corner, self.flips)
+            else:
+                image[one] = 0
 
 
 class PatchDataset:
@@ -82,48 +113,49 @@ class PatchDataset:
         self.flip = probability("flip", flip)
         self.availability = availability or Complete()
         self.transforms = [each for each in (transforms or {}).values() if each is not None]
+        self._open = lru_cache(_cases_to_hold())(self._opened)
 
     def __len__(self) -> int:
         return self.samples
 
     def case_of(self, epoch: int, index: int) -> ReadableCase:
         """Tell which case a sample shows."""
+        return self.cases[self._number_of(epoch, index)]
+
+    def draw(self, epoch: int, index: int) -> Sample:
+        """Decide a sample and open its case, but read no voxel."""
+        number = self._number_of(epoch, index)
+        case = self.cases[number]
+        volume, truth = self._open(number)
+        d, h, w = (generator(self.seed, epoch, index, "flip").random(3) < self.flip).tolist()
+        return Sample(
+            case=case.name,
+            available=case.available,
+            present=self.availability.draw(case.available, self.seed, epoch, index),
+            # 63 bits, because torch generators take a signed number.
+            seed=int(generator(self.seed, epoch, index, "augment").integers(2**63 - 1)),
+            corner=self._corner(case, volume.shape[1:], generator(self.seed, epoch, index, "crop")),
+            flips=(d, h, w),
+            volume=volume,
+            truth=truth,
+            transforms=self.transforms,
+        )
+
+    def _number_of(self, epoch: int, index: int) -> int:
         turn, place = divmod(epoch * self.samples + index, len(self.cases))
-        return self.cases[_shuffled(self.seed, turn, len(self.cases))[place]]
+        return int(_shuffled(self.seed, turn, len(self.cases))[place])
 
-    def read(self, epoch: int, index: int, image: Array, label: Array) -> Drawn:
-        """Write one sample over `image` 4×D×H×W and `label` D×H×W, usually rows of a batch."""
-        case = self.case_of(epoch, index)
-        # 63 bits, because torch generators take a signed number.
-        seed = int(generator(self.seed, epoch, index, "augment").integers(2**63 - 1))
+    def _opened(self, number: int) -> tuple[Array, Array]:
+        case = self.cases[number]
         try:
-            self._copy(case, epoch, index, image, label)
-            if self.transforms:
-                transform_patch(self.transforms, image, label, case.available, seed)
-        except Exception as error:
-            error.add_note(f"while reading a patch of case {case.name}")
-            raise
-        present = self.availability.draw(case.available, self.seed, epoch, index)
-        return Drawn(case.name, present, case.available, seed)
-
-    def _copy(self, case: ReadableCase, epoch: int, index: int, image: Array, label: Array) -> None:
-        volume, truth = _opened(case)
-        size = volume.shape[1:]
-        corner = self._corner(case, size, generator(self.seed, epoch, index, "crop"))
-        d, h, w = generator(self.seed, epoch, index, "flip").random(3) < self.flip
-        if any(c < 0 for c in corner):
-            image[...] = 0
-            label[...] = 0
-        copy_box(label[None], truth[None], corner, (d, h, w))
-        if all(case.available):
-            copy_box(image, volume, corner, (d, h, w))
-            return
-        for channel, is_available in enumerate(case.available):
-            one = slice(channel, channel + 1)
-            if is_available:
-                copy_box(image[one], volume[one], corner, (d, h, w))
-            else:
-                image[one] = 0
+            image, label = case.image, case.label
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"case {case.name}: its cached volume cannot be read ({error}); prepare it again"
+            ) from error
+        if label is None:
+            raise DataError(f"case {case.name} has no label map, so it cannot train")
+        return image, label
 
     def _corner(
         self, case: ReadableCase, size: Sequence[int], chance: np.random.Generator
@@ -152,16 +184,13 @@ def triple(patch: int | Sequence[int]) -> Three:
     return sizes
 
 
-def _opened(case: ReadableCase) -> tuple[Array, Array]:
-    try:
-        image, label = case.image, case.label
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"case {case.name}: its cached volume cannot be read ({error}); prepare it again"
-        ) from error
-    if label is None:
-        raise DataError(f"case {case.name} has no label map, so it cannot train")
-    return image, label
+def _cases_to_hold() -> int:
+    """Say how many cases may stay open: mapping one anew takes a third of the time of a patch.
+
+    Each holds two file handles; a third of what the process may have is left to others.
+    """
+    handles, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return handles // 3 if handles > 0 else 4096
 
 
 @lru_cache(maxsize=4)

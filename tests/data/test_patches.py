@@ -1,5 +1,6 @@
 """Patches: what a sample is, and how batches of them are delivered."""
 
+import resource
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def cases(tmp_path: Path) -> list[FileCase]:
 def sample(patches: PatchDataset, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     image = np.full((4, *patches.patch), 7, np.float16)
     label = np.full(patches.patch, 7, np.uint8)
-    patches.read(epoch, index, image, label)
+    patches.draw(epoch, index).fill(image, label)
     return image, label
 
 
@@ -344,6 +345,33 @@ def test_a_case_without_label_is_named(tmp_path: Path) -> None:
     write_case(tmp_path, "a")
     with pytest.raises(DataError, match="case a has no label map"):
         list(PatchLoader(PatchDataset([FileCase(tmp_path, "a", labelled=False)], patch=8)))
+
+
+def test_cases_are_opened_by_the_thread_that_asks_for_batches(cases: list[FileCase]) -> None:
+    # Python 3.11 fails now and then when two threads parse at once, and np.load parses.
+    openers = set()
+
+    @dataclass(frozen=True)
+    class Watched(FileCase):
+        @property
+        def image(self) -> np.ndarray:
+            openers.add(threading.get_ident())
+            return super().image
+
+    watched = [Watched(case.folder, case.name) for case in cases]
+    list(PatchLoader(PatchDataset(watched, patch=8), workers=3))
+    assert openers == {threading.get_ident()}
+
+
+def test_more_cases_than_file_handles_can_be_read(tmp_path: Path) -> None:
+    cases = [write_case(tmp_path, f"case{i}", size=(4, 4, 4)) for i in range(80)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (120, hard))
+    try:
+        names = [batch["case"][0] for batch in PatchLoader(PatchDataset(cases, patch=4))]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(set(names)) == 80
 
 
 def test_an_abandoned_epoch_leaves_no_thread(cases: list[FileCase]) -> None:
