@@ -76,6 +76,9 @@ class SegmentationTask(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Do nothing: a whole case is scored by the callback that evaluates subsets."""
 
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Do nothing, as in validation: `bts evaluate` scores the case."""
+
     def configure_optimizers(self) -> Any:
         """Make the optimizer and, if there is one, the schedule."""
         optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
