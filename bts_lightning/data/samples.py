@@ -3,7 +3,7 @@
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -113,7 +113,8 @@ class PatchDataset:
         self.flip = probability("flip", flip)
         self.availability = availability or Complete()
         self.transforms = [each for each in (transforms or {}).values() if each is not None]
-        self._open = lru_cache(_cases_to_hold())(self._opened)
+        # Not a method: a cycle of references would keep the files open after the data set is gone.
+        self._open = lru_cache(_cases_to_hold())(partial(_opened, self.cases))
 
     def __len__(self) -> int:
         return self.samples
@@ -145,18 +146,6 @@ class PatchDataset:
         turn, place = divmod(epoch * self.samples + index, len(self.cases))
         return int(_shuffled(self.seed, turn, len(self.cases))[place])
 
-    def _opened(self, number: int) -> tuple[Array, Array]:
-        case = self.cases[number]
-        try:
-            image, label = case.image, case.label
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"case {case.name}: its cached volume cannot be read ({error}); prepare it again"
-            ) from error
-        if label is None:
-            raise DataError(f"case {case.name} has no label map, so it cannot train")
-        return image, label
-
     def _corner(
         self, case: ReadableCase, size: Sequence[int], chance: np.random.Generator
     ) -> Three:
@@ -182,6 +171,19 @@ def triple(patch: int | Sequence[int]) -> Three:
     if len(sizes) != 3 or any(size < 1 for size in sizes):
         raise ConfigError(f"patch is {patch}; give one edge length, or three: [D, H, W]")
     return sizes
+
+
+def _opened(cases: Sequence[ReadableCase], number: int) -> tuple[Array, Array]:
+    case = cases[number]
+    try:
+        image, label = case.image, case.label
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"case {case.name}: its cached volume cannot be read ({error}); prepare it again"
+        ) from error
+    if label is None:
+        raise DataError(f"case {case.name} has no label map, so it cannot train")
+    return image, label
 
 
 def _cases_to_hold() -> int:

@@ -363,6 +363,15 @@ def test_cases_are_opened_by_the_thread_that_asks_for_batches(cases: list[FileCa
     assert openers == {threading.get_ident()}
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the handles as Linux does")
+def test_files_are_closed_with_the_data_set(cases: list[FileCase]) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    patches = PatchDataset(cases, patch=8)
+    list(PatchLoader(patches))
+    del patches
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_more_cases_than_file_handles_can_be_read(tmp_path: Path) -> None:
     cases = [write_case(tmp_path, f"case{i}", size=(4, 4, 4)) for i in range(80)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
