@@ -14,7 +14,7 @@ def copy_box(patch: Array, volume: Array, corner: Three, flips: tuple[bool, bool
     """Fill C×D×H×W `patch` with the box of `volume` at `corner`, mirrored along the flipped axes.
 
     Where the box reaches beyond the volume, the patch keeps what it has. NumPy does the same with
-    strides, but moves a mirrored row one element at a time: 5.2 against 1.1 ms for 4×128³.
+    strides, but moves a mirrored row one element at a time: 5.2 against 1.6 ms for 4×128³.
     """
     if patch.dtype != volume.dtype:
         raise TypeError(f"patch is {patch.dtype}, volume is {volume.dtype}")
@@ -43,9 +43,10 @@ def _copy(
 ) -> None:
     channels, depth, height, width = shape
     first, last = max(0, -corner[2]), min(width, size[2] - corner[2])
+    length = last - first
     # Unsigned, because a signed index may count from the end, and that test would keep the compiler
     # from moving many elements at once.
-    count, one = np.uint64(last - first), np.uint64(1)
+    count, one = np.uint64(length), np.uint64(1)
     for c in range(channels):
         for d in range(max(0, -corner[0]), min(depth, size[0] - corner[0])):
             from_plane = c * size[0] + corner[0] + d
@@ -53,12 +54,13 @@ def _copy(
             for h in range(max(0, -corner[1]), min(height, size[1] - corner[1])):
                 from_row = from_plane * size[1] + corner[1] + h
                 to_row = to_plane * height + (height - 1 - h if flips[1] else h)
-                s = np.uint64(from_row * size[2] + corner[2] + first)
-                t = np.uint64(to_row * width + (width - last if flips[2] else first))
+                s = from_row * size[2] + corner[2] + first
+                t = to_row * width + (width - last if flips[2] else first)
+                # As slices, two rows plainly do not overlap, in whichever order the rows come.
+                old, new = source[s : s + length], target[t : t + length]
                 if flips[2]:
-                    end = s + count - one
                     for w in range(count):
-                        target[t + w] = source[end - w]
+                        new[w] = old[count - one - w]
                 else:
                     for w in range(count):
-                        target[t + w] = source[s + w]
+                        new[w] = old[w]
