@@ -64,11 +64,14 @@ class SegmentationTask(LightningModule):
         terms = self._step(batch)
         total = torch.stack(list(terms.values())).sum()
         size = len(batch["case"])
-        self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        self.log("train/loss", total, prog_bar=True, on_step=True, batch_size=size)
+        # Ranks add up once an epoch; adding up each step would cost a round of messages.
         self.log_dict(
-            {f"train/{name}": value.detach() for name, value in terms.items()},
+            {"train/loss_epoch": total.detach()}
+            | {f"train/{name}": value.detach() for name, value in terms.items()},
             on_step=False,
             on_epoch=True,
+            sync_dist=True,
             batch_size=size,
         )
         return total
@@ -97,5 +100,9 @@ class SegmentationTask(LightningModule):
         terms = {"main": main * self.loss(output.logits, label)}
         for extra in output.auxiliary:
             value = extra.weight * self.loss(extra.logits, label, extra.valid)
+            if extra.valid is not None:
+                # The loss is a mean over valid samples; a sample must weigh the same in any batch,
+                # or two ranks would learn something else than one with both their samples.
+                value = value * extra.valid.float().mean()
             terms[extra.name] = terms[extra.name] + value if extra.name in terms else value
         return terms | output.penalties

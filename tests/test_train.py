@@ -124,7 +124,7 @@ def test_a_stopped_training_ends_with_the_same_weights(
     assert train(str(run), "callbacks.stop=null") == 0, capsys.readouterr().err
     found = final(run)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert read_metrics(run / "logs/metrics.csv")["train/loss_step"] == curves["train/loss_step"]
+    assert read_metrics(run / "logs/metrics.csv")["train/loss"] == curves["train/loss"]
     assert not (run / "checkpoints" / "interrupted.ckpt").exists()
 
 

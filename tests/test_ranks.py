@@ -1,0 +1,91 @@
+"""Two processes give what one gives, in training and in evaluation."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bts_lightning.loggers import read_metrics
+
+TINY = [
+    "a2fseg",
+    "smoke",
+    "net.width=4",
+    "net.poolings=2",
+    "net.width_limit=8",
+    "data.patch=16",
+    "data.steps_per_epoch=4",
+    "data.augment=null",
+    "trainer.max_epochs=1",
+    "trainer.accelerator=cpu",
+    "callbacks.overlays=null",
+    "evaluation.subsets=[flair,t1+t1c+t2+flair]",
+]
+TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
+
+
+def bts(*words: str, folder: Path) -> str:
+    """Run the command line in a process of its own, as ranks start others by running it again."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("BTS_", "PL_"))}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "bts_lightning", *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def the_run(folder: Path) -> Path:
+    (found,) = folder.glob("runs/*/*/config.yaml")
+    return found.parent
+
+
+@pytest.fixture(scope="module")
+def two_ranks(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    bts("train", *TINY, *TWO, "data.batch_size=1", f"data.root={phantom}", folder=folder)
+    return folder
+
+
+def test_two_ranks_learn_what_one_learns_with_twice_the_batch(
+    two_ranks: Path, phantom: Path, tmp_path: Path
+) -> None:
+    bts("train", *TINY, "trainer.devices=1", "data.batch_size=2", f"data.root={phantom}",
+        folder=tmp_path)  # fmt: skip
+    one = read_metrics(the_run(tmp_path) / "logs" / "metrics.csv")
+    two = read_metrics(the_run(two_ranks) / "logs" / "metrics.csv")
+    # The epoch's mean is taken over both ranks, and each step began from the weights of the last.
+    assert two["train/loss_epoch"][0][1] == pytest.approx(one["train/loss_epoch"][0][1], rel=1e-4)
+    assert two["val/dice/mean"][0][1] == pytest.approx(one["val/dice/mean"][0][1], abs=1e-3)
+
+
+def test_the_table_does_not_depend_on_the_ranks_nor_on_an_interruption(two_ranks: Path) -> None:
+    run = the_run(two_ranks)
+    words = ["evaluate", str(run), "--part", "train"]
+    bts(*words, "--name", "two", *TWO, folder=two_ranks)
+    bts(*words, "--name", "one", "trainer.devices=1", "trainer.strategy=auto", folder=two_ranks)
+    one, two = (pd.read_csv(run / "evaluation" / name / "cases.csv") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two)
+    assert not two.duplicated(["case", "subset", "region"]).any()
+    (run / "evaluation" / "one").rename(run / "evaluation" / "cut")
+    for file in sorted((run / "evaluation" / "cut" / "rows").iterdir())[::2]:
+        file.unlink()
+    (run / "evaluation" / "cut" / "cases.csv").unlink()
+    bts(*words, "--name", "cut", "trainer.devices=1", "trainer.strategy=auto", folder=two_ranks)
+    cut = pd.read_csv(run / "evaluation" / "cut" / "cases.csv")
+    pd.testing.assert_frame_equal(one, cut)
+
+
+def test_ranks_may_lack_different_modalities(phantom: Path, tmp_path: Path) -> None:
+    present = "callbacks.present._target_=tests.training_parts.Present"
+    words = [*TINY, *TWO, "--allow", "tests", present, f"data.root={phantom}"]
+    bts("train", *words, "trainer.limit_val_batches=0", "callbacks.best=null", folder=tmp_path)
+    assert read_metrics(the_run(tmp_path) / "logs" / "metrics.csv")["train/loss_epoch"]
