@@ -1,29 +1,25 @@
 """From packed surfaces to the 95th percentile of every mask's surface distances."""
 
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
-from bts_lightning.metrics.surface import Floats, Ints, Words, blocks_of, search, walk
+from bts_lightning.metrics.surface import Floats, Ints, Words
 from bts_lightning.metrics.threads import in_threads, shares
+from bts_lightning.metrics.to_predictions import blocks_of, search, walk, with_neighbours
+from bts_lightning.metrics.to_truth import gather, map_planes
 
 Hd95 = Literal["pooled", "directed"]
 Spacing = tuple[float, float, float]
 
 # How far the walk goes before the search by blocks takes over, in mean voxel edges: some 3,000
-# steps. Nearly every surface voxel of a useful prediction has met the truth by then.
+# steps. Nearly every voxel of the truth's surface has met a useful prediction by then.
 REACH = 9.0
 # Bounds the margin around the volume on grids with very unequal spacing.
 WIDEST_HALO = 64
-# With more surface voxels than this (untrained networks speckle the whole brain) three distance
-# maps of the truth cost less than asking for each voxel.
-DENSE = 500_000
-TO_TRUTH, TO_PREDICTION = 0, 1
 
 
 @dataclass(frozen=True)
@@ -32,13 +28,11 @@ class Steps:
 
     Attributes:
         voxels: K×3.
-        shells: K, the rank of each step's length.
-        lengths: mm, by rank.
+        lengths: K, squared.
         halo: the margin in voxels that keeps every step inside.
     """
 
     voxels: Ints
-    shells: Ints
     lengths: Floats
     halo: tuple[int, int, int]
 
@@ -51,13 +45,12 @@ def outward_steps(spacing: Spacing) -> Steps:
     # At least one, because the sweep over face neighbours needs a margin too.
     z, y, x = (max(1, int(reach / s)) for s in spacing)
     voxels = np.indices((2 * z + 1, 2 * y + 1, 2 * x + 1)).reshape(3, -1).T - (z, y, x)
-    # Summed in the order of SciPy's distance transform, so that medpy's last digit is met.
+    # Summed in the order of SciPy's map, here and elsewhere, so that medpy's last digit is met.
     first, second, third = ((voxels[:, axis] * spacing[axis]) ** 2 for axis in range(3))
-    squares = first + second + third
-    order = np.argsort(squares, kind="stable")
-    order = order[squares[order] <= reach**2]
-    unique, shells = np.unique(squares[order], return_inverse=True)
-    return Steps(voxels[order], shells.astype(np.int64), np.sqrt(unique), (z, y, x))
+    lengths = first + second + third
+    order = np.argsort(lengths, kind="stable")
+    order = order[lengths[order] <= reach**2]
+    return Steps(voxels[order], lengths[order], (z, y, x))
 
 
 def hd95_of_masks(
@@ -73,140 +66,101 @@ def hd95_of_masks(
         definition: see `score`.
         threads: how many to use.
     """
-    steps = outward_steps(spacing)
-    found = _measure(_Surfaces(surface, live, spacing), steps, threads)
+    subsets, regions = live.shape
+    live_bits = _words(live.T.reshape(1, -1))[0]
+    region_bits = _words(np.repeat(np.eye(regions, dtype=np.bool_), subsets, axis=1)) & live_bits
+    truth_bits = _words(np.eye(regions, dtype=np.bool_), first=regions * subsets)
+    points = np.flatnonzero(surface)
+    there = [
+        _distances_to_truth(surface, points, truth, bits, spacing, threads) if bits else {}
+        for truth, bits in zip(truth_bits, region_bits, strict=True)
+    ]
+    back = _distances_to_predictions(surface, points, truth_bits, region_bits, spacing, threads)
     hd95 = np.full(live.shape, np.nan)
     for s, r in np.argwhere(live):
-        bit = r * len(live) + s
-        near = found.near[:, bit]
-        far = [
-            np.concatenate(found.far[way, bit] or [np.empty(0)])
-            for way in (TO_TRUTH, TO_PREDICTION)
-        ]
+        bit = int(r * subsets + s)
+        to_truth, to_prediction = there[r][bit], back[bit]
         if definition == "pooled":
-            near, far = near.sum(axis=0, keepdims=True), [np.concatenate(far)]
-        hd95[s, r] = max(
-            percentile95(counts, steps.lengths, beyond)
-            for counts, beyond in zip(near, far, strict=True)
-        )
+            hd95[s, r] = percentile95(np.concatenate([*to_truth, to_prediction]))
+        else:
+            hd95[s, r] = max(percentile95(np.concatenate(to_truth)), percentile95(to_prediction))
     return hd95
 
 
-def percentile95(counts: Ints, lengths: Floats, beyond: Floats) -> float:
-    """Read the percentile off a histogram and further single values, as `np.percentile` would.
-
-    Args:
-        counts: how often each of `lengths` occurs.
-        lengths: rising.
-        beyond: more values, in any order.
-    """
-    if beyond.size and beyond.min() < lengths[counts > 0].max(initial=0.0):
-        # Not beyond: distance maps found short ones too.
-        beyond, counts = np.concatenate([np.repeat(lengths, counts), beyond]), 0 * counts
-    until = np.cumsum(counts)
-    last = int(until[-1]) + beyond.size - 1
+def percentile95(squares: Floats) -> float:
+    """Take the 95th percentile of the roots as `np.percentile` does, without all the roots."""
+    last = squares.size - 1
     place = last * 0.95
     low = int(place)
     high = min(low + 1, last)
-    inside = int(until[-1])
-    ranks = [rank - inside for rank in (low, high) if rank >= inside]
-    if ranks:
-        beyond = np.partition(beyond, ranks)
-
-    def at(rank: int) -> float:
-        if rank < inside:
-            return float(lengths[np.searchsorted(until, rank, side="right")])
-        return float(beyond[rank - inside])
-
-    a, b, part = at(low), at(high), place - low
+    squares = np.partition(squares, [low, high])
+    a, b, part = float(np.sqrt(squares[low])), float(np.sqrt(squares[high])), place - low
     # NumPy interpolates from the nearer end.
     return b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part
 
 
-class _Surfaces:
-    """The words of a case and what each bit means."""
+def _distances_to_truth(
+    surface: Words,
+    points: Ints,
+    truth: np.uint64,
+    bits: np.uint64,
+    spacing: Spacing,
+    threads: int,
+) -> dict[int, list[Floats]]:
+    """Give the squared distances of each of these prediction bits to one region of the truth."""
+    halo = outward_steps(spacing).halo
+    inner = [n - 2 * h for n, h in zip(surface.shape, halo, strict=True)]
+    beside, within = np.empty(inner), np.empty(inner)
+    in_threads(
+        lambda z: map_planes(surface, truth, halo, spacing, z.start, z.stop, beside, within),
+        shares(inner[0], 4 * threads),
+        threads,
+    )
+    found = in_threads(
+        lambda some: gather(
+            surface, points[some.start : some.stop], bits, halo, spacing, beside, within
+        ),
+        shares(points.size, threads),
+        threads,
+    )
+    return {
+        bit: [squares[starts[bit] : starts[bit + 1]] for squares, starts in found]
+        for bit in range(64)
+        if bits >> np.uint64(bit) & np.uint64(1)
+    }
 
-    def __init__(self, words: Words, live: NDArray[np.bool_], spacing: Spacing) -> None:
-        subsets, regions = live.shape
-        self.words, self.spacing = words, spacing
-        self.flat = words.reshape(-1)
-        self.points: Ints = np.flatnonzero(self.flat)
-        self.strides = np.array([words.shape[1] * words.shape[2], words.shape[2], 1])
-        self.region_bits = _words(np.repeat(np.eye(regions, dtype=np.bool_), subsets, axis=1))
-        self.truth_bits = _words(np.eye(regions, dtype=np.bool_), first=regions * subsets)
-        self.live = _words(live.T.reshape(1, -1))[0]
-        self.live_bits = [
-            [r * subsets + s for s in range(subsets) if live[s, r]] for r in range(regions)
-        ]
-        self.bits = regions * subsets
 
+def _distances_to_predictions(
+    surface: Words,
+    points: Ints,
+    truth_bits: Words,
+    region_bits: Words,
+    spacing: Spacing,
+    threads: int,
+) -> dict[int, Floats]:
+    """Give the squared distances of the truth's surface to each prediction bit."""
+    words = surface.reshape(-1)[points]
+    wanted = np.zeros_like(words)
+    for truth, bits in zip(truth_bits, region_bits, strict=True):
+        wanted |= np.where(words & truth, bits, np.uint64(0))
+    points, wanted = points[wanted != 0], wanted[wanted != 0]
+    steps = outward_steps(spacing)
+    flat_steps = steps.voxels @ (surface.shape[1] * surface.shape[2], surface.shape[2], 1)
+    blocks = blocks_of(surface)
+    around = with_neighbours(blocks)
+    bits = [b for b in range(64) if (wanted >> np.uint64(b) & np.uint64(1)).any()]
+    best = np.empty((max(bits, default=0) + 1, points.size))
 
-@dataclass(frozen=True)
-class _Found:
-    """Distances by way and prediction bit: those within reach counted, those beyond one by one."""
-
-    near: Ints
-    far: dict[tuple[int, int], list[Floats]] = field(default_factory=lambda: defaultdict(list))
-
-
-def _measure(case: _Surfaces, steps: Steps, threads: int) -> _Found:
-    found = _Found(np.zeros((2, case.bits, steps.lengths.size), np.int64))
-    allowed = ~np.uint64(0)
-    if case.points.size > DENSE:
-        _map_distances_to_truth(case, found, threads)
-        allowed ^= np.bitwise_or.reduce(case.truth_bits)
-    offsets = steps.voxels @ case.strides
-
-    def look(share: range) -> tuple[Ints, Ints, Words, Floats]:
-        counts = np.zeros_like(found.near)
-        points, wanted = walk(
-            case.flat,
-            case.points[share.start : share.stop],
-            offsets,
-            steps.shells,
-            case.region_bits,
-            case.truth_bits,
-            case.live,
-            allowed,
-            counts,
+    def look(some: range) -> None:
+        mine = slice(some.start, some.stop)
+        left = walk(
+            surface, around, points[mine], wanted[mine], flat_steps, steps.lengths, best[:, mine]
         )
-        return counts, points, wanted, search(case.words, blocks, points, wanted, case.spacing)
+        search(surface, blocks, points[mine], left, spacing, best[:, mine])
 
-    blocks = blocks_of(case.words)
     # Several shares a thread, because far points come in clusters.
-    for counts, points, wanted, squares in in_threads(
-        look, shares(case.points.size, 4 * threads), threads
-    ):
-        np.add(found.near, counts, out=found.near)
-        if points.size:
-            _collect(case, points, wanted, np.sqrt(squares), found)
-    return found
-
-
-def _map_distances_to_truth(case: _Surfaces, found: _Found, threads: int) -> None:
-    def distances(region: int) -> Floats:
-        away = (case.words & case.truth_bits[region]) == 0
-        return distance_transform_edt(away, sampling=case.spacing).reshape(-1)[case.points]
-
-    codes = case.flat[case.points]
-    regions = [r for r, bits in enumerate(case.live_bits) if bits]
-    for region, lengths in zip(regions, in_threads(distances, regions, threads), strict=True):
-        for bit in case.live_bits[region]:
-            found.far[TO_TRUTH, bit].append(lengths[_has(codes, bit)])
-
-
-def _collect(case: _Surfaces, points: Ints, wanted: Words, lengths: Floats, found: _Found) -> None:
-    codes = case.flat[points]
-    for region, bits in enumerate(case.live_bits):
-        truth = case.bits + region
-        asked = _has(wanted, truth)
-        for bit in bits:
-            found.far[TO_TRUTH, bit].append(lengths[asked & _has(codes, bit), truth])
-            found.far[TO_PREDICTION, bit].append(lengths[_has(wanted, bit), bit])
-
-
-def _has(words: Words, bit: int) -> NDArray[np.bool_]:
-    return (words >> np.uint64(bit)) & np.uint64(1) != 0
+    in_threads(look, shares(points.size, 4 * threads), threads)
+    return {b: best[b][wanted >> np.uint64(b) & np.uint64(1) != 0] for b in bits}
 
 
 def _words(flags: NDArray[np.bool_], first: int = 0) -> Words:
