@@ -1,8 +1,8 @@
 """A2FSeg: four complete U-Nets whose finest features are fused by an average and an attention."""
 
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,18 @@ from bts_lightning.networks.layers import (
     Block,
     ContractingPath,
     ExpandingPath,
-    full_precision,
     halving_widths,
     initialise,
-    mean_of_present,
+)
+from bts_lightning.networks.modality_attention import ModalityAttention, Once, Variant
+from bts_lightning.networks.presence import (
+    Presence,
+    is_nobody,
+    is_shared,
     nothing_of,
-    rows_with,
+    pick,
     spread,
+    stack_modalities,
 )
 
 # Applied in this order; the parts of nnU-Net's `Generic_UNet` first.
@@ -38,8 +43,6 @@ OFFICIAL_NAMES = (
     (r"^lastconv\.0\.", "refine."),
     (r"^output\.", "head."),
 )
-
-Variant = Literal["official", "post", "decoder", "base", "paper"]
 
 
 class A2FSeg(Backbone):
@@ -98,16 +101,14 @@ class A2FSeg(Backbone):
         self.divisor = 2**poolings
         self.final_head_weight = final_head_weight
         self.skip_absent = skip_absent
+        deep = variant in ("official", "decoder")
+        self.fused_levels = tuple(range(poolings + 1)) if deep else (0,)
         widths = halving_widths(width, poolings, width_limit)
         self.unets = nn.ModuleList(Branch(widths, out_channels) for _ in MODALITIES)
-        self.fusion_decoder = (
-            ExpandingPath(widths, out_channels) if variant in ("official", "decoder") else None
-        )
+        self.fusion_decoder = ExpandingPath(widths, out_channels) if deep else None
         initialise(self)  # what follows keeps PyTorch's default, as in the official code
         self.attention = (
-            nn.ModuleList(attention(width, variant) for _ in MODALITIES)
-            if variant in ("official", "post", "paper")
-            else None
+            None if variant in ("decoder", "base") else ModalityAttention(width, variant)
         )
         self.average_head = (
             nn.Conv3d(width, out_channels, 1, bias=False) if variant == "paper" else None
@@ -129,39 +130,31 @@ class A2FSeg(Backbone):
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
         """Run each U-Net on its modality, for the samples that have it."""
-        branches: list[list[Tensor] | None] = []
-        for m, rows in enumerate(rows_with(present, skip=self.skip_absent)):
-            if rows is not None and len(rows) == 0:
-                branches.append(None)
-                continue
-            levels = self.unets[m](image[:, m : m + 1] if rows is None else image[rows, m : m + 1])
-            branches.append([spread(x, rows, len(image)) for x in levels])
-        shapes = next(levels for levels in branches if levels is not None)
-        for m, levels in enumerate(branches):
-            if levels is None:
-                tie = nothing_of(self.unets[m]) if self.training else 0.0
-                branches[m] = [torch.zeros_like(x) + tie for x in shapes]
-        return tuple(torch.stack(level, dim=1) for level in zip(*branches, strict=True))
+        presence = Presence([present], read=self.skip_absent)
+        branches: dict[int, list[Tensor]] = {}
+        for m, unet in enumerate(self.unets):
+            rows = presence.rows(m)
+            if not is_nobody(rows):
+                levels = unet(pick(image[:, m : m + 1], rows))
+                branches[m] = [spread(x, rows, len(image)) for x in levels]
+        for m, unet in enumerate(self.unets):
+            if m not in branches:
+                tie = nothing_of(unet) if self.training else 0.0
+                some = next(iter(branches.values()))
+                branches[m] = [torch.zeros_like(x) + tie for x in some]
+        pyramids = [branches[m] for m in range(len(MODALITIES))]
+        return tuple(stack_modalities(level) for level in zip(*pyramids, strict=True))
 
     def decode(self, features: Features) -> Output:
         """Fuse the finest features of the present modalities and predict."""
-        averages: list[Tensor] = []
-        if self.fusion_decoder is not None:
-            levels = [mean_of_present(features, level) for level in range(len(features.levels))]
-            averages = self.fusion_decoder(levels)
-            reference = averages[0]
-        else:
-            reference = mean_of_present(features, 0)
-
-        if self.attention is not None:
-            fused = self._attend(features, reference)
-        elif self.variant == "decoder":
-            fused = levels[0]
-        else:
-            fused = reference
-        if self.refine is not None:
-            fused = self.refine(torch.cat([fused, reference], dim=1))
-        logits = self.head(fused)
+        presence = Presence(features.present, read=self.skip_absent)
+        # Every level: an alignment may have filled some of them, subset by subset.
+        if all(is_shared(x) for x in features.levels) and not self.training:
+            case = [x[:1] for x in features.levels]
+            once = self._once(case)
+            rows = [self._fuse(case, presence.row(i), once)[0] for i in range(len(features.real))]
+            return Output(torch.cat(rows))
+        logits, averages, reference = self._fuse(features.levels, presence)
         if not self.training:
             return Output(logits)
         return Output(
@@ -170,28 +163,47 @@ class A2FSeg(Backbone):
             auxiliary=self._modality_heads(features) + self._average_heads(averages, reference),
         )
 
-    def _attend(self, features: Features, reference: Tensor) -> Tensor:
-        """Weigh the finest features of the present modalities by a softmax over them alone."""
-        assert self.attention is not None
-        x, present = features.levels[0], features.present[0]
-        scores = []
-        for m, rows in enumerate(rows_with(present, skip=self.skip_absent)):
-            if rows is not None and len(rows) == 0:
-                tie = nothing_of(self.attention[m]) if self.training else 0.0
-                scores.append(torch.zeros_like(reference) + tie)
-                continue
-            keep = present[:, m].view(-1, 1, 1, 1, 1)
-            own = torch.where(keep, x[:, m], 0)
-            pair = torch.cat([own, reference], dim=1)
-            score = self.attention[m](pair if rows is None else pair[rows])
-            scores.append(spread(score, rows, len(pair)))
-        keep = present.view(*present.shape, 1, 1, 1, 1)
-        stacked = full_precision(torch.stack(scores, dim=1))  # B M C D H W
-        weights = torch.where(keep, stacked, -torch.inf).softmax(dim=1).to(reference.dtype)
-        fused = torch.zeros_like(reference)
-        for m in range(len(MODALITIES)):
-            fused = fused + weights[:, m] * torch.where(keep[:, m], x[:, m], 0)
-        return fused
+    def _fuse(
+        self, levels: Sequence[Tensor], presence: Presence, once: Once | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Give logits, the levels of the fusion decoder and the reference feature."""
+        finest = levels[0].unbind(dim=1)
+        averages: list[Tensor] = []
+        if self.fusion_decoder is None:
+            reference = presence.average(finest)
+        elif once is None:
+            means = [presence.average(x.unbind(dim=1), level) for level, x in enumerate(levels)]
+            averages = self.fusion_decoder(means)
+            reference = averages[0]
+        else:
+            terms = [presence.average(parts, step) for step, parts in enumerate(once.skips)]
+            bottleneck = presence.average(levels[-1].unbind(dim=1), len(levels) - 1)
+            reference = self.fusion_decoder.from_skip_terms(terms, bottleneck)[0]
+
+        if self.attention is not None:
+            fused = self.attention(finest, presence, reference, once)
+        elif self.variant == "decoder":
+            fused = presence.average(finest)
+        else:
+            fused = reference
+        if self.refine is not None:
+            fused = self.refine(torch.cat([fused, reference], dim=1))
+        return self.head(fused), averages, reference
+
+    def _once(self, case: Sequence[Tensor]) -> Once:
+        """Compute what is linear in each modality, for all subsets of a case."""
+        once = Once()
+        if self.fusion_decoder is not None:
+            for step, level in enumerate(case[:-1]):
+                parts = [self.fusion_decoder.skip_term(step, x) for x in level.unbind(dim=1)]
+                once.skips.append(parts)
+        if self.attention is not None:
+            finest = case[0].unbind(dim=1)
+            once.own = [self.attention.own_term(m, x) for m, x in enumerate(finest)]
+            if self.fusion_decoder is None:
+                terms = [self.attention.reference_terms(x) for x in finest]  # per modality k, m
+                once.reference = [list(parts) for parts in zip(*terms, strict=True)]
+        return once
 
     def _modality_heads(self, features: Features) -> tuple[Auxiliary, ...]:
         own = features.original or features
@@ -225,16 +237,6 @@ class Branch(nn.Module):
         """Give the decoded levels, finest first, and the bottleneck."""
         decoded: list[Tensor] = self.expand(self.contract(x))
         return decoded
-
-
-def attention(width: int, variant: Variant) -> nn.Sequential:
-    """Make the module that scores one modality against the reference, per voxel and channel."""
-    if variant == "paper":
-        return nn.Sequential(nn.Conv3d(2 * width, width, 3, padding=1), nn.Sigmoid())
-    last = nn.LeakyReLU(0.01) if variant == "official" else nn.Sigmoid()
-    return nn.Sequential(
-        *Block(2 * width, width), nn.Conv3d(width, width, kernel_size=3, padding=1), last
-    )
 
 
 def from_official(name: str, poolings: int) -> str:

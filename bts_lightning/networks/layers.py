@@ -1,12 +1,13 @@
-"""Blocks that A2FSeg and the early-fusion U-Net share, and sums over the present modalities."""
+"""Blocks of nnU-Net, shared by A2FSeg and the early-fusion U-Net."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bts_lightning.networks.backbone import Auxiliary, Features
+from bts_lightning.networks.backbone import Auxiliary
 
 
 class Block(nn.Sequential):
@@ -30,6 +31,7 @@ class ContractingPath(nn.Module):
         self.stages = nn.ModuleList([first, *deeper])
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Give what each stage makes of the one before."""
         levels = []
         for stage in self.stages:
             x = stage(x)
@@ -61,10 +63,29 @@ class ExpandingPath(nn.Module):
         )
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Join the levels to what comes up from below."""
         decoded = [levels[-1]]
         for step in reversed(range(len(self.ups))):
             up = self.ups[step](decoded[0])
             decoded.insert(0, self.joins[step](torch.cat([up, levels[step]], dim=1)))
+        return decoded
+
+    def skip_term(self, step: int, level: Tensor) -> Tensor:
+        """Apply to a level its part of the convolution that reads it: the part linear in it."""
+        conv = self.joins[step].get_submodule("0.0")
+        assert isinstance(conv, nn.Conv3d)
+        return convolve_part(level, conv, slice(level.shape[1], None))
+
+    def from_skip_terms(self, terms: Sequence[Tensor], bottleneck: Tensor) -> list[Tensor]:
+        """Do as `forward`, given the levels' parts of the convolutions."""
+        decoded = [bottleneck]
+        for step in reversed(range(len(self.ups))):
+            up = self.ups[step](decoded[0])
+            conv, *rest = (layer for block in self.joins[step].children() for layer in block)  # type: ignore[attr-defined]
+            x = convolve_part(up, conv, slice(up.shape[1])) + terms[step] + bias_of(conv)
+            for layer in rest:
+                x = layer(x)
+            decoded.insert(0, x)
         return decoded
 
     def supervise(
@@ -103,45 +124,12 @@ def initialise(net: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def mean_of_present(features: Features, level: int) -> Tensor:
-    """Average one level over the present modalities of each sample."""
-    x, present = features.levels[level], features.present[level]
-    keep = present.view(*present.shape, 1, 1, 1, 1)  # B M 1 1 1 1
-    # One modality at a time: stacking selected copies of all would double the peak memory.
-    total = torch.where(keep[:, 0], x[:, 0], 0)
-    for m in range(1, x.shape[1]):
-        total = total + torch.where(keep[:, m], x[:, m], 0)
-    return total / keep.sum(dim=1)
+def convolve_part(x: Tensor, conv: nn.Conv3d, channels: slice) -> Tensor:
+    """Apply a 3³ convolution to some of its input channels alone, without its bias."""
+    return F.conv3d(x, conv.weight[:, channels], padding=1)
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """Give half-precision values as single, and others as they are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def rows_with(present: Tensor, *, skip: bool) -> list[Tensor | None]:
-    """List for each modality the rows of the batch that have it; None means all.
-
-    The flags are read once, which waits for a GPU; a compiled graph must not depend on them, so
-    there every modality counts as needed and what is absent is selected away afterwards.
-    """
-    if not skip or torch.compiler.is_compiling():
-        return [None] * present.shape[1]
-    flags = present.cpu()
-    return [
-        None if flags[:, m].all() else flags[:, m].nonzero().flatten().to(present.device)
-        for m in range(flags.shape[1])
-    ]
-
-
-def spread(x: Tensor, rows: Tensor | None, batch: int, value: float = 0.0) -> Tensor:
-    """Put the computed rows back into a whole batch, with `value` in all others."""
-    return x if rows is None else x.new_full((batch, *x.shape[1:]), value).index_copy(0, rows, x)
-
-
-def nothing_of(module: nn.Module) -> Tensor:
-    """Give a zero that depends on every parameter, so that a skipped module keeps its gradients.
-
-    Data-parallel training waits for a gradient of each parameter in each step.
-    """
-    return torch.stack([parameter.sum() for parameter in module.parameters()]).sum() * 0
+def bias_of(conv: nn.Conv3d) -> Tensor:
+    """Give the bias of a convolution that was applied in parts, C×1×1×1."""
+    assert conv.bias is not None
+    return conv.bias.view(-1, 1, 1, 1)

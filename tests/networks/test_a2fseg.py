@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bts_lightning.networks.a2fseg import A2FSeg, Variant, from_official
+from bts_lightning.modalities import SUBSETS
+from bts_lightning.networks import presence
+from bts_lightning.networks.a2fseg import A2FSeg, from_official
 from bts_lightning.networks.layers import deep_weights
+from bts_lightning.networks.modality_attention import Variant
 
 DEAD = 14_025_120  # the fusion decoder's unused encoder, as counted in the official network
 
@@ -89,6 +92,27 @@ def test_absent_unet_is_not_run() -> None:
     net.unets[0].register_forward_hook(lambda *_: pytest.fail("T1 was encoded"))
     with torch.no_grad():
         net(torch.randn(1, 4, 16, 16, 16), flags(1, 2))
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("variant", ["official", "post", "decoder", "base", "paper"])
+@torch.no_grad()
+def test_linear_work_is_shared_between_subsets(
+    variant: Variant, skip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = small(variant, skip_absent=skip).eval().double()
+    available = flags(0, 2, 3)
+    features = net.encode(torch.randn(1, 4, 16, 16, 16).double(), available)
+    for level in features.levels:
+        level[:, 1] = float("nan")  # T1c was never there
+    subsets = torch.tensor([s for s in SUBSETS if not s[1]])
+    many = features.repeat(len(subsets)).restrict(subsets)
+    together = net.decode(many).logits
+    monkeypatch.setattr(presence, "LARGE", 0)
+    calls = []
+    net.head.register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(net.decode(many).logits, together)
+    assert len(calls) == len(subsets)
 
 
 def test_official_names_become_ours() -> None:

@@ -1,0 +1,126 @@
+"""The attention of A2FSeg: a softmax over the scores of the present modalities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.layers import Block, bias_of, convolve_part
+from bts_lightning.networks.presence import (
+    Presence,
+    Rows,
+    add_rows,
+    full_precision,
+    is_nobody,
+    nothing_of,
+    pick,
+    spread,
+)
+
+Variant = Literal["official", "post", "decoder", "base", "paper"]
+
+
+@dataclass
+class Once:
+    """What is linear in one modality and need not be computed for each subset anew.
+
+    Attributes:
+        skips: per step of the fusion decoder and modality, the level's part of its convolution.
+        own: per scored modality, the part of the convolution that reads its own features.
+        reference: per scored modality, the other part for each modality that the reference is the
+            mean of; empty where the reference is no mean.
+    """
+
+    skips: list[list[Tensor]] = field(default_factory=list)
+    own: list[Tensor] = field(default_factory=list)
+    reference: list[list[Tensor]] = field(default_factory=list)
+
+
+class ModalityAttention(nn.ModuleList):
+    """Weigh the present modalities by a softmax over their scores, per voxel and channel."""
+
+    def __init__(self, width: int, variant: Variant) -> None:
+        super().__init__(scorer(width, variant) for _ in MODALITIES)
+        self.width = width
+        # exp(sigmoid) cannot overflow.
+        self.is_bounded = variant != "official"
+
+    def forward(
+        self, x: Sequence[Tensor], presence: Presence, reference: Tensor, once: Once | None
+    ) -> Tensor:
+        """Score each modality of `x` against the reference, and sum them with their weights."""
+        scores: list[tuple[int, Rows, Tensor]] = []
+        tie = reference.new_zeros(())
+        for m, layers in enumerate(self):
+            rows = presence.rows(m)
+            if is_nobody(rows):
+                tie = tie + nothing_of(layers) if self.training else tie
+                continue
+            score = full_precision(self._score(m, x[m], presence, reference, once))
+            if rows is None:
+                score = torch.where(presence.keep(m), score, -torch.inf)
+            scores.append((m, rows, score))
+
+        top = None if self.is_bounded else largest(scores, len(reference))
+        total = fused = full_precision(torch.zeros_like(reference))
+        for m, rows, score in scores:
+            weight = (score if top is None else score - pick(top, rows)).exp()
+            own = torch.where(presence.keep(m), x[m], 0) if rows is None else pick(x[m], rows)
+            total = add_rows(total, rows, weight)
+            fused = add_rows(fused, rows, weight * own)
+        return (fused / total).to(reference.dtype) + tie
+
+    def own_term(self, m: int, x: Tensor) -> Tensor:
+        """Apply the part of the first convolution that reads the scored modality."""
+        return convolve_part(x, self._convolution(m), slice(self.width))
+
+    def reference_terms(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Apply, for each scored modality, the part that reads the reference."""
+        weights = [self._convolution(m).weight[:, self.width :] for m in range(len(self))]
+        return F.conv3d(x, torch.cat(weights), padding=1).chunk(len(self), dim=1)
+
+    def _score(
+        self, m: int, x: Tensor, presence: Presence, reference: Tensor, once: Once | None
+    ) -> Tensor:
+        rows, layers = presence.rows(m), list(self[m].children())
+        if once is None:
+            own = torch.where(presence.keep(m), x, 0) if rows is None else pick(x, rows)
+            score: Tensor = self[m](torch.cat([own, pick(reference, rows)], dim=1))
+            return score
+        if once.reference:
+            other = presence.average(once.reference[m])
+        else:
+            other = convolve_part(reference, self._convolution(m), slice(self.width, None))
+        score = once.own[m] + other + bias_of(self._convolution(m))
+        for layer in layers[1:]:
+            score = layer(score)
+        return score
+
+    def _convolution(self, m: int) -> nn.Conv3d:
+        conv = self[m].get_submodule("0")
+        assert isinstance(conv, nn.Conv3d)
+        return conv
+
+
+def scorer(width: int, variant: Variant) -> nn.Sequential:
+    """Make what scores one modality, beside the reference."""
+    if variant == "paper":
+        return nn.Sequential(nn.Conv3d(2 * width, width, 3, padding=1), nn.Sigmoid())
+    last = nn.LeakyReLU(0.01) if variant == "official" else nn.Sigmoid()
+    return nn.Sequential(
+        *Block(2 * width, width), nn.Conv3d(width, width, kernel_size=3, padding=1), last
+    )
+
+
+@torch.no_grad()
+def largest(scores: Sequence[tuple[int, Rows, Tensor]], batch: int) -> Tensor:
+    """Give the largest score per row, voxel and channel, which a softmax may subtract."""
+    _, rows, score = scores[0]
+    top = spread(score, rows, batch, -torch.inf)
+    for _, rows, score in scores[1:]:
+        top = torch.maximum(top, spread(score, rows, batch, -torch.inf))
+    return top

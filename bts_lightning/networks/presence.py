@@ -1,0 +1,115 @@
+"""Work for the modalities that are there: which rows have them, and sums over those."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# Rows of a batch: all, some by number, or unknown to Python.
+Rows = slice | Tensor | None
+ALL = slice(None)
+# Values of one modality at one level, say 32 channels of 50³. Below, a CPU convolves one row at a
+# time without its fast kernels, and a GPU is not busy with one row.
+LARGE = 2**22
+
+
+class Presence:
+    """Say, level by level, which rows of a batch have which modality.
+
+    Python learns the flags in one transfer, which waits for a GPU. A compiled graph must not depend
+    on them: there nothing is known, everything is computed, and what is absent is selected away.
+
+    Attributes:
+        present: per level B×M bool, on the device.
+    """
+
+    def __init__(self, present: Sequence[Tensor], *, read: bool) -> None:
+        self.present = tuple(present)
+        self.known: Tensor | None = None  # L B M
+        if read and not torch.compiler.is_compiling():
+            self.known = torch.stack(self.present).cpu()
+
+    def row(self, i: int) -> "Presence":
+        """Give one row on its own."""
+        one = Presence([present[i : i + 1] for present in self.present], read=False)
+        one.known = None if self.known is None else self.known[:, i : i + 1]
+        return one
+
+    def rows(self, m: int, level: int = 0) -> Rows:
+        """Give the rows that have a modality."""
+        if self.known is None:
+            return None
+        flags = self.known[level, :, m]
+        if flags.all():
+            return ALL
+        return flags.nonzero().flatten().to(self.present[level].device)
+
+    def keep(self, m: int, level: int = 0) -> Tensor:
+        """Give the flags of a modality, B×1×1×1×1."""
+        return self.present[level][:, m].view(-1, 1, 1, 1, 1)
+
+    def average(self, parts: Sequence[Tensor], level: int = 0) -> Tensor:
+        """Average one tensor per modality over those present in each row."""
+        total: Tensor | None = None
+        # One modality at a time: stacking selected copies of all would double the peak memory.
+        for m, part in enumerate(parts):
+            rows = self.rows(m, level)
+            if is_nobody(rows):
+                continue
+            kept = part if rows == ALL else torch.where(self.keep(m, level), part, 0)
+            total = kept if total is None else total + kept
+        assert total is not None
+        return total / self.present[level].sum(dim=1).view(-1, 1, 1, 1, 1)
+
+
+def is_nobody(rows: Rows) -> bool:
+    """Say whether no row is meant."""
+    return isinstance(rows, Tensor) and len(rows) == 0
+
+
+def pick(x: Tensor, rows: Rows) -> Tensor:
+    """Take some rows of a batch; all, where they are not known."""
+    return x[rows] if isinstance(rows, Tensor) else x
+
+
+def spread(x: Tensor, rows: Rows, batch: int, value: float = 0.0) -> Tensor:
+    """Put what was computed for some rows back into a batch, with `value` in all others."""
+    if not isinstance(rows, Tensor):
+        return x
+    return x.new_full((batch, *x.shape[1:]), value).index_copy(0, rows, x)
+
+
+def add_rows(total: Tensor, rows: Rows, x: Tensor) -> Tensor:
+    """Add to some rows of a batch."""
+    return total.index_add(0, rows, x) if isinstance(rows, Tensor) else total + x
+
+
+def is_shared(x: Tensor) -> bool:
+    """Say whether the rows are so many views of one case that linear work pays once for all.
+
+    `Features.repeat` makes such rows for the subsets of a case, with no memory of their own. Small
+    features are better computed in one batch.
+    """
+    return len(x) > x.shape[1] and x.stride(0) == 0 and x[0, 0].numel() >= LARGE
+
+
+def nothing_of(module: nn.Module) -> Tensor:
+    """Give a zero that depends on every parameter, so that a skipped module keeps its gradients.
+
+    Data-parallel training waits for a gradient of each parameter in each step.
+    """
+    return torch.stack([parameter.sum() for parameter in module.parameters()]).sum() * 0
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Give half-precision values as single, and others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def stack_modalities(parts: Sequence[Tensor]) -> Tensor:
+    """Stack one tensor per modality to B×M×C×D×H×W, each slot in the memory format it came in."""
+    first = parts[0]
+    if first.is_contiguous() or not first.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.stack(list(parts), dim=1)
+    # A plain stack would undo channels_last_3d, and each convolution would restore it.
+    return torch.stack([part.movedim(1, -1) for part in parts], dim=1).movedim(-1, 2)
