@@ -45,7 +45,7 @@ class UHeMIS(Backbone):
     ) -> None:
         super().__init__(out_channels)
         self.legacy_zeros = legacy_zeros
-        widths = [width * 2**level for level in range(4)]
+        widths = [width * 2**level for level in self.fused_levels]
         halves = [w // 2 for w in widths]
         self.encoders = nn.ModuleList(Encoder(widths, halves) for _ in MODALITIES)
         self.decoder = Decoder(widths, widths, out_channels)
@@ -61,7 +61,7 @@ class UHeMIS(Backbone):
 
     def decode(self, features: Features) -> Output:
         """Fuse each scale and decode."""
-        return Output(self.decoder([self._fuse(features, level) for level in range(4)]))
+        return Output(self.decoder([self._fuse(features, level) for level in self.fused_levels]))
 
     def _fuse(self, features: Features, level: int) -> Tensor:
         x, present = features.selected(level), features.present[level]  # B M C D H W
@@ -114,7 +114,7 @@ class UHVED(Backbone):
         self.kl_weight = kl_weight
         self.reconstruction_weight = reconstruction_weight
         self.fusion = fusion
-        widths = [width * 2**level for level in range(4)]
+        widths = [width * 2**level for level in self.fused_levels]
         halves = [w // 2 for w in widths]
         self.encoders = nn.ModuleList(Encoder(widths, widths) for _ in MODALITIES)
         self.decoder = Decoder(halves, widths, out_channels)
@@ -136,7 +136,7 @@ class UHVED(Backbone):
 
     def decode(self, features: Features) -> Output:
         """Fuse each scale, sample in training, and decode."""
-        fused = [self._fuse(features, level) for level in range(4)]
+        fused = [self._fuse(features, level) for level in self.fused_levels]
         logits = self.decoder(fused)
         penalties = {}
         if self.training and self.kl_weight:
@@ -154,7 +154,7 @@ class UHVED(Backbone):
 
     def _divergence(self, features: Features) -> Tensor:
         own = features.original or features
-        levels = [subset_divergence(own.levels[level], own.real) for level in range(4)]
+        levels = [subset_divergence(own.levels[level], own.real) for level in self.fused_levels]
         return torch.stack(levels).mean()
 
     def _error(self, features: Features, fused: Sequence[Tensor]) -> Tensor:
