@@ -99,7 +99,7 @@ def _average(
             volume = windows.volume.to(device)
             shown = windows.brain @ np.array(subsets, np.bool_).reshape(-1, 4).T  # windows S
             averages = Averages(windows, shown, loss.channels, protocol, device)
-        predictor = _Predictor(net, loss, available, subsets, protocol, averages, device, clock)
+        predictor = _Predictor(net, loss, subsets, protocol, averages, device, clock)
         for group in _groups(shown, protocol.batch_windows):
             views = [volume[(slice(None), *windows.views[w])] for w in group]
             patch, rows = torch.stack(views).float(), np.flatnonzero(shown[group[0]])
@@ -135,7 +135,6 @@ class _Predictor:
         self,
         net: Backbone,
         loss: SegmentationLoss,
-        available: Sequence[bool],
         subsets: Sequence[Subset],
         protocol: Protocol,
         averages: Averages,
@@ -144,8 +143,8 @@ class _Predictor:
     ) -> None:
         self.net, self.loss, self.protocol, self.averages = net, loss, protocol, averages
         self.device, self.clock = device, clock
-        self.available = torch.tensor([list(available)], dtype=torch.bool, device=device)
-        self.present = torch.tensor(subsets, dtype=torch.bool, device=device)
+        self.present = torch.tensor(subsets, dtype=torch.bool, device=device).view(-1, 4)
+        self.needed = self.present.any(dim=0, keepdim=True)
         self.at_once = protocol.batch_subsets
         if self.at_once is None and device.type != "cuda":
             # On a CPU more at once only leave the caches: 15 at once took 1.0 to 2 times as long.
@@ -170,7 +169,7 @@ class _Predictor:
                 rows = rows[len(chunk) :]
 
     def _encode(self, patch: Tensor) -> Features:
-        return self.net.encode(patch, self.available.expand(len(patch), -1))
+        return self.net.encode(patch, self.needed.expand(len(patch), -1))
 
     def _decode(self, features: Features, chunk: NDArray[np.int64]) -> Tensor:
         windows = len(features.real)

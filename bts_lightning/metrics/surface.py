@@ -19,6 +19,8 @@ for _bit in range(64):
 _MULTIPLIER, _TOP, _ONE = np.uint64(_SEQUENCE), np.uint64(58), np.uint64(1)
 
 
+# Compiled code is kept beside each file and renewed when that file changes, not when this one does:
+# after a change here delete `__pycache__`.
 @njit(cache=True, nogil=True)
 def lowest(bits: np.uint64) -> tuple[np.uint64, int]:
     """Give the lowest bit that is set, and its place."""
