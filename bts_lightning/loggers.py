@@ -1,18 +1,27 @@
 """Loggers that go on after a resume and never need an account."""
 
+import configparser
 import csv
 import hashlib
 import netrc
 import os
+import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from bts_lightning.errors import UserError
+
+# W&B's own servers, before its move and since.
+_PUBLIC_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+
 
 class Wandb(WandbLogger):
-    """Weights & Biases, offline by itself when there are no credentials.
+    """Weights & Biases, offline by itself when there are no credentials or no answer.
 
     Args:
         save_dir: the run's log folder; its path names the W&B run, so a resume goes on in it.
@@ -29,22 +38,58 @@ class Wandb(WandbLogger):
         tags: list[str] | None = None,
     ) -> None:
         run = Path(save_dir).resolve().parent
-        offline = not _has_credentials()
-        # An agent of a sweep has chosen the id already.
-        chosen = os.environ.get("WANDB_RUN_ID")
         super().__init__(
             name=f"{run.parent.name}/{run.name}",
-            id=chosen or hashlib.sha256(str(run).encode()).hexdigest()[:12],
+            id=hashlib.sha256(str(run).encode()).hexdigest()[:12],
             save_dir=save_dir,
             project=os.environ.get("WANDB_PROJECT", project),
-            offline=offline,
+            offline=not has_credentials(),
             resume="allow",
             entity=entity,
             group=group,
             tags=tags,
         )
-        if offline:
-            rank_zero_info(f"W&B is offline; later: wandb sync {save_dir}/wandb/offline-run-*")
+        # The agent of a sweep has chosen these, and wandb complains when they are given again.
+        self._in_sweep = "WANDB_SWEEP_ID" in os.environ
+        if self._in_sweep:
+            for chosen in ("id", "project", "entity"):
+                self._wandb_init.pop(chosen)
+        # Lightning passes it on; wandb warns of it since 0.22.
+        self._wandb_init.pop("anonymous", None)
+        if self._offline:
+            self._say_offline()
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Start the W&B run; a server that does not answer must not stop a training."""
+        if self._experiment is not None or self._save_dir is None:
+            return super().experiment
+        Path(self._save_dir).mkdir(parents=True, exist_ok=True)
+        import wandb
+        from wandb.errors import CommError
+
+        try:
+            return super().experiment
+        except CommError as error:
+            said = " ".join(str(error).split())
+            if self._in_sweep:
+                raise UserError(f"the W&B server of the sweep does not answer: {said}") from error
+            rank_zero_info(f"W&B does not answer ({said})")
+        wandb.teardown()
+        self._offline = True
+        self._say_offline()
+        return super().experiment
+
+    def _say_offline(self) -> None:
+        rank_zero_info(f"W&B is offline; later: wandb sync {self._save_dir}/wandb/offline-run-*")
+
+
+def report_failure() -> None:
+    """Tell W&B that the run failed; of an error that becomes one line it would not learn."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish(exit_code=1)
 
 
 class Csv(Logger):
@@ -99,23 +144,38 @@ class Csv(Logger):
 
 
 def read_metrics(file: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read a `metrics.csv` into a curve for each metric."""
+    """Read a `metrics.csv`, also while it is written, into a curve for each metric."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    with file.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            curves.setdefault(row["metric"], []).append((int(row["step"]), float(row["value"])))
+    # A last row without its end may have lost digits.
+    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
+    for row in csv.DictReader(whole.splitlines()):
+        curves.setdefault(row["metric"], []).append((int(row["step"]), float(row["value"])))
     return curves
 
 
-def _has_credentials() -> bool:
+def has_credentials() -> bool:
     """Look where wandb itself looks, without importing it or asking the network."""
     mode = os.environ.get("WANDB_MODE")
     if mode in ("offline", "disabled", "dryrun"):
         return False
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split(":")[0]
+    address = os.environ.get("WANDB_BASE_URL") or _saved_address()
+    hosts = (urlsplit(address).netloc,) if address else _PUBLIC_HOSTS
+    file = os.environ.get("NETRC")
     try:
-        return netrc.netrc().authenticators(host) is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
+        known = netrc.netrc(Path(file).expanduser() if file else None)
+    except (OSError, netrc.NetrcParseError):
         return False
+    return any(known.authenticators(host) for host in hosts)
+
+
+def _saved_address() -> str | None:
+    """Read where `wandb login --host` has written down a server."""
+    folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read(Path(folder).expanduser() / "settings")
+    except configparser.Error:
+        return None
+    return settings.get("default", "base_url", fallback=None)

@@ -1,5 +1,6 @@
 """`bts train`: build everything from the configuration and fit, or go on with a run."""
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,10 @@ from rich.console import Console
 from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.callbacks import EpochLines
+from bts_lightning.checkpoints import WholeCheckpoints
 from bts_lightning.errors import UserError
 from bts_lightning.guards import PreemptedError, Preemption, advise_on_memory
-from bts_lightning.loggers import Csv
+from bts_lightning.loggers import Csv, report_failure
 from bts_lightning.quiet import hush
 from bts_lightning.schema import signature
 from bts_lightning.targets import find_class
@@ -30,7 +32,13 @@ console = Console(highlight=False, soft_wrap=True)
 def train(words: Sequence[str], allow: Sequence[str] = ()) -> int:
     """Train the experiment that the words describe, or continue the run that they name."""
     run, config = _open(words, allow)
-    fit(config, run)
+    try:
+        fit(config, run)
+    except UserError as error:
+        # A training that was stopped has not failed: a sweep stops those that fall behind.
+        if not isinstance(error.__cause__, PreemptedError):
+            report_failure()
+        raise
     return 0
 
 
@@ -42,6 +50,7 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
     resume = _newest_readable(run)
     data = configuration.build(config.data)
     task: SegmentationTask = configuration.build(config.task)
+    task.prepare_fit()
     trainer = _trainer(config, run)
     if resume:
         _check_fits(task, resume, trainer)
@@ -52,6 +61,12 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     except torch.OutOfMemoryError as error:
         raise UserError(advise_on_memory(config)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"no space left on the disk of {run}; free some, then continue with: bts train {run}"
+        ) from error
     except PreemptedError as stop:
         raise UserError(f"{stop}; continue with: bts train {run}") from stop
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -98,6 +113,7 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
     trainer: Trainer = configuration.build(
         config.trainer,
         default_root_dir=str(run),
+        plugins=[WholeCheckpoints(), *configuration.build(config.trainer.get("plugins") or [])],
         callbacks=callbacks,
         logger=loggers,
         enable_progress_bar=is_terminal,
@@ -139,4 +155,4 @@ def _summary(trainer: Trainer, metrics: dict[str, float]) -> str:
     if not best or best[0] is None:
         return f"{trainer.global_step} steps, no validation yet"
     at_end = metrics.get(MONITORED, float("nan"))
-    return f"mean Dice over 15 subsets {float(best[0]):.4f} at best, {at_end:.4f} at the end"
+    return f"mean Dice {float(best[0]):.4f} at best, {at_end:.4f} at the end"

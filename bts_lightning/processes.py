@@ -1,0 +1,168 @@
+"""Trainings in processes of their own: started, watched, stopped, and found again after a crash."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from bts_lightning.runs import write_text
+
+# A worker elsewhere that has not been heard of for so long is dead; longer than a disk may hang.
+SILENT_AFTER = 300.0
+_BEAT_EVERY = 10.0
+# A step and a checkpoint fit in; after that a training that was asked to stop is killed.
+_PATIENCE = 300.0
+_LOG, _BEACON = "output.log", "worker.json"
+
+
+class Training:
+    """A command that writes into a run folder; its output goes to `output.log` there."""
+
+    def __init__(self, command: Sequence[str], run: Path, environment: Mapping[str, str]) -> None:
+        self.run = run
+        self._asked: float | None = None
+        self._beaten = 0.0
+        run.mkdir(parents=True, exist_ok=True)
+        with (run / _LOG).open("ab") as log:
+            # A session of its own: Ctrl-C reaches the sweep only, which then stops it in order.
+            self._process = subprocess.Popen(
+                list(command),
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.beat()
+
+    def poll(self) -> int | None:
+        """Give the exit status once it has ended; meanwhile say that its worker lives."""
+        code = self._process.poll()
+        if code is None and time.monotonic() - self._beaten > _BEAT_EVERY:
+            self.beat()
+        if code is None and self._asked and time.monotonic() - self._asked > _PATIENCE:
+            self.kill()
+        return code
+
+    def stop(self) -> None:
+        """Ask it to save its state and end."""
+        if self._asked is None:
+            self._asked = time.monotonic()
+            _signal(self._process.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once."""
+        _signal(self._process.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Wait for the end, however it comes."""
+        while (code := self.poll()) is None:
+            time.sleep(0.2)
+        return code
+
+    def beat(self) -> None:
+        """Leave a sign of life for workers that look after the dead."""
+        self._beaten = time.monotonic()
+        leave_sign(self.run, self._process.pid)
+
+
+def leave_sign(run: Path, training: int | None = None) -> None:
+    """Write down who works on a run."""
+    sign = {
+        "host": socket.gethostname(),
+        "worker": _identity(os.getpid()),
+        "training": _identity(training) if training else None,
+    }
+    write_text(run / _BEACON, json.dumps(sign) + "\n")
+
+
+def is_worked_on(run: Path) -> bool:
+    """Say whether a worker, here or on another machine, still looks after a run."""
+    sign = _sign(run)
+    if sign is None:
+        return False
+    if sign["host"] == socket.gethostname():
+        return _lives(sign["worker"])
+    # The clock of the disk, because those of two machines may differ.
+    probe = run / f".{os.getpid()}.now"
+    probe.touch()
+    age = probe.stat().st_mtime - (run / _BEACON).stat().st_mtime
+    probe.unlink()
+    return age < SILENT_AFTER
+
+
+def is_from_elsewhere(run: Path) -> bool:
+    """Say whether the last worker was on another machine, where its training may go on alone."""
+    sign = _sign(run)
+    return sign is not None and sign["host"] != socket.gethostname()
+
+
+def end_orphan(run: Path) -> None:
+    """Stop a training on this machine whose worker died; two must not write into one run."""
+    sign = _sign(run)
+    if sign is None or sign["host"] != socket.gethostname() or not _lives(sign["training"]):
+        return
+    pid = int(str(sign["training"]).partition(":")[0])
+    started = time.monotonic()
+    _signal(pid, signal.SIGTERM)
+    while _lives(sign["training"]):
+        if time.monotonic() - started > _PATIENCE:
+            _signal(pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def reason(run: Path, code: int) -> str:
+    """Say in one line why a training ended badly."""
+    if code == -signal.SIGKILL:
+        return "killed, which is what the system does when memory runs out"
+    try:
+        lines = (run / _LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        lines = []
+    said = [line for line in lines if line.strip()]
+    errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+    return (errors or said or [f"exit status {code}"])[-1].strip()
+
+
+def _sign(run: Path) -> dict[str, str | None] | None:
+    try:
+        sign: dict[str, str | None] = json.loads((run / _BEACON).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return sign
+
+
+def _identity(pid: int) -> str:
+    """Name a process by number and start, because numbers are used again."""
+    try:
+        # The name in parentheses may hold spaces; the start is the 20th field after it.
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return f"{pid}:"
+    return f"{pid}:" if fields[0] == "Z" else f"{pid}:{fields[19]}"
+
+
+def _lives(identity: str | None) -> bool:
+    if identity is None:
+        return False
+    pid, _, start = identity.partition(":")
+    if start:
+        return _identity(int(pid)) == identity
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return not Path("/proc/self/stat").exists()
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    # The whole group: the processes of the other devices too.
+    with suppress(ProcessLookupError):
+        os.killpg(pid, number)
