@@ -248,7 +248,7 @@ def _predict(args: argparse.Namespace) -> int:
         folder=args.folder,
         words=overrides,
         checkpoint=args.checkpoint,
-        probabilities=args.probabilities,
+        with_probabilities=args.probabilities,
         device=args.device,
     )
     return 0

@@ -11,11 +11,12 @@ from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.data.brats import find_cases
 from bts_lightning.data.cache import load_case, read_images, write_prediction
+from bts_lightning.data.prediction import write_probabilities
 from bts_lightning.data.reading import BrokenCaseError
 from bts_lightning.data.ready import ReadyCase
 from bts_lightning.errors import UserError
 from bts_lightning.evaluate import load_run, load_task
-from bts_lightning.inference import Protocol, segment
+from bts_lightning.inference import Protocol, probabilities
 from bts_lightning.modalities import MODALITIES, Modality, subset_name
 from bts_lightning.task import SegmentationTask
 
@@ -30,7 +31,7 @@ def predict(
     folder: Path | None = None,
     words: Sequence[str] = (),
     checkpoint: Path | None = None,
-    probabilities: bool = False,
+    with_probabilities: bool = False,
     device: str | None = None,
 ) -> list[Path]:
     """Segment one patient from its images, or all cases of a folder, and give the files written.
@@ -42,7 +43,7 @@ def predict(
         folder: a data set in any layout that `bts prepare` knows.
         words: overrides, as `evaluation.overlap=0.25`.
         checkpoint: another checkpoint than the best.
-        probabilities: also write the network's probabilities beside the label map.
+        with_probabilities: also write the network's probabilities beside the label map.
         device: `cpu` or `cuda`; a GPU if there is one by default.
     """
     if (images is None or not images) == (folder is None):
@@ -55,9 +56,11 @@ def predict(
     chosen = _device(device)
     task.to(chosen)
     protocol: Protocol = configuration.build(config.evaluation)
+    # Images are normalised as those were that the network learned from.
+    recipe = configuration.build(config.data).recipe
     if images:
-        case = read_images(images)
-        _write(task, case, protocol, chosen, out, probabilities)
+        case = read_images(images, recipe=recipe)
+        _write(task, case, protocol, chosen, out, with_probabilities)
         console.print(f"{out}  from {subset_name(case.available)}")
         return [out]
     assert folder is not None
@@ -68,12 +71,12 @@ def predict(
         found.cases, "segmenting", console=console, disable=not console.is_terminal
     ):
         try:
-            case = load_case(listed)
+            case = load_case(listed, recipe)
         except BrokenCaseError as error:
             faults += error.faults
             continue
         file = out / f"{listed.name}.nii.gz"
-        _write(task, case, protocol, chosen, file, probabilities)
+        _write(task, case, protocol, chosen, file, with_probabilities)
         written.append(file)
     for fault in faults:
         console.print(f"[yellow]left out: {fault}[/]")
@@ -89,11 +92,17 @@ def _write(
     protocol: Protocol,
     device: torch.device,
     out: Path,
-    probabilities: bool,
+    with_probabilities: bool,
 ) -> None:
-    subset = case.available
-    predicted = segment(task.net, task.loss, case.image, case.available, protocol, [subset], device)
-    write_prediction(case, predicted[0], out)
+    """Segment a case with all that it has."""
+    averaged = probabilities(
+        task.net, task.loss, case.image, case.available, protocol, case.available, device
+    )
+    label_map = task.loss.labels(torch.from_numpy(averaged).unsqueeze(0))[0]
+    if with_probabilities:
+        name = out.name.removesuffix(".gz").removesuffix(".nii")
+        write_probabilities(case, averaged, out.with_name(f"{name}_probabilities.nii.gz"))
+    write_prediction(case, label_map.numpy(), out)
 
 
 def _device(name: str | None) -> torch.device:

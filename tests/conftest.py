@@ -41,3 +41,34 @@ def _global_state() -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def trained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a run of a tiny U-HeMIS, trained for one step; tests copy it before they spoil it."""
+    from bts_lightning.train import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        train(
+            [
+                "uhemis",
+                "smoke",
+                "net.width=4",
+                f"data.root={phantom}",
+                "data.patch=32",
+                "data.steps_per_epoch=1",
+                "trainer.max_epochs=1",
+                "trainer.accelerator=cpu",
+                "trainer.devices=1",
+                "trainer.limit_val_batches=0",
+                "callbacks.best=null",
+            ]
+        )
+    finally:
+        os.chdir(before)
+        os.environ.pop("BTS_RUN", None)
+    (config,) = folder.glob("runs/*/*/config.yaml")
+    return config.parent

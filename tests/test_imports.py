@@ -21,7 +21,7 @@ LAYERS = (
     ("errors", "modalities", "chance"),
     ("targets", "schema", "merge", "config", "availability", "networks", "data"),
     ("losses", "metrics", "inference", "schedules"),
-    ("task", "callbacks", "guards", "loggers", "runs", "report"),
+    ("task", "callbacks", "checkpoints", "guards", "loggers", "runs", "report"),
 )
 VERBS = len(LAYERS)
 

@@ -12,7 +12,7 @@ from bts_lightning.availability import Availability, Uniform15
 from bts_lightning.chance import probability
 from bts_lightning.data.augment import Augment
 from bts_lightning.data.cache import CachedCase, fingerprint, prepare
-from bts_lightning.data.normalise import Crop, Normalisation
+from bts_lightning.data.normalise import Crop, Normalisation, Recipe
 from bts_lightning.data.patches import Batch, PatchLoader, whole_steps
 from bts_lightning.data.samples import PatchDataset, triple
 from bts_lightning.data.splits import PARTS, Part, Split, split_from
@@ -126,6 +126,11 @@ class BratsDataModule(LightningDataModule):
             )
         return self._split
 
+    @property
+    def recipe(self) -> Recipe:
+        """Tell how images are normalised and cropped."""
+        return Recipe(normalisation=self.normalisation, crop=self.crop)
+
     def prepare_data(self) -> None:
         """Build what the cache lacks, once on each machine."""
         self._prepared()
@@ -149,11 +154,18 @@ class BratsDataModule(LightningDataModule):
         """Deliver random patches of the training cases."""
         if not self.split.train:
             raise ConfigError(f"split {self.split.name} has no case to train on")
+        cases = [self.cases[name] for name in self.split.train]
+        suited = [case for case in cases if self.availability.suits(case.available)]
+        if not suited:
+            raise ConfigError(
+                f"none of the {len(cases)} training cases has the modalities that "
+                f"{type(self.availability).__name__} keeps; choose another data.availability"
+            )
         rank, world = _place(self)
         step = self.batch_size * world
-        samples = self.samples_per_epoch or len(self.split.train)
+        samples = self.samples_per_epoch or len(suited)
         patches = PatchDataset(
-            [self.cases[name] for name in self.split.train],
+            suited,
             samples=step * self.steps_per_epoch
             if self.steps_per_epoch
             else whole_steps(samples, step),

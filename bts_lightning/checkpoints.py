@@ -1,0 +1,41 @@
+"""Checkpoint files that appear whole or not at all, on any disk."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+ALMOST_NOTHING = 2**20  # bytes
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Write beside the place and rename.
+
+    Lightning writes to the system's folder for temporary files and moves the result: to another
+    disk that is a copy, and one that fills up on the way leaves half a file.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Save to disk, so that a crash of the machine does not take it back."""
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(place)
+        except RuntimeError as error:
+            # torch tells of a position in the file where the disk has told it that it is full.
+            if shutil.disk_usage(place.parent).free < ALMOST_NOTHING:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,164 @@
+"""Evaluation of a run: the table, its continuation, and everything that can be wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bts_lightning.__main__ import main
+from bts_lightning.data.phantom import write_phantom
+from bts_lightning.errors import UserError
+from bts_lightning.evaluate import evaluate
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """Give a copy of the run that a test may spoil."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "uhemis" / "1"))
+
+
+def table(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "cases.csv")
+
+
+def split_into(folder: Path, root: Path, *, train: list[str], test: list[str]) -> list[str]:
+    """Give the overrides that evaluate another data set with these lists."""
+    for part, names in {"train": train, "val": [], "test": test}.items():
+        (folder / f"{part}.txt").write_text("\n".join(names))
+    lists = ", ".join(f"{part}: {folder / part}.txt" for part in ("train", "val", "test"))
+    return [f"data.root={root}", f"data.split={{{lists}}}"]
+
+
+def test_every_case_subset_and_region_has_one_row(run: Path) -> None:
+    folder = evaluate(run, device="cpu")
+    rows = table(folder)
+    split = json.loads((run / "split.json").read_text())
+    assert sorted(rows.case.unique()) == sorted(split["test"])
+    assert len(rows) == len(split["test"]) * 15 * 3
+    assert not rows.duplicated(["case", "subset", "region"]).any()
+    for name in ("summary.md", "summary.tex", "report.html", "protocol.json"):
+        assert (folder / name).stat().st_size > 0
+
+
+def test_one_pass_gives_the_table_of_fifteen(run: Path) -> None:
+    once = table(evaluate(run, device="cpu"))
+    naive = table(evaluate(run, device="cpu", name="naive", words=["evaluation.naive=true"]))
+    pd.testing.assert_frame_equal(once, naive, rtol=0, atol=1e-6)
+
+
+def test_a_finished_case_is_not_done_again(run: Path) -> None:
+    folder = evaluate(run, device="cpu")
+    before = {file: file.stat().st_mtime_ns for file in (folder / "rows").iterdir()}
+    expected = (folder / "cases.csv").read_bytes()
+    dropped = next(iter(before))
+    dropped.unlink()
+    (folder / "cases.csv").unlink()
+    evaluate(run, device="cpu")
+    after = {file: file.stat().st_mtime_ns for file in (folder / "rows").iterdir()}
+    assert [file for file in before if after[file] != before[file]] == [dropped]
+    assert (folder / "cases.csv").read_bytes() == expected
+
+
+def test_rows_of_two_protocols_never_share_a_table(run: Path) -> None:
+    evaluate(run, device="cpu")
+    with pytest.raises(UserError, match=r"another hd95; give this one a name"):
+        evaluate(run, device="cpu", words=["evaluation.hd95=directed"])
+
+
+def test_a_run_without_checkpoint_is_named(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="has no checkpoint"):
+        evaluate(run, device="cpu")
+
+
+def test_a_truncated_checkpoint_is_named(run: Path) -> None:
+    (file,) = (run / "checkpoints").glob("*.ckpt")
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(UserError, match=rf"{file.name} cannot be read"):
+        evaluate(run, device="cpu")
+
+
+def test_predictions_lie_on_the_grid_of_the_files(run: Path, phantom: Path) -> None:
+    folder = evaluate(run, device="cpu", predictions=True, words=["evaluation.subsets=[flair]"])
+    (case,) = table(folder).case.unique()
+    written = nib.load(folder / "predictions" / "flair" / f"{case}.nii.gz")
+    truth = nib.load(phantom / case / f"{case}_seg.nii.gz")
+    assert written.shape == truth.shape
+    np.testing.assert_array_equal(written.affine, truth.affine)
+    assert set(np.unique(written.dataobj)) <= {0, 1, 2, 4}
+
+
+def test_a_case_without_label_is_segmented_and_said_not_to_be_scored(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_phantom(tmp_path / "data", cases=3, seed=1, size=(32, 32, 32), workers=1)
+    names = sorted(path.name for path in root.glob("BraTS*"))
+    (root / names[2] / f"{names[2]}_seg.nii.gz").unlink()
+    words = split_into(tmp_path, root, train=names[:1], test=names[1:])
+    folder = evaluate(run, device="cpu", words=words)
+    assert list(table(folder).case.unique()) == [names[1]]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"not scored, because there is no label: {names[2]}" in printed
+    assert len(list((folder / "predictions").glob(f"*/{names[2]}.nii.gz"))) == 15
+
+
+def test_a_tumour_of_one_voxel_and_none_at_all_are_scored(run: Path, tmp_path: Path) -> None:
+    root = write_phantom(tmp_path / "data", cases=3, seed=2, size=(32, 32, 32), workers=1)
+    for index, voxels in enumerate(([(16, 16, 16)], [])):
+        file = root / f"BraTS2021_{index:05d}" / f"BraTS2021_{index:05d}_seg.nii.gz"
+        image = nib.load(file)
+        label = np.zeros(image.shape, np.uint8)
+        for voxel in voxels:
+            label[voxel] = 4
+        nib.save(nib.Nifti1Image(label, image.affine), file)
+    names = [f"BraTS2021_{index:05d}" for index in range(3)]
+    words = split_into(tmp_path, root, train=names[2:], test=names[:2])
+    rows = table(evaluate(run, device="cpu", words=words))
+    assert len(rows) == 2 * 15 * 3
+    assert rows.dice.notna().all()
+    empty = rows[rows.case == "BraTS2021_00001"]
+    found = empty.predicted_ml > 0
+    assert (empty.dice[found] == 0).all()
+    assert (empty.hd95[found] == 373.12866).all()
+    assert (empty.dice[~found] == 1).all()
+
+
+def test_a_window_larger_than_the_case_is_padded(run: Path) -> None:
+    rows = table(evaluate(run, device="cpu", words=["evaluation.window=64"]))
+    assert rows.dice.notna().all()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["nowhere"], "no run below"),
+        ([], "name one run"),
+        (["--part", "tset"], "invalid choice"),
+        (["evaluation.overlap=2"], "overlap=2"),
+        (["evaluation.subsets=[t1ce]"], "unknown modality 't1ce'"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    words: list[str], line: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = words[:1] == ["nowhere"] or not words
+    assert main(["evaluate", *([] if named else [str(run)]), *words]) == 2
+    printed = capsys.readouterr().err.strip()
+    assert line in printed
+    assert len(printed.splitlines()) == 1
+
+
+def test_the_best_checkpoint_is_the_one_that_is_scored(run: Path) -> None:
+    (file,) = (run / "checkpoints").glob("*.ckpt")
+    content = torch.load(file, weights_only=True)
+    content["state_dict"] = {k: torch.zeros_like(v) for k, v in content["state_dict"].items()}
+    torch.save(content, run / "checkpoints" / "best.ckpt")
+    folder = evaluate(run, device="cpu")
+    assert json.loads((folder / "protocol.json").read_text())["checkpoint"] == "best.ckpt"
+    # Zero weights say 0.5 everywhere or the background everywhere: nothing is found.
+    assert (table(folder).predicted_ml == 0).all()

@@ -1,0 +1,120 @@
+"""Segmenting a patient who lacks modalities."""
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bts_lightning.__main__ import main
+
+
+@pytest.fixture
+def files(phantom: Path) -> dict[str, Path]:
+    case = phantom / "BraTS2021_00000"
+    names = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
+    return {m: case / f"{case.name}_{name}.nii.gz" for m, name in names.items()}
+
+
+def predict(trained: Path, *words: object) -> int:
+    return main(["predict", str(trained), "--device", "cpu", *map(str, words)])
+
+
+def test_a_patient_without_t1c_is_segmented_on_the_grid_of_the_images(
+    trained: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "seg.nii.gz"
+    given = [word for m in ("t1", "t2", "flair") for word in (f"--{m}", files[m])]
+    assert predict(trained, *given, "--out", out) == 0
+    image, label = nib.load(files["flair"]), nib.load(out)
+    assert label.shape == image.shape
+    np.testing.assert_array_equal(label.affine, image.affine)
+    assert np.asarray(label.dataobj).dtype == np.uint8
+
+
+def test_another_orientation_gives_the_same_patient_turned(
+    trained: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    assert predict(trained, "--flair", files["flair"], "--out", tmp_path / "a.nii.gz") == 0
+    image = nib.load(files["flair"])
+    shifted = nib.Nifti1Image(np.asarray(image.dataobj), image.affine + np.diag([0, 0, 0.5, 0]))
+    nib.save(shifted, tmp_path / "flair.nii.gz")
+    words = ["--flair", tmp_path / "flair.nii.gz", "--out", tmp_path / "b.nii.gz"]
+    assert predict(trained, *words) == 0
+    found = nib.load(tmp_path / "b.nii.gz")
+    np.testing.assert_allclose(found.affine, shifted.affine, atol=1e-5)
+
+
+def test_probabilities_are_written_beside_the_label_map(
+    trained: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "seg.nii.gz"
+    words = ["--t1c", files["t1c"], "--out", out, "--probabilities"]
+    assert predict(trained, *words) == 0
+    found = nib.load(tmp_path / "seg_probabilities.nii.gz").get_fdata()
+    assert found.shape[:3] == nib.load(out).shape
+    assert found.min() >= 0
+    assert found.max() <= 1.0001
+
+
+def test_a_folder_of_cases_is_segmented_with_what_each_has(
+    trained: Path, phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("BraTS2021_00000", "BraTS2021_00001", "BraTS2021_00002"):
+        shutil.copytree(phantom / name, tmp_path / "data" / name)
+    (tmp_path / "data/BraTS2021_00001/BraTS2021_00001_t1ce.nii.gz").unlink()
+    broken = tmp_path / "data/BraTS2021_00002/BraTS2021_00002_t2.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:500])
+    words = ["--folder", tmp_path / "data", "--out", tmp_path / "out"]
+    assert predict(trained, *words) == 0
+    names = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert names == ["BraTS2021_00000.nii.gz", "BraTS2021_00001.nii.gz"]
+    assert "BraTS2021_00002" in capsys.readouterr().out
+    assert set(np.unique(nib.load(tmp_path / "out" / names[0]).dataobj)) <= {0, 1, 2, 4}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        ("truncated", "t2.nii.gz"),
+        ("other grid", "flair.nii.gz"),
+        ("missing", "nowhere.nii.gz"),
+        ("nothing", "give the images of one patient"),
+        ("no suffix", "ends in .nii.gz"),
+        ("bad device", "--device"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_file(
+    spoil: str,
+    line: str,
+    trained: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given: dict[str, Path] = {}
+    out, words = tmp_path / "seg.nii.gz", []
+    for modality in ("t1", "t2", "flair"):
+        given[modality] = tmp_path / f"{modality}.nii.gz"
+        shutil.copy(files[modality], given[modality])
+    if spoil == "truncated":
+        given["t2"].write_bytes(given["t2"].read_bytes()[:400])
+    elif spoil == "other grid":
+        image = nib.load(given["flair"])
+        cut = nib.Nifti1Image(np.asarray(image.dataobj)[:-2], image.affine)
+        nib.save(cut, given["flair"])
+    elif spoil == "missing":
+        given["t1"] = tmp_path / "nowhere.nii.gz"
+    elif spoil == "nothing":
+        given = {}
+    elif spoil == "no suffix":
+        out = tmp_path / "seg"
+    else:
+        words = ["--device", "cudda"]
+    images = [word for m, file in given.items() for word in (f"--{m}", file)]
+    assert predict(trained, *images, "--out", out, *words) == 2
+    printed = capsys.readouterr().err.strip()
+    assert line in printed
+    assert len(printed.splitlines()) == 1
+    assert not out.exists()
