@@ -1,6 +1,7 @@
 """Work for the modalities that are there: which rows have them, and sums over those."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class Presence:
     def __init__(self, present: Sequence[Tensor], *, read: bool) -> None:
         self.present = tuple(present)
         self.known: Tensor | None = None  # L B M
-        if read and not torch.compiler.is_compiling():
+        if read and not torch.compiler.is_compiling() and not self.present[0].is_meta:
             self.known = torch.stack(self.present).cpu()
 
     def row(self, i: int) -> "Presence":
@@ -104,6 +105,11 @@ def nothing_of(module: nn.Module) -> Tensor:
 def full_precision(x: Tensor) -> Tensor:
     """Give half-precision values as single, and others as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Switch automatic casts off on the device of `x`; meta tensors have none."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def stack_modalities(parts: Sequence[Tensor]) -> Tensor:

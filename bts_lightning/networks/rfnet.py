@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
+from bts_lightning.networks.presence import without_autocast
 from bts_lightning.networks.pyramid import (
     Encoder,
     ModalityDecoder,
@@ -140,7 +141,7 @@ class RegionFusion(nn.Module):
     def weights(self, modalities: Tensor, maps: Tensor) -> Tensor:
         """Judge each modality from its mean features inside each region, as B×R×M in (0, 1)."""
         # Sums over half a million voxels overflow or round badly in half precision.
-        with torch.autocast(maps.device.type, enabled=False):
+        with without_autocast(maps):
             voxels = maps.flatten(2)  # B R V
             share = voxels.mean(dim=2, keepdim=True)  # B R 1
             flat = modalities.flatten(3).flatten(1, 2).float()  # B (M C) V

@@ -1,0 +1,52 @@
+"""The costs that docs/networks.md shows are those that others counted on the official code."""
+
+import pytest
+
+from bts_lightning import config
+from bts_lightning.network_table import cost, main, share_of_one, training_memory
+
+
+@pytest.mark.parametrize(
+    ("experiment", "size", "gflop", "encoders"),
+    [
+        ("uhemis", 112, 64.5, 0.65),
+        ("uhved", 112, 81.5, 0.79),
+        ("rfnet", 80, 203.6, 0.59),
+        ("mmformer", 128, 256.3, 0.60),
+        ("a2fseg", 128, 6_120, 0.62),
+        ("unet", 128, 966, 0.0),
+        ("unet_small", 128, 244, 0.0),
+    ],
+)
+def test_arithmetic_is_that_of_the_official_networks(
+    experiment: str, size: int, gflop: float, encoders: float
+) -> None:
+    found = cost(config.load([experiment]).net, size)
+    assert found is not None
+    # RFNet's fusion is matrix products here, which count, and sums there, which do not.
+    assert found.complete == pytest.approx(gflop, rel=4e-3)
+    assert found.encoders / found.complete == pytest.approx(encoders, abs=6e-3)
+
+
+def test_size_that_does_not_fit_has_no_cost() -> None:
+    assert cost(config.load(["unet"]).net, 80) is None
+
+
+def test_one_of_four_unets_is_a_quarter() -> None:
+    node = config.load(["a2fseg", "net.variant=base", "net.width=4", "net.poolings=2"]).net
+    assert share_of_one(node) == pytest.approx(1 / 4, abs=0.01)
+
+
+def test_memory_grows_with_the_window() -> None:
+    node = config.load(["unet", "net.width=4", "net.poolings=2"]).net
+    assert float(training_memory(node, 128).split()[0]) > float(
+        training_memory(node, 64).split()[0]
+    )
+
+
+def test_page_has_a_row_and_a_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["unet_small", "unet_small net.availability_channels=true"]) == 0
+    page = capsys.readouterr().out
+    assert "| `unet_small` | 5.650 | 244 / 244 | 60 / 60 | 0% |" in page
+    assert page.count("## UNet") == 1
+    assert "availability_channels: give the network" in page
