@@ -88,7 +88,7 @@ def split_from(
     """
     labelled = [case for case in cases if case.is_labelled]
     if not isinstance(value, str):
-        return read_lists(value, labelled, fingerprint=fingerprint, missing=missing)
+        return read_lists(value, cases, fingerprint=fingerprint, missing=missing)
     if value == "random":
         return random_split(labelled, fingerprint=fingerprint, seed=seed)
     if fold := _FOLD.fullmatch(value):
@@ -97,7 +97,7 @@ def split_from(
     if value.endswith(".json"):
         saved = Split.load(Path(value))
         lists = {part: getattr(saved, part) for part in PARTS}
-        return _checked(lists, labelled, saved.name, fingerprint, missing)
+        return _checked(lists, cases, saved.name, fingerprint, missing)
     raise ConfigError(
         f"split is {value!r}; write `random`, `fold 1 of 5`, the path of a saved split.json, or a "
         "mapping of train, val and test to list files"
@@ -195,7 +195,9 @@ def _checked(
     absent: list[str] = []
     found: dict[Part, tuple[str, ...]] = {}
     for part in PARTS:
-        named = {written: _resolve(written, known) for written in lists[part]}
+        # A case to test on may lack its label: it is segmented and not scored.
+        usable = {n: c for n, c in known.items() if c.is_labelled or part == "test"}
+        named = {written: _resolve(written, usable) for written in lists[part]}
         absent += [written for written, case in named.items() if case is None]
         here = sorted({case for case in named.values() if case is not None})
         for case in here:
@@ -209,8 +211,8 @@ def _checked(
         found[part] = tuple(here)
     if absent and missing == "error":
         raise DataError(
-            f"split {name}: {len(absent)} of its cases are not among the {len(known)} labelled "
-            f"ones of the data set, as {', '.join(absent[:3])}; add them, or set missing to skip"
+            f"split {name}: {len(absent)} of its cases are not in the data set, or have no label "
+            f"to train on, as {', '.join(absent[:3])}; add them, or set data.missing_cases=skip"
         )
     if not found["train"] and not found["test"]:
         raise DataError(f"split {name} has no case of the data set to train or to test on")

@@ -115,7 +115,7 @@ def test_published_lists_resolve_to_the_names_of_the_data(
 
 def test_listed_cases_that_the_data_lack_are_told(tmp_path: Path) -> None:
     files = _write(tmp_path, train=["case000", "HG_case001", "gone"], test=["case002"])
-    with pytest.raises(DataError, match=r"1 of its cases are not among the 3 .*, as gone"):
+    with pytest.raises(DataError, match=r"1 of its cases are not in the data set, .* as gone"):
         split_from(files, _cases(3), fingerprint="x")
     split = split_from(files, _cases(3), fingerprint="x", missing="skip")
     assert (split.train, split.missing) == (("case000", "case001"), ("gone",))
