@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from math import comb
 
 from bts_lightning.chance import generator
-from bts_lightning.modalities import COMPLETE, MODALITIES, SUBSETS, Subset
+from bts_lightning.modalities import COMPLETE, MODALITIES, SUBSETS, Subset, parse_subset
 
 
 class Availability(ABC):
@@ -19,6 +19,10 @@ class Availability(ABC):
     @abstractmethod
     def weights(self, epoch: int) -> tuple[float, ...]:
         """Give the relative weight of each of `modalities.SUBSETS`; epochs count from 0."""
+
+    def suits(self, available: Sequence[bool]) -> bool:
+        """Say whether a case with these modalities can train; by default each can."""
+        return True
 
     def draw(self, available: Sequence[bool], seed: int, epoch: int, index: int) -> Subset:
         """Draw a subset, keep of it what the case really has, and never let that be nothing.
@@ -53,6 +57,24 @@ class Complete(Availability):
 
     def weights(self, epoch: int) -> tuple[float, ...]:
         return tuple(float(subset == COMPLETE) for subset in SUBSETS)
+
+
+class Only(Availability):
+    """Keep one subset, for a network of its own; cases that cannot show it do not train.
+
+    Args:
+        subset: as `t1c+flair`.
+    """
+
+    def __init__(self, subset: str) -> None:
+        self.subset = parse_subset(subset)
+
+    def suits(self, available: Sequence[bool]) -> bool:
+        """Say whether a case has the whole subset."""
+        return _intersection(self.subset, available) == self.subset
+
+    def weights(self, epoch: int) -> tuple[float, ...]:
+        return tuple(float(subset == self.subset) for subset in SUBSETS)
 
 
 class Uniform15(Availability):

@@ -41,7 +41,7 @@ class SubsetEvaluation(Callback):
     def __init__(self, protocol: Protocol, *, cells: bool = True) -> None:
         self.protocol = protocol
         self.cells = cells
-        self.subsets: list[Subset] = list(SUBSETS)
+        self.subsets: list[Subset] = protocol.chosen_subsets
         self.scores = SubsetScores(len(self.subsets))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,6 +63,8 @@ class SubsetEvaluation(Callback):
         if case is None or case.label is None:
             return
         subsets = subsets_within(case.available, self.subsets)
+        if not subsets:
+            return
         net, loss = network_of(pl_module)
         predicted = segment(
             net, loss, case.image, case.available, self.protocol, subsets, pl_module.device

@@ -84,7 +84,7 @@ def evaluate(
     trainer.test(task, dataloaders=data.case_dataloader(part), verbose=False)
     trainer.strategy.barrier("evaluated")
     if trainer.is_global_zero:
-        _finish(folder, data.split, part, facts)
+        _finish(folder, data, part, facts)
         console.print(f"table   {folder / 'cases.csv'}\nreport  {folder / 'report.html'}")
     return folder
 
@@ -126,6 +126,9 @@ class CaseScorer(Callback):
         if case is None or _rows_file(self.folder, case.name).exists():
             return
         subsets = subsets_within(case.available, self.subsets)
+        if not subsets:
+            _write_rows(self.folder, case.name, [])
+            return
         net, loss = network_of(pl_module)
         predicted = segment(
             net,
@@ -153,8 +156,7 @@ class CaseScorer(Callback):
             rows = case_rows(case.name, subsets, scores)
             names = [subset_name(subset) for subset in subsets]
             save_slices(self.folder, _slices(case, truth, predicted, names))
-        table = pd.DataFrame(rows, columns=COLUMNS)
-        runs.write_text(_rows_file(self.folder, case.name), table.to_csv(index=False))
+        _write_rows(self.folder, case.name, rows)
 
 
 def case_rows(case: str, subsets: Sequence[Subset], scores: Scores) -> list[dict[str, Any]]:
@@ -185,6 +187,11 @@ def _slices(
         affine=np.asarray(geometry.affine),
         start=(box[0][0], box[1][0], box[2][0]),
     )
+
+
+def _write_rows(folder: Path, case: str, rows: list[dict[str, Any]]) -> None:
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    runs.write_text(_rows_file(folder, case), table.to_csv(index=False))
 
 
 def _rows_file(folder: Path, case: str) -> Path:
@@ -256,16 +263,20 @@ def _open_folder(folder: Path, facts: dict[str, Any]) -> None:
     runs.write_text(file, json.dumps(facts | {"created": time.strftime("%FT%T")}, indent=2) + "\n")
 
 
-def _finish(folder: Path, split: Any, part: str, facts: dict[str, Any]) -> None:
+def _finish(folder: Path, data: Any, part: str, facts: dict[str, Any]) -> None:
     """Join the rows of all cases, each exactly once, into table, summary and report."""
-    names = sorted(getattr(split, part))
+    names = sorted(getattr(data.split, part))
     missing = [name for name in names if not _rows_file(folder, name).exists()]
     if missing:
         raise UserError(
             f"{len(missing)} cases were not evaluated, {missing[0]} first; run it again"
         )
     tables = [read_rows(_rows_file(folder, name)) for name in names]
-    unscored = [name for name, table in zip(names, tables, strict=True) if table.empty]
+    empty = [name for name, table in zip(names, tables, strict=True) if table.empty]
+    unscored = [name for name in empty if not data.cases[name].is_labelled]
+    unshown = [name for name in empty if name not in unscored]
+    if unshown:
+        console.print(f"[yellow]these cases have none of the subsets: {', '.join(unshown)}[/]")
     if unscored:
         console.print(
             f"[yellow]not scored, because there is no label: {', '.join(unscored)}; "
@@ -273,7 +284,10 @@ def _finish(folder: Path, split: Any, part: str, facts: dict[str, Any]) -> None:
         )
     scored = [table for table in tables if not table.empty]
     if not scored:
-        raise UserError(f"none of the {len(names)} cases has a label, so there is nothing to score")
+        raise UserError(
+            f"none of the {len(names)} cases has a label and one of the subsets, so there is "
+            "nothing to score"
+        )
     rows = pd.concat(scored, ignore_index=True)
     facts = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
     facts |= {"cases": len(scored), "unscored": unscored}

@@ -51,6 +51,11 @@ class SegmentationLoss(nn.Module, ABC):
         """Turn probabilities B×C×D×H×W into stored labels B×D×H×W (uint8)."""
 
 
+    @abstractmethod
+    def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Give the divergence KL(target, logits) in parts, B×C×D×H×W; both are logits."""
+
+
 class RegionLoss(SegmentationLoss):
     """Supervise WT, TC and ET as overlapping regions: cross entropy and soft Dice on sigmoids.
 
@@ -119,6 +124,12 @@ class RegionLoss(SegmentationLoss):
         for channel, region in enumerate(REGIONS):
             painted = torch.where(probabilities[:, channel] > 0.5, PAINT[region], painted)
         return painted.to(torch.uint8)
+
+    def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compare inside and outside of each region, whose two parts are added."""
+        inside = target.sigmoid() * (F.logsigmoid(target) - F.logsigmoid(logits))
+        outside = (-target).sigmoid() * (F.logsigmoid(-target) - F.logsigmoid(-logits))
+        return inside + outside
 
 
 class LabelLoss(SegmentationLoss):
@@ -192,6 +203,11 @@ class LabelLoss(SegmentationLoss):
             labels = torch.where(probabilities[:, label] > best, label, labels)
             best = torch.maximum(best, probabilities[:, label])
         return labels
+
+    def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compare label by label; single parts may be negative, their sum is not."""
+        log = target.log_softmax(dim=1)
+        return log.exp() * (log - logits.log_softmax(dim=1))
 
 
 def regions_of(label: Tensor) -> Tensor:

@@ -52,6 +52,9 @@ class SegmentationTask(LightningModule):
         self.channels_last = channels_last
         self.compile_net = compile_net
 
+    def prepare_fit(self) -> None:
+        """Refuse what cannot train, before the data are touched; there is nothing to refuse here."""
+
     def setup(self, stage: str) -> None:
         """Choose memory format and compile, once the device and the averaged copy are settled."""
         if self.channels_last:
@@ -76,6 +79,12 @@ class SegmentationTask(LightningModule):
         )
         return total
 
+    def extra_terms(
+        self, image: Tensor, output: Output, batch: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Give losses, already weighted, that a task has beside those of its network."""
+        return {}
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Do nothing: a whole case is scored by the callback that evaluates subsets."""
 
@@ -89,15 +98,19 @@ class SegmentationTask(LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer)}
 
+    @property
+    def main_factor(self) -> float:
+        """Say whether the final prediction learns in this epoch."""
+        # A factor of zero instead of a skipped term: every parameter keeps its (zero) gradient.
+        return float(self.current_epoch >= self.main_loss_from_epoch)
+
     def _step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         image = batch["image"]
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last_3d)
         output: Output = self.net(image, batch["present"], batch["available"])
         label = batch["label"]
-        # A factor of zero instead of a skipped term: every parameter keeps its (zero) gradient.
-        main = output.weight if self.current_epoch >= self.main_loss_from_epoch else 0.0
-        terms = {"main": main * self.loss(output.logits, label)}
+        terms = {"main": self.main_factor * output.weight * self.loss(output.logits, label)}
         for extra in output.auxiliary:
             value = extra.weight * self.loss(extra.logits, label, extra.valid)
             if extra.valid is not None:
@@ -105,4 +118,4 @@ class SegmentationTask(LightningModule):
                 # or two ranks would learn something else than one with both their samples.
                 value = value * extra.valid.float().mean()
             terms[extra.name] = terms[extra.name] + value if extra.name in terms else value
-        return terms | output.penalties
+        return terms | output.penalties | self.extra_terms(image, output, batch)

@@ -77,12 +77,14 @@ class Output:
         weight: factor of the final prediction's loss.
         auxiliary: extra supervised predictions.
         penalties: named extra losses, already weighted, added as they are and logged by name.
+        features: what was decoded; `forward` fills this in.
     """
 
     logits: Tensor
     weight: float = 1.0
     auxiliary: tuple[Auxiliary, ...] = ()
     penalties: dict[str, Tensor] = field(default_factory=dict)
+    features: Features | None = None
 
 
 class Backbone(nn.Module, ABC):
@@ -110,7 +112,8 @@ class Backbone(nn.Module, ABC):
         features = self.encode(
             image, available if use_dropped and available is not None else present
         )
-        return self.decode(features.restrict(present))
+        features = features.restrict(present)
+        return replace(self.decode(features), features=features)
 
     def encode(self, image: Tensor, present: Tensor) -> Features:
         """Compute everything that does not depend on which other modalities are there."""
@@ -128,6 +131,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def decode(self, features: Features) -> Output:
         """Fuse the present slots of each level and predict; read levels only through `selected`."""
+
+    def comparable(self, features: Features) -> dict[int, Tensor]:
+        """Give the levels B×4×C×d×h×w where each slot is one modality's own, by their index."""
+        return {level: features.levels[level] for level in self.fused_levels}
+
+    def anchors(self, features: Features) -> dict[int, Tensor]:
+        """Give what the present modalities of a level are pulled to, B×C×d×h×w; by default none."""
+        return {}
 
     def check(self, image: Tensor, present: Tensor) -> None:
         """Refuse what no network can use, in words that say what would do."""

@@ -124,6 +124,14 @@ class MedMAP(Backbone):
         )
         return aligned, penalty
 
+    def anchors(self, features: Features) -> dict[int, Tensor]:
+        """Mix the present modalities of each aligned level."""
+        anchors = {}
+        for index, level in enumerate(self.aligned):
+            x = features.levels[level]
+            anchors[level] = self.mix(x, self.weights(index, x), features.present[level])
+        return anchors
+
     def weights(self, index: int, x: Tensor) -> Tensor:
         """Give the weight of each modality in the anchor of a level, as 1×M."""
         if self.anchor == "adaptive":
