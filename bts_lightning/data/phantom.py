@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -36,6 +37,7 @@ FILE_NAMES: dict[Modality, str] = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair
 # Compressed bytes a voxel of the grid, five files together; measured 1.2 at 1 mm, 1.3 at 96x96x80.
 BYTES_PER_VOXEL = 1.6
 PREVIEW_ROWS = 6
+GUARD = 'in a script call write_phantom below `if __name__ == "__main__":`, or with workers=1'
 
 
 def write_phantom(
@@ -47,6 +49,7 @@ def write_phantom(
     workers: int | None = None,
 ) -> Path:
     """Write `cases` generated patients as BraTS 2021 does; those that are there already stay."""
+    _refuse_to_wait_for_itself()
     _check(cases, seed, size)
     out.mkdir(parents=True, exist_ok=True)
     with _alone_in(out):
@@ -191,9 +194,18 @@ def _write_all(
                 for job in as_completed(jobs):
                     job.result()
                     progress.advance(bar)
+            except BrokenProcessPool as error:
+                raise DataError(f"a process that wrote the phantom ended; {GUARD}") from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _refuse_to_wait_for_itself() -> None:
+    """Stop a worker that runs an unguarded script again, before it waits for its parent's lock."""
+    # Set while a spawned process imports the script that started it; there is no public name.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise DataError(GUARD)
 
 
 def _cores() -> int:

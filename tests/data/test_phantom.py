@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -47,6 +49,19 @@ def test_same_seed_gives_same_bytes_with_any_number_of_workers(tmp_path: Path) -
     together = write_phantom(tmp_path / "b", 2, 7, TINY, workers=2)
     assert _digests(alone) == _digests(together)
     assert len(_digests(alone)) == 10
+
+
+def test_a_script_without_main_guard_ends_and_is_told_about_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from bts_lightning.data.phantom import write_phantom\n"
+        "write_phantom(Path('heads'), 2, 7, (48, 48, 40), workers=2)\n"
+    )
+    command = [sys.executable, script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1].endswith("or with workers=1")
 
 
 def test_another_seed_or_index_gives_another_head() -> None:
