@@ -18,7 +18,6 @@ from bts_lightning.modalities import (
     MODALITIES,
     REGIONS,
     SHOWN_AS,
-    SUBSETS,
     Subset,
     subset_name,
     subsets_within,

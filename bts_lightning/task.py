@@ -53,7 +53,7 @@ class SegmentationTask(LightningModule):
         self.compile_net = compile_net
 
     def prepare_fit(self) -> None:
-        """Refuse what cannot train, before the data are touched; there is nothing to refuse here."""
+        """Refuse what cannot train, before the data are touched; by default nothing."""
 
     def setup(self, stage: str) -> None:
         """Choose memory format and compile, once the device and the averaged copy are settled."""

@@ -21,7 +21,7 @@ LAYERS = (
     ("errors", "modalities", "chance"),
     ("targets", "schema", "merge", "config", "availability", "networks", "data"),
     ("losses", "metrics", "inference", "schedules"),
-    ("task", "callbacks", "checkpoints", "guards", "loggers", "runs", "report"),
+    ("task", "distillation", "callbacks", "checkpoints", "guards", "loggers", "runs", "report"),
 )
 VERBS = len(LAYERS)
 

@@ -1,0 +1,116 @@
+"""A teacher: the network of a finished run, frozen, checked against what its student may see."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from bts_lightning import config as configuration
+from bts_lightning import runs
+from bts_lightning.data.splits import Split
+from bts_lightning.distillation.answer import Answer, HeadWatch
+from bts_lightning.errors import ConfigError
+from bts_lightning.losses import SegmentationLoss
+from bts_lightning.networks.backbone import Backbone
+
+
+class Teacher:
+    """Answer with the best weights of a run; a plain object, so that no module or copy holds it.
+
+    Attributes:
+        run: the folder of the run.
+        net: in evaluation, without gradients.
+        sha256: of the checkpoint.
+    """
+
+    def __init__(
+        self, run: Path, net: Backbone, loss: SegmentationLoss, config: DictConfig, sha256: str
+    ) -> None:
+        self.run = run
+        self.net = net.eval().requires_grad_(False)
+        self.loss = loss
+        self.config = config
+        self.sha256 = sha256
+        self._watch = HeadWatch(net)
+
+    @classmethod
+    def of(cls, run: str | Path) -> "Teacher":
+        """Open the teacher of a run, or say what is missing."""
+        folder = Path(run)
+        if not runs.is_run(folder):
+            raise ConfigError(
+                f"teacher {run} is not a run: it has no config.yaml; train one first and give its "
+                "folder, as task.teacher=runs/NAME/DATE"
+            )
+        file = runs.best_checkpoint(folder)
+        config = configuration.load([str(runs.config_file(folder))])
+        task = configuration.build(config.task)
+        runs.load_weights(task, runs.read_checkpoint(file), file)
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        return cls(folder, task.net, task.loss, config, sha256)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
+        """Stay one: what never changes needs no averaged copy."""
+        return self
+
+    @torch.no_grad()
+    def answer(self, image: Tensor, available: Tensor, *, embedding: bool) -> Answer:
+        """Segment all that the cases have."""
+        if embedding:
+            self._watch.watch(image, available)
+        output = self.net(image, available)
+        assert output.features is not None
+        read = self._watch.take(output) if embedding else None
+        return Answer(output.logits, read, output.features, self.net)
+
+    def check_head(self, loss: SegmentationLoss) -> None:
+        """Refuse a teacher that predicts other things than the student."""
+        if type(loss) is not type(self.loss) or loss.channels != self.loss.channels:
+            raise ConfigError(
+                f"teacher {self.run} was trained with {type(self.loss).__name__} on "
+                f"{self.loss.channels} channels, the student has {type(loss).__name__} on "
+                f"{loss.channels}; train both with one loss"
+            )
+
+    def check_data(self, data: Any) -> None:
+        """Refuse a teacher that saw a case which the student is chosen by or scored on."""
+        for name in ("normalisation", "crop"):
+            theirs = OmegaConf.select(self.config, f"data.{name}")
+            ours = getattr(data, name, None)
+            default = {"normalisation": "zscore", "crop": "brain"}[name]
+            if (theirs or default) != (ours or default):
+                raise ConfigError(
+                    f"teacher {self.run} saw data.{name}={theirs or default}, the student has "
+                    f"{ours or default}; both look at one image, so give both the same"
+                )
+        split = Split.load(self.run / "split.json")
+        patients = {name: case.patient for name, case in data.cases.items()}
+        seen = set(_patients(split.train, patients))
+        chosen = set(_patients(split.val, patients))
+        if not (seen | chosen | set(_patients(split.test, patients))) & set(patients.values()):
+            raise ConfigError(
+                f"teacher {self.run} knows none of the cases in {data.root}, so nobody can tell "
+                "whether it was trained on test cases; train it on this data set"
+            )
+        own = data.split
+        for part, did, theirs in (
+            ("test", "trained on", seen),
+            ("test", "was chosen by its score on", chosen),
+            ("val", "trained on", seen),
+        ):
+            cases = getattr(own, part)
+            leaked = [name for name in cases if patients.get(name, name) in theirs]
+            if leaked:
+                raise ConfigError(
+                    f"teacher {self.run} {did} {len(leaked)} of the student's {len(cases)} {part} "
+                    f"cases, such as {leaked[0]}; give the student the teacher's split, "
+                    f"data.split={self.run / 'split.json'}"
+                )
+
+
+def _patients(cases: Iterable[str], known: dict[str, str]) -> list[str]:
+    return [known.get(name, name) for name in cases]
