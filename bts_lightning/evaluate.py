@@ -17,6 +17,7 @@ from rich.console import Console
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
+from bts_lightning.allocator import keep_freed_memory
 from bts_lightning.callbacks import network_of
 from bts_lightning.data.cache import CachedCase, write_prediction
 from bts_lightning.data.splits import Part
@@ -67,6 +68,7 @@ def evaluate(
         predictions: also write the label maps of all subsets as NIfTI.
     """
     hush()
+    keep_freed_memory()
     config = load_run(run, words, allow)
     checkpoint = checkpoint or runs.best_checkpoint(run)
     folder = run / "evaluation" / (name or part)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
+from bts_lightning.allocator import keep_freed_memory
 from bts_lightning.callbacks import EpochLines
 from bts_lightning.checkpoints import WholeCheckpoints
 from bts_lightning.errors import UserError
@@ -46,6 +47,7 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
     """Train in a run folder, from its newest readable checkpoint if there is one."""
     os.environ[runs.RUN_VARIABLE] = str(run.resolve())
     hush()
+    keep_freed_memory()
     seed_everything(config.seed, workers=True, verbose=False)
     resume = _newest_readable(run)
     data = configuration.build(config.data)

@@ -18,7 +18,7 @@ MODULES = {
 # From the ground up; a module imports from its own layer or those below. What no layer names is a
 # verb, or a part of one.
 LAYERS = (
-    ("errors", "modalities", "chance"),
+    ("errors", "modalities", "chance", "allocator"),
     ("targets", "schema", "merge", "config", "availability", "networks", "data"),
     ("losses", "metrics", "inference", "schedules"),
     ("task", "distillation", "callbacks", "checkpoints", "guards", "loggers", "runs", "report"),
