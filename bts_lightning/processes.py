@@ -72,11 +72,12 @@ class Training:
 
 
 def leave_sign(run: Path, training: int | None = None) -> None:
-    """Write down who works on a run."""
+    """Write down who works on a run; the training of a worker before is kept, to be ended."""
+    before = _sign(run) or {}
     sign = {
         "host": socket.gethostname(),
         "worker": _identity(os.getpid()),
-        "training": _identity(training) if training else None,
+        "training": _identity(training) if training else before.get("training"),
     }
     write_text(run / _BEACON, json.dumps(sign) + "\n")
 

@@ -129,7 +129,10 @@ def read_sweep(file: Path, name: str | None = None) -> Sweep:
         raise ConfigError(f"{file}: method is {method}; choose {', '.join(get_args(Method))}")
     parameters = read_parameters(tree.get("parameters"), str(file))
     if method == "grid":
-        parameters = tuple(parameter.as_choices() for parameter in parameters)
+        try:
+            parameters = tuple(parameter.as_choices() for parameter in parameters)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from error
     metric = tree.get("metric")
     if not isinstance(metric, dict) or "name" not in metric:
         raise ConfigError(

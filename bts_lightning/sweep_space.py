@@ -177,7 +177,7 @@ def label(value: Any) -> str:
 
 
 def _read(name: str, entry: dict[str, Any], where: str) -> Parameter:
-    kind = str(entry.get("distribution", _implied(entry, where)))
+    kind = str(entry["distribution"] if "distribution" in entry else _implied(entry, where))
     if kind not in DISTRIBUTIONS:
         raise ConfigError(f"{where}: {kind!r} is no distribution; {_near(kind)}")
     takes = DISTRIBUTIONS[kind]

@@ -54,7 +54,7 @@ class Store:
         backend = JournalFileBackend(str(journal), JournalFileOpenLock(str(journal)))
         with self._alone(_CLAIM):
             self.study = optuna.create_study(
-                study_name=sweep.name,
+                study_name="sweep",
                 storage=JournalStorage(backend),
                 direction=sweep.goal,
                 load_if_exists=True,
