@@ -1,0 +1,115 @@
+"""`bts bench`: measure ours and what other people use, on the same files, in turns."""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bts_lightning.errors import UserError, did_you_mean
+
+FAMILIES = {
+    "loader": "training patches a second, beside TorchIO, MONAI, nnU-Net and the memory's limit",
+    "metrics": "45 masks of a case, beside MONAI, medpy, surface-distance and SimpleITK",
+    "subsets": "15 subsets of a case, beside a loop over masks, cases and windows",
+    "step": "a training step per network and precision",
+    "scale": "time and memory as cases and ranks grow",
+    "networks": "weights, operations and memory of every network",
+}
+# `page` joins results into a document.
+VERBS = (*FAMILIES, "page")
+
+
+def main(words: Sequence[str]) -> int:
+    """Measure one family, or all of them and write the page."""
+    verb = next((word for word in words if not word.startswith("-")), None)
+    if verb is not None and words[0] == verb:
+        if verb not in VERBS:
+            raise UserError(f"bts bench has no {verb!r}; {did_you_mean(verb, VERBS)}")
+        module = import_module(f"bts_lightning.bench.{verb}")
+        args = _parser(verb, module).parse_args(list(words[1:]))
+        if verb == "page":
+            return int(module.write(args))
+        return _measure(verb, module, args, words)
+    return _measure_all(words)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see: {self.prog} --help")
+
+
+def _parser(verb: str, module: Any) -> _Parser:
+    text = FAMILIES.get(verb, "write the page from the results of one or more machines")
+    parser = _Parser(prog=f"bts bench {verb}", description=text, allow_abbrev=False)
+    if verb in FAMILIES:
+        _add_common(parser)
+        parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda if there is one")
+    module.add_arguments(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller; a first look")
+    parser.add_argument("--no-peers", action="store_true", help="ours alone")
+    parser.add_argument(
+        "--results", type=Path, default=Path("bench"), help="folder of JSON files (%(default)s)"
+    )
+    parser.add_argument(
+        "--scratch", type=Path, default=Path("scratch/bench"), help="generated data (%(default)s)"
+    )
+
+
+def _measure(family: str, module: Any, args: argparse.Namespace, words: Sequence[str]) -> int:
+    from bts_lightning.bench.peers import environment, python_with_peers
+
+    needed = getattr(module, "NEEDS_PEERS", False) and not args.no_peers
+    if needed and args.device != "cuda" and (python := python_with_peers()) != Path(sys.executable):
+        command = [str(python), "-m", "bts_lightning.bench", *words]
+        return subprocess.run(command, env=environment(), check=False).returncode
+    import torch
+
+    from bts_lightning.bench.result import show
+
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch finds none; leave it out to measure the CPU")
+    args.device = torch.device(name)
+    args.command = " ".join(["bts bench", *words])
+    began = time.monotonic()
+    result = module.measure(args)
+    result.seconds = time.monotonic() - began
+    show(result)
+    file = result.save(args.results)
+    print(f"{family}: {result.seconds:.0f} s, {file}; `bts bench page` joins all results")
+    return 0
+
+
+def _measure_all(words: Sequence[str]) -> int:
+    """Run every family in a process of its own, so that none leaves memory to the next."""
+    from bts_lightning.bench.peers import environment, python_with_peers
+
+    parser = _Parser(prog="bts bench", description=__doc__, allow_abbrev=False)
+    _add_common(parser)
+    parser.epilog = "single families: " + "; ".join(f"{k}: {v}" for k, v in FAMILIES.items())
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), help="the page")
+    args = parser.parse_args(list(words))
+    began = time.monotonic()
+    python = sys.executable if args.no_peers else str(python_with_peers())
+    options = [f"--results={args.results}", f"--scratch={args.scratch}", "--device=cpu"]
+    options += ["--quick"] * args.quick + ["--no-peers"] * args.no_peers
+    failed = []
+    for family in FAMILIES:
+        print(f"— {family}: {FAMILIES[family]}", flush=True)
+        command = [python, "-m", "bts_lightning.bench", family, *options]
+        if subprocess.run(command, env=environment(), check=False).returncode:
+            failed.append(family)
+    code = main(["page", str(args.results), f"--out={args.out}"])
+    print(f"{time.monotonic() - began:.0f} s in all on {os.cpu_count()} cores")
+    if failed:
+        raise UserError(f"{', '.join(failed)} did not finish; the page has what there was before")
+    return code

@@ -1,0 +1,135 @@
+"""How MONAI, medpy, surface-distance, SimpleITK and torchmetrics score masks, one call each."""
+
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bts_lightning.bench.metrics import Contender
+from bts_lightning.modalities import REGIONS
+
+Mask = NDArray[np.bool_]
+Labels = NDArray[np.uint8]
+# Enough for MONAI to be a matter of seconds.
+QUICK_SUBSETS = 3
+
+
+def contenders(predicted: Labels, truth: Labels, sample: int, *, quick: bool) -> list[Contender]:
+    """Give all of them; slow ones score a sample of the masks."""
+    # Half of these packages warn about the other half.
+    warnings.filterwarnings("ignore")
+    # Spread over subsets and regions.
+    pairs = [(s, r) for s in range(len(predicted)) for r in range(len(REGIONS))]
+    some = pairs[:: max(1, len(pairs) // sample - 1)][:sample]
+    subsets = range(QUICK_SUBSETS if quick else len(predicted))
+    return [
+        _monai(predicted, truth, subsets),
+        _one_by_one("surface-distance", _surface_distance(), predicted, truth, pairs, "other"),
+        _one_by_one("medpy, full volumes", _medpy(), predicted, truth, some, "pooled"),
+        _one_by_one("SimpleITK's distance maps", _simpleitk(), predicted, truth, some, "pooled"),
+        _torchmetrics(predicted, truth, subsets),
+    ]
+
+
+def _monai(predicted: Labels, truth: Labels, subsets: range) -> Contender:
+    metrics: Any = import_module("monai.metrics")
+    name = "MONAI, DiceMetric and HausdorffDistanceMetric"
+    there = torch.from_numpy(_regions(truth))[None].float()
+    contender = Contender(
+        name, lambda: None, masks=len(subsets) * len(REGIONS), definition="directed", rounds=1
+    )
+
+    def work() -> None:
+        hd95 = metrics.HausdorffDistanceMetric(include_background=True, percentile=95)
+        dice = metrics.DiceMetric(include_background=True)
+        for s in subsets:
+            found = torch.from_numpy(_regions(predicted[s]))[None].float()
+            overlap, distance = dice(found, there)[0], hd95(found, there)[0]
+            for r in range(len(REGIONS)):
+                contender.dice[s, r] = float(overlap[r])
+                contender.hd95[s, r] = float(distance[r])
+
+    contender.work = work
+    return contender
+
+
+def _torchmetrics(predicted: Labels, truth: Labels, subsets: range) -> Contender:
+    functional: Any = import_module("torchmetrics.functional.segmentation")
+    there = torch.from_numpy(_regions(truth))[None].int()
+    contender = Contender(
+        "torchmetrics, Dice alone", lambda: None, masks=len(subsets) * len(REGIONS), rounds=1
+    )
+
+    def work() -> None:
+        for s in subsets:
+            found = torch.from_numpy(_regions(predicted[s]))[None].int()
+            dice = functional.dice_score(found, there, num_classes=len(REGIONS), average=None)
+            for r in range(len(REGIONS)):
+                contender.dice[s, r] = float(dice[0, r])
+
+    contender.work = work
+    return contender
+
+
+def _one_by_one(
+    name: str,
+    measure: Callable[[Mask, Mask], tuple[float, float]],
+    predicted: Labels,
+    truth: Labels,
+    pairs: list[tuple[int, int]],
+    definition: str,
+) -> Contender:
+    there = _regions(truth)
+    contender = Contender(name, lambda: None, len(pairs), definition, rounds=1)
+
+    def work() -> None:
+        for s, r in pairs:
+            found = np.isin(predicted[s], list(REGIONS.values())[r])
+            contender.dice[s, r], contender.hd95[s, r] = measure(found, there[r])
+
+    contender.work = work
+    return contender
+
+
+def _medpy() -> Callable[[Mask, Mask], tuple[float, float]]:
+    binary: Any = import_module("medpy.metric.binary")
+    return lambda found, there: (float(binary.dc(found, there)), float(binary.hd95(found, there)))
+
+
+def _surface_distance() -> Callable[[Mask, Mask], tuple[float, float]]:
+    module: Any = import_module("surface_distance")
+
+    def measure(found: Mask, there: Mask) -> tuple[float, float]:
+        distances = module.compute_surface_distances(there, found, (1, 1, 1))
+        dice = module.compute_dice_coefficient(there, found)
+        return float(dice), float(module.compute_robust_hausdorff(distances, 95))
+
+    return measure
+
+
+def _simpleitk() -> Callable[[Mask, Mask], tuple[float, float]]:
+    sitk: Any = import_module("SimpleITK")
+
+    def surface_and_map(mask: Mask) -> tuple[Mask, NDArray[np.float32]]:
+        image = sitk.GetImageFromArray(mask.astype(np.uint8))
+        contour = sitk.LabelContour(image, fullyConnected=False)
+        distance = sitk.SignedMaurerDistanceMap(
+            contour, squaredDistance=False, useImageSpacing=True
+        )
+        return sitk.GetArrayFromImage(contour) > 0, np.abs(sitk.GetArrayFromImage(distance))
+
+    def measure(found: Mask, there: Mask) -> tuple[float, float]:
+        (surface, near), (true_surface, true_near) = surface_and_map(found), surface_and_map(there)
+        both = np.concatenate([true_near[surface], near[true_surface]])
+        dice = 2 * np.count_nonzero(found & there) / (found.sum() + there.sum())
+        return float(dice), float(np.percentile(both, 95))
+
+    return measure
+
+
+def _regions(labels: Labels) -> Mask:
+    return np.stack([np.isin(labels, values) for values in REGIONS.values()])

@@ -1,0 +1,137 @@
+"""What a benchmark found: tables and claims, kept as JSON, so that pages join several machines."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+Cell = str | float | int | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns, and what must be known to read them."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A ratio that we promise, beside what was measured."""
+
+    what: str
+    target: float
+    measured: float
+
+    @property
+    def holds(self) -> bool:
+        """Say whether the promise is kept."""
+        return self.measured >= self.target
+
+
+@dataclass
+class Result:
+    """All that one family of benchmarks found on one machine.
+
+    Attributes:
+        family: `loader`, `metrics` and so on.
+        device: `cpu` or `cuda`.
+        command: repeats it.
+        machine: what it ran on, without its name.
+        versions: of everything that was measured.
+        settings: options that matter.
+        seconds: the whole family took.
+    """
+
+    family: str
+    device: str
+    command: str
+    machine: dict[str, str]
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    tables: list[Table] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def save(self, folder: Path) -> Path:
+        """Write it as JSON; another run of the same family on the same device replaces it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{self.family}-{self.device}.json"
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        return partial.replace(file)
+
+    @classmethod
+    def read(cls, file: Path) -> "Result":
+        """Read what `save` wrote."""
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["tables"] = [Table(**table) for table in content["tables"]]
+        content["claims"] = [Claim(**claim) for claim in content["claims"]]
+        return cls(**content)
+
+
+def read_all(folders: Iterable[Path]) -> list[Result]:
+    """Read the results of these folders; a later one replaces an earlier one of its kind."""
+    results: dict[tuple[str, str], Result] = {}
+    for folder in folders:
+        for file in sorted(folder.glob("*.json")):
+            result = Result.read(file)
+            results[result.family, result.device] = result
+    return list(results.values())
+
+
+def shown(cell: Cell) -> str:
+    """Write a cell with three digits that mean something."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return "–"
+    if isinstance(cell, str | int):
+        return f"{cell:,}" if isinstance(cell, int) else cell
+    if cell == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(cell))))
+    return f"{cell:,.{digits}f}" if digits < 7 else f"{cell:.1e}"
+
+
+def markdown(table: Table) -> list[str]:
+    """Write a table, first column to the left, figures to the right."""
+    numeric = [
+        any(isinstance(row[i], int | float) for row in table.rows)
+        for i in range(len(table.columns))
+    ]
+    lines = [
+        f"| {' | '.join(table.columns)} |",
+        f"|{'|'.join('---:' if right else '---' for right in numeric)}|",
+    ]
+    lines += [f"| {' | '.join(shown(cell) for cell in row)} |" for row in table.rows]
+    return [*lines, *(f"\n{note}" for note in table.notes)]
+
+
+def show(result: Result) -> None:
+    """Print what was found."""
+    for table in result.tables:
+        _print_table(table)
+    for claim in result.claims:
+        word = "holds" if claim.holds else "MISSED"
+        print(f"{word:>6}  {claim.what}: {shown(claim.measured)}× (target {shown(claim.target)}×)")
+
+
+def _print_table(table: Table) -> None:
+    try:
+        from rich.console import Console
+        from rich.table import Table as RichTable
+    except ImportError:
+        # A machine for the GPU rows may have little more than torch.
+        print("\n".join([table.title, *markdown(table), ""]))
+        return
+    pretty = RichTable(*table.columns, title=table.title, title_justify="left")
+    for row in table.rows:
+        pretty.add_row(*(shown(cell) for cell in row))
+    console = Console(highlight=False)
+    console.print(pretty)
+    for note in table.notes:
+        console.print(note)
