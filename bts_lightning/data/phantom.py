@@ -36,6 +36,8 @@ RECORD = "phantom.json"
 FILE_NAMES: dict[Modality, str] = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
 # Compressed bytes a voxel of the grid, five files together; measured 1.2 at 1 mm, 1.3 at 96x96x80.
 BYTES_PER_VOXEL = 1.6
+# Peak of a worker at full size is 0.8 GB; some is left for the rest of the machine.
+BYTES_PER_WORKER = 1_200_000_000
 PREVIEW_ROWS = 6
 GUARD = 'in a script call write_phantom below `if __name__ == "__main__":`, or with workers=1'
 
@@ -180,7 +182,7 @@ def _write_all(
     columns = (TextColumn("phantom"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("phantom", total=len(missing))
-        workers = min(workers or _cores(), len(missing))
+        workers = min(workers or _affordable_workers(), len(missing))
         if workers <= 1:
             for index in missing:
                 _write_case(out, index, seed, size)
@@ -195,7 +197,10 @@ def _write_all(
                     job.result()
                     progress.advance(bar)
             except BrokenProcessPool as error:
-                raise DataError(f"a process that wrote the phantom ended; {GUARD}") from error
+                raise DataError(
+                    "a process that wrote the phantom ended; if memory ran out, ask for fewer "
+                    "workers; " + GUARD
+                ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -208,9 +213,12 @@ def _refuse_to_wait_for_itself() -> None:
         raise DataError(GUARD)
 
 
-def _cores() -> int:
+def _affordable_workers() -> int:
     # A batch system may give a job fewer cores than the machine has; only Linux can tell.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    alone = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if alone else os.cpu_count() or 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores, memory // BYTES_PER_WORKER))
 
 
 def _end_with_parent() -> None:

@@ -69,7 +69,7 @@ class _Shared:
         part = grid.crop(tumour.box)
         self.patchy = smooth_noise(rng, part, 6.0)
         self.vessels = _vessels(rng, grid)
-        self.caps = float(rng.uniform(0, 0.3))
+        self.caps = float(rng.uniform(0, 0.22))
         self.enhancement = float(np.exp(rng.normal(0, 0.13)))
 
 
@@ -118,10 +118,13 @@ def _add_tumour(
     def mix(level: float, share: NDArray[np.floating], spread: float) -> None:
         view[...] += share * (np.float32(level) * (1 + np.float32(spread) * patchy) - view)
 
-    dilute = 1.12 - np.float32(0.45) * tumour.fading**2
+    dilute = 1.12 - np.float32(0.35) * tumour.fading**2
     soaked = (contrast.oedema_share * dilute * (1 + np.float32(0.2) * patchy)).clip(0, 1)
     mix(contrast.oedema * rng.normal(1, 0.04), soaked * tumour.oedema, 0.03)
-    necrosis = contrast.necrosis + rng.normal(0, contrast.necrosis_spread)
+    necrosis = contrast.necrosis + contrast.necrosis_spread * rng.normal()
+    if modality == "flair" and not tumour.enhancing.any():
+        # The core of a low-grade tumour is solid tissue, bright where necrosis is half suppressed.
+        necrosis = max(necrosis, 0.86)
     mix(necrosis, np.float32(0.95) * tumour.core, 0.09)
     enhancing, spread = contrast.enhancing * rng.normal(1, 0.03), 0.07
     if modality == "t1c":

@@ -77,7 +77,7 @@ def draw_tumour(rng: np.random.Generator, warp: Array, atlas: Atlas) -> Tumour:
     lesions: list[Lesion] = []
     for focus in range(foci):
         # A median of some 30 ml, as the cores of BraTS; satellites are smaller and nearby.
-        radius = float(np.clip(np.exp(rng.normal(np.log(20), 0.27)), 10, 30))
+        radius = float(np.clip(np.exp(rng.normal(np.log(20), 0.25)), 12, 29))
         centre = first
         if focus:
             radius *= rng.uniform(0.3, 0.55)
@@ -94,8 +94,8 @@ def draw_tumour(rng: np.random.Generator, warp: Array, atlas: Atlas) -> Tumour:
         lesions=tuple(lesions),
         enhances=enhances,
         rim=float(rng.uniform(2.8, 6.5)),
-        reach=float(np.clip(np.exp(rng.normal(np.log(22), 0.45)), 5, 38))
-        * (1 if enhances else 0.6),
+        reach=float(np.clip(np.exp(rng.normal(np.log(19), 0.33)), 9, 28))
+        * (1 if enhances else 0.8),
         pressure=float(rng.uniform(0.1, 0.55)),
     )
 
