@@ -40,7 +40,13 @@ class Evaluation:
 
 def compare(runs: Sequence[Path], out: Path | None = None, console: Console | None = None) -> int:
     """Print every run against the first, and write Markdown, HTML and figures if `out` is given."""
-    evaluations = open_evaluations(runs)
+    return compare_evaluations(open_evaluations(runs), out, console)
+
+
+def compare_evaluations(
+    evaluations: Sequence[Evaluation], out: Path | None = None, console: Console | None = None
+) -> int:
+    """Do the same with evaluations that are open, or were put together from several."""
     for other in evaluations[1:]:
         check_comparable(evaluations[0], other)
     comparisons = [_against(evaluations[0], other) for other in evaluations[1:]]

@@ -1,11 +1,9 @@
 """A sweep without an account: trainings side by side on this machine, its state in a folder."""
 
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
@@ -18,7 +16,7 @@ from bts_lightning import runs
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.loggers import read_metrics
 from bts_lightning.merge import is_override
-from bts_lightning.processes import Training, end_orphan, reason
+from bts_lightning.processes import Training, end_orphan, reason, sigterm_as_interrupt
 from bts_lightning.sweep_file import EXPERIMENT, Sweep
 from bts_lightning.sweep_report import counts, short, shown_path, state_name, write_result
 from bts_lightning.sweep_store import Job, Store
@@ -57,7 +55,7 @@ def run_local(
     _keep(folder, sweep, words)
     worker = Worker(Store(folder, sweep, cap), _without_wandb(sweep, words), places, console)
     try:
-        with _sigterm_as_interrupt():
+        with sigterm_as_interrupt():
             worker.run()
     except KeyboardInterrupt:
         console.print(f"interrupted; the same command goes on with {folder}")
@@ -253,17 +251,3 @@ def _without_wandb(sweep: Sweep, words: Sequence[str]) -> list[str]:
         return list(words)
     names = [word for word in words if not is_override(word)]
     return [*names, "logger.wandb=null", *(word for word in words if is_override(word))]
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Stop in order when the machine is taken away, as at Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

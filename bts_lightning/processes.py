@@ -6,9 +6,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from bts_lightning.runs import write_text
 
@@ -128,6 +129,20 @@ def reason(run: Path, code: int) -> str:
     said = [line for line in lines if line.strip()]
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
     return (errors or said or [f"exit status {code}"])[-1].strip()
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Stop in order when the machine is taken away, as at Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _sign(run: Path) -> dict[str, str | None] | None:

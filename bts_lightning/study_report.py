@@ -1,0 +1,242 @@
+"""The end of a study: one table of means and deviations, and paired tests over all cases."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bts_lightning.compare import Evaluation, compare_evaluations
+from bts_lightning.errors import UserError
+from bts_lightning.modalities import dots, parse_subset
+from bts_lightning.report.protocol import policy, read_protocol
+from bts_lightning.report.statistics import groups
+from bts_lightning.report.table import KEYS, METRICS, REGION_NAMES, EvaluationTable, write_whole
+
+# Metric: heading, factor from the table's unit to the printed one.
+_SHOWN = {"dice": ("Dice (%)", 100.0), "hd95": ("HD95 (mm)", 1.0)}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The evaluation of one training of a study."""
+
+    experiment: str
+    seed: int
+    fold: int | None
+    table: EvaluationTable
+    protocol: dict[str, Any]
+
+    @classmethod
+    def read(cls, experiment: str, seed: int, fold: int | None, folder: Path) -> "Result":
+        """Read an evaluation folder."""
+        return cls(experiment, seed, fold, EvaluationTable.read(folder), read_protocol(folder))
+
+    def means(self, metric: str) -> np.ndarray:
+        """Give the mean over cases for each subset and region, in printed units."""
+        return _SHOWN[metric][1] * _mean(self.table.grid(metric))
+
+
+def write_study(folder: Path, results: Sequence[Result], planned: int, console: Console) -> Path:
+    """Print the table and the comparisons; write study.md, study.html and comparison/."""
+    subsets = {result.table.subsets for result in results}
+    if len(subsets) > 1:
+        raise UserError(
+            f"the trainings in {folder} were evaluated in different subsets; evaluate all in the "
+            "same, as with evaluation.subsets=null"
+        )
+    said = remarks(results, planned)
+    console.print(_terminal_table(results))
+    for line in said:
+        console.print(line, highlight=False, markup=False)
+    evaluations = pooled(results)
+    if len(evaluations) > 1:
+        compare_evaluations(evaluations, folder / "comparison", console)
+    write_whole(folder / "study.md", _markdown(results, said))
+    page = write_whole(folder / "study.html", _html(results, said))
+    console.print(f"study   {page}", highlight=False, soft_wrap=True)
+    return page
+
+
+def spread(results: Sequence[Result], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Give mean and standard deviation over trainings, for each average of subsets and region.
+
+    The first line is the mean over all subsets, the others with and without T1c, then each subset.
+    """
+    chosen = list(groups(results[0].table.subsets).values())
+    runs = []
+    for result in results:
+        cells = result.means(metric)
+        averages = [_mean(cells[indices]) for indices in chosen]
+        runs.append(np.concatenate([np.stack(averages), cells]))
+    values = np.stack(runs)  # training × line × region
+    deviation = np.full(values.shape[1:], np.nan)
+    if len(results) > 1:
+        deviation = values.std(axis=0, ddof=1)
+    return _mean(values), deviation
+
+
+def pooled(results: Sequence[Result]) -> list[Evaluation]:
+    """Join the folds and average the seeds of each experiment: every case counts once.
+
+    Only what all experiments have finished counts, so that each case meets the same seeds.
+    """
+    names = list(dict.fromkeys(result.experiment for result in results))
+    done = [{(r.seed, r.fold) for r in results if r.experiment == name} for name in names]
+    common = set.intersection(*done)
+    if not common:
+        return []
+    return [
+        _pool(n, [r for r in results if r.experiment == n and (r.seed, r.fold) in common])
+        for n in names
+    ]
+
+
+def remarks(results: Sequence[Result], planned: int) -> list[str]:
+    """Say what stands behind the numbers, and what does not."""
+    seeds, folds = {r.seed for r in results}, {r.fold for r in results if r.fold}
+    times = f"{len(seeds)} seeds" + (f" × {len(folds)} folds" if folds else "")
+    said = [
+        f"Mean ± standard deviation over trainings ({times}) of the mean over test cases. The "
+        "paired tests pool the cases of all folds and average each case over the seeds."
+    ]
+    if len(results) < planned:
+        said.append(
+            f"Incomplete: {len(results)} of {planned} trainings are evaluated; the tests use what "
+            "all experiments have in common."
+        )
+    policies = {(r.protocol.get("hd95"), r.protocol.get("empty")) for r in results}
+    said += [policy(results[0].protocol)] if len(policies) == 1 else []
+    return said
+
+
+def _pool(name: str, results: Sequence[Result]) -> Evaluation:
+    rows = pd.concat([result.table.rows for result in results], ignore_index=True)
+    mean = rows.groupby(list(KEYS), sort=False)[list(METRICS)].mean().reset_index()
+    protocols = [result.protocol for result in results]
+    same = {k: v for k, v in protocols[0].items() if all(p.get(k) == v for p in protocols)}
+    # Each fold has a split of its own; together they name the same one for every experiment.
+    prints = sorted({str((p.get("split") or {}).get("fingerprint")) for p in protocols})
+    same |= {"experiment": name, "split": {"fingerprint": " ".join(prints)}}
+    return Evaluation(name, Path(name), EvaluationTable.from_rows(mean, name), same)
+
+
+def _by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
+    return {
+        name: [result for result in results if result.experiment == name]
+        for name in dict.fromkeys(result.experiment for result in results)
+    }
+
+
+def _rows(results: Sequence[Result]) -> list[list[str]]:
+    """Write the main table: an experiment a row, with Dice and HD95 of the mean over subsets."""
+    rows = []
+    for name, runs in _by_experiment(results).items():
+        cells = [name, str(len(runs))]
+        for metric in _SHOWN:
+            mean, deviation = spread(runs, metric)
+            cells += [_cell(mean[0, r], deviation[0, r]) for r in range(len(REGION_NAMES))]
+        rows.append(cells)
+    return rows
+
+
+def _heads() -> list[str]:
+    shown = [f"{region} {heading}" for heading, _ in _SHOWN.values() for region in REGION_NAMES]
+    return ["experiment", "trainings", *shown]
+
+
+def _terminal_table(results: Sequence[Result]) -> Table:
+    subsets = len(results[0].table.subsets)
+    table = Table(title=f"Mean over {subsets} subsets", title_justify="left", box=box.SIMPLE_HEAD)
+    for i, heading in enumerate(_heads()):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=bool(i))
+    for row in _rows(results):
+        table.add_row(*row)
+    return table
+
+
+def _subset_rows(results: Sequence[Result], metric: str, region: int) -> list[list[str]]:
+    """Write one table of all subsets: an experiment a column."""
+    subsets = results[0].table.subsets
+    titles = [*groups(subsets), *(" ".join(dots(parse_subset(name))) for name in subsets)]
+    columns = [spread(runs, metric) for runs in _by_experiment(results).values()]
+    order = [*range(len(titles) - len(subsets), len(titles)), *range(len(titles) - len(subsets))]
+    return [[titles[i], *(_cell(m[i, region], d[i, region]) for m, d in columns)] for i in order]
+
+
+def _markdown(results: Sequence[Result], said: Sequence[str]) -> str:
+    lines = ["# Study", "", *(f"- {_plain(text)}" for text in said)]
+    lines += ["- Paired tests: [comparison/comparison.md](comparison/comparison.md)", ""]
+    _each_table(results, lambda title, heads, rows: lines.extend(_md(title, heads, rows)))
+    return "\n".join(lines)
+
+
+def _html(results: Sequence[Result], said: Sequence[str]) -> str:
+    style = files("bts_lightning.report").joinpath("report.css").read_text(encoding="utf-8")
+    parts: list[str] = []
+    _each_table(results, lambda title, heads, rows: parts.append(_section(title, heads, rows)))
+    items = "".join(f"<li>{escape(text)}</li>" for text in said)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'\">"
+        '<meta name="color-scheme" content="light dark"><title>Study</title>'
+        f"<style>{style}</style></head><body><header><h1>Study</h1></header><main>"
+        f'<section><ul class="findings">{items}<li>Paired tests: '
+        '<a href="comparison/comparison.html">comparison</a></li></ul></section>'
+        f"{''.join(parts)}</main></body></html>"
+    )
+
+
+def _each_table(
+    results: Sequence[Result], add: Callable[[str, list[str], list[list[str]]], None]
+) -> None:
+    """Go through the tables of a study: the main one, then all subsets by metric and region."""
+    add(f"Mean over {len(results[0].table.subsets)} subsets", _heads(), _rows(results))
+    for metric, (heading, _) in _SHOWN.items():
+        for region, name in enumerate(REGION_NAMES):
+            heads = ["T1 T1c T2 FLAIR", *_by_experiment(results)]
+            add(f"{name}, {heading}, by subset", heads, _subset_rows(results, metric, region))
+
+
+def _md(title: str, heads: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [f"## {title}", "", f"| {' | '.join(map(_plain, heads))} |"]
+    lines.append(f"|:--|{'--:|' * (len(heads) - 1)}")
+    return [*lines, *(f"| {' | '.join(map(_plain, row))} |" for row in rows), ""]
+
+
+def _section(title: str, heads: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows
+    )
+    return (
+        f'<section><h2>{escape(title)}</h2><div class="scroll"><table><thead><tr>{head}</tr>'
+        f"</thead><tbody>{body}</tbody></table></div></section>"
+    )
+
+
+def _cell(mean: float, deviation: float) -> str:
+    if not np.isfinite(mean):
+        return "–"
+    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if np.isfinite(deviation) else "")
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Average over the first axis what is there; NaN where nothing is."""
+    there = np.isfinite(values)
+    count = there.sum(axis=0)
+    total = np.where(there, values, 0.0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _plain(text: object) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,199 @@
+"""Studies: what is planned, refused, continued, and how the end is counted."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from bts_lightning import study
+from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.report.paired import pair
+from bts_lightning.report.table import EvaluationTable
+from bts_lightning.study_report import Result, pooled, spread, write_study
+from tests.report.synthetic import protocol, rows
+from tests.test_local_sweep import TRAINING, wait_for
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder with two tiny experiments of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "tiny.yaml").write_text(TRAINING)
+    (tmp_path / "experiments" / "wider.yaml").write_text("extends: [tiny]\nnet: {width: 6}\n")
+    return tmp_path
+
+
+def plan(*words: str) -> list[study.Unit]:
+    return study._plan(*study._parser().parse_known_args(list(words)))[1]
+
+
+def test_every_seed_meets_every_experiment_and_fold(here: Path):
+    units = plan("tiny 'tiny wider'", "--seeds", "2", "--folds", "3", "data.root=x")
+    assert len(units) == 12
+    assert units[0].run == Path("studies/tiny_tiny+wider/tiny/seed-0_fold-1")
+    last = ("tiny", "wider", "seed=1", "data.split=fold 3 of 3", "data.root=x")
+    assert units[-1].words == last
+    # The order in which an interrupted study is still of use.
+    assert [unit.seed for unit in units] == [0] * 6 + [1] * 6
+
+
+def test_without_folds_the_experiment_says_how_to_split(here: Path):
+    assert plan("tiny", "--seeds", "1")[0].words == ("tiny", "seed=0")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["tiny tinny"], "no experiment is named 'tinny'; did you mean tiny?"),
+        (["tiny", "wider"], "wider is no key=value; name the experiments in one word"),
+        (["tiny", "net.widht=4"], "did you mean net.width?"),
+        (["tiny", "--seed", "3"], "unknown option --seed"),
+        (["tiny", "seed=3"], "a study sets seed itself"),
+        (["tiny", "--folds", "5", "data.split=random"], "a study sets data.split itself"),
+        (["tiny", "--folds", "2"], "give 3 or more"),
+        (["tiny", "--seeds", "0"], "give 1 or more"),
+        (["tiny tiny"], "stands there twice"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(here: Path, words: list[str], told: str):
+    with pytest.raises(UserError) as error:
+        plan(*words)
+    assert told in str(error.value)
+    assert not (here / "studies").exists()
+
+
+def test_other_overrides_in_the_same_folder_are_refused(here: Path):
+    plan("tiny", "net.width=4")
+    plan("tiny wider", "net.width=4", "--name", "tiny")  # one experiment more is no other study
+    with pytest.raises(ConfigError, match="other overrides or folds"):
+        plan("tiny", "net.width=8")
+
+
+def test_the_slurm_script_is_one_unit_a_task(here: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["tiny 'tiny wider'", "--seeds", "2", "--folds", "3", "data.root=a b", "--slurm"]
+    assert study.main(words) == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --array=0-11" in script
+    # What the shell makes of the last line is this program with the same words.
+    line = script.splitlines()[-1].replace("srun ", "printf '%s\\n' ")
+    shell = subprocess.run(
+        ["bash", "-c", line],
+        env=os.environ | {"SLURM_ARRAY_TASK_ID": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    start = [sys.executable, "-m", "bts_lightning", "study"]
+    assert shell.stdout.splitlines() == [*start, *words[:-1], "--only", "7"]
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def result(name: str, seed: int, fold: int | None, made: list[dict[str, Any]]) -> Result:
+    return Result(name, seed, fold, EvaluationTable.from_rows(made), protocol(experiment=name))
+
+
+def constant(cases: list[str], dice: float) -> list[dict[str, Any]]:
+    """Give every cell the same Dice."""
+    made = rows(len(cases))
+    names = dict(zip(sorted({row["case"] for row in made}), cases, strict=True))
+    return [row | {"case": names[row["case"]], "dice": dice} for row in made]
+
+
+def test_deviation_is_that_of_trainings():
+    results = [result("a", s, None, constant(["x", "y"], d)) for s, d in enumerate([0.7, 0.8, 0.9])]
+    mean, deviation = spread(results, "dice")
+    np.testing.assert_allclose(mean, 80.0)
+    np.testing.assert_allclose(deviation, 10.0)
+    assert np.isnan(spread(results[:1], "dice")[1]).all()
+
+
+def test_folds_are_joined_and_seeds_averaged():
+    folds = {1: ["a", "b"], 2: ["c"]}
+    results = [
+        result("net", seed, fold, constant(cases, 0.5 + 0.1 * seed + 0.01 * fold))
+        for seed in (0, 1)
+        for fold, cases in folds.items()
+    ]
+    (evaluation,) = pooled(results)
+    grid = evaluation.table.grid("dice")
+    assert evaluation.table.cases == ("a", "b", "c")
+    np.testing.assert_allclose(grid[:, 0, 0], [0.56, 0.56, 0.57])
+    np.testing.assert_allclose(
+        evaluation.table.grid("true_ml")[2], results[1].table.grid("true_ml")[0]
+    )
+
+
+def test_tests_use_what_all_experiments_have():
+    results = [
+        result("a", 0, None, constant(["x"], 0.5)),
+        result("a", 1, None, constant(["x"], 0.9)),
+        result("b", 0, None, constant(["x"], 0.6)),
+    ]
+    first, second = pooled(results)
+    differences = pair(first.table, second.table, "dice").means.cells().mean
+    np.testing.assert_allclose(differences, 10.0)  # not 0.6 against 0.7
+
+
+def test_the_table_is_printed_and_written(tmp_path: Path):
+    results = [
+        result(name, seed, fold, rows(6, seed=fold, noise=seed + shift, prefix=f"f{fold}_"))
+        for name, shift in (("base", 0), ("<other>|", 50))
+        for seed in (0, 1)
+        for fold in (1, 2, 3)
+    ]
+    text = StringIO()
+    write_study(tmp_path, results, 14, Console(file=text, width=160, color_system=None))
+    mean, deviation = spread(results[:6], "dice")
+    cell = f"{mean[0, 0]:.2f} ± {deviation[0, 0]:.2f}"
+    row = next(line for line in text.getvalue().splitlines() if line.strip().startswith("base"))
+    assert row.split()[:2] == ["base", "6"]
+    assert cell in row
+    assert "Incomplete: 12 of 14 trainings" in text.getvalue()
+    assert "18 cases, paired by case and subset" in text.getvalue()
+    assert f"| base | 6 | {cell} |" in (tmp_path / "study.md").read_text()
+    assert "| &lt;other>\\| | 6 |" in (tmp_path / "study.md").read_text()
+    assert "<other>" not in (tmp_path / "study.html").read_text()
+    assert (tmp_path / "comparison" / "comparison.html").is_file()
+
+
+def start(here: Path, *words: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "bts_lightning", "study", *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=here, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_a_study_killed_in_the_middle_goes_on_to_one_table(here: Path, phantom: Path):
+    words = ["tiny wider", "--seeds", "2", f"data.root={phantom}", "logger.wandb=null"]
+    first = start(here, *words)
+    runs = here / "studies" / "tiny_wider"
+    wait_for(runs / "wider" / "seed-0" / "config.yaml", 400)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    kept = runs / "tiny" / "seed-0" / "evaluation" / "test" / "cases.csv"
+    before = kept.stat().st_mtime_ns
+    second = start(here, *words)
+    printed, _ = second.communicate(timeout=900)
+    assert second.returncode == 0, printed
+    assert kept.stat().st_mtime_ns == before, "what was finished was done again"
+    assert "1/4" not in printed
+    table = [
+        line.split()
+        for line in printed.splitlines()
+        if line.strip().startswith(("tiny ", "wider "))
+    ]
+    assert [line[:2] for line in table] == [["tiny", "2"], ["wider", "2"]]
+    assert all(not math.isnan(float(line[2])) and line[3] == "±" for line in table)
+    assert "wider against tiny" in printed
+    # A third time there is nothing to train.
+    third, _ = start(here, *words).communicate(timeout=120)
+    assert "/4" not in third
