@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Auxiliary, Features
+from bts_lightning.networks.presence import full_precision
 
 Order = Literal["post", "pre"]
 Border = Literal["reflect", "zeros"]
@@ -121,7 +122,7 @@ def encode_each(encoders: nn.ModuleList, image: Tensor) -> tuple[Tensor, ...]:
 
 def to_maps(logits: Tensor) -> Tensor:
     """Turn logits into probability maps in full precision."""
-    logits = logits.float()
+    logits = full_precision(logits)
     return logits.softmax(dim=1) if logits.shape[1] == LABEL_CHANNELS else logits.sigmoid()
 
 

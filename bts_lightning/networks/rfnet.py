@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
-from bts_lightning.networks.presence import without_autocast
+from bts_lightning.networks.presence import full_precision, without_autocast
 from bts_lightning.networks.pyramid import (
     Encoder,
     ModalityDecoder,
@@ -144,7 +144,7 @@ class RegionFusion(nn.Module):
         with without_autocast(maps):
             voxels = maps.flatten(2)  # B R V
             share = voxels.mean(dim=2, keepdim=True)  # B R 1
-            flat = modalities.flatten(3).flatten(1, 2).float()  # B (M C) V
+            flat = full_precision(modalities).flatten(3).flatten(1, 2)  # B (M C) V
             means = voxels @ flat.transpose(1, 2) / voxels.shape[2] / (share + 1e-7)  # B R (M C)
             described = torch.cat([means, share], dim=2)
             return torch.stack([mlp(described[:, r]) for r, mlp in enumerate(self.weigh)], dim=1)

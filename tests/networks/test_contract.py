@@ -37,16 +37,21 @@ ROUNDING = {"rtol": 1e-3, "atol": 1e-3}
 
 
 def networks() -> list[Any]:
-    """Find the experiments that define a network; mix-ins define none."""
-    nodes = {
-        path.stem: config.load([str(path)]).get("net")
-        for path in sorted(EXPERIMENTS.glob("*.yaml"))
-    }
-    return [
-        pytest.param(node, id=name)
-        for name, node in nodes.items()
-        if OmegaConf.is_dict(node) and "_target_" in node
-    ]
+    """Find the experiments that define a network; mix-ins define none, some share one."""
+    found: dict[str, DictConfig] = {}
+    for path in sorted(EXPERIMENTS.glob("*.yaml")):
+        node = config.load([str(path)]).get("net")
+        if OmegaConf.is_dict(node) and "_target_" in node and small(node) not in found.values():
+            found[path.stem] = small(node)
+    return [pytest.param(node, id=name) for name, node in found.items()]
+
+
+def small(node: DictConfig) -> DictConfig:
+    """Merge the small form of a network over its node."""
+    module, name = node._target_.rsplit(".", 1)
+    merged = OmegaConf.merge(node, getattr(import_module(module), name).small())
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 @pytest.fixture(params=networks())
@@ -62,10 +67,8 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 def build(node: DictConfig, **extra: Any) -> Backbone:
-    module, name = node._target_.rsplit(".", 1)
-    small = getattr(import_module(module), name).small()
     torch.manual_seed(0)
-    network: Backbone = config.build(OmegaConf.merge(node, small, extra))
+    network: Backbone = config.build(OmegaConf.merge(node, extra))
     with torch.no_grad():
         for parameter in network.parameters():
             # Zero-initialised tables and unit norms would hide a wrong order.
