@@ -1,0 +1,249 @@
+"""What README and docs say holds: links lead somewhere, commands parse, marked blocks run.
+
+A block ```bash run is executed, in one fresh folder a document, in the order of the page. A block
+whose first line is a comment with a path, as `# experiments/mine.yaml: ...`, is that file there.
+"""
+
+import ast
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bts_lightning import config
+from bts_lightning.__main__ import FORWARDED, _parser, main
+from bts_lightning.merge import find_experiment, is_override
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHELL = ("", "bash", "sh", "console")
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAMED = re.compile(r"# ([\w./-]+\.(?:py|yaml|csv|txt))(?::.*)?\n")
+SEPARATORS = {"&&", "||", "|", ";", "&", ">", "do", "done"}
+# What stands for something that the reader has: `RUN`, `runs/a2fseg/DATE`, `…`.
+PLACEHOLDER = re.compile(r"[A-Z_…]+|.*/.*")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its language, the words after it, and what it holds."""
+
+    language: str
+    marks: tuple[str, ...]
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """Name the file that the block shows, if it shows one."""
+        named = NAMED.match(self.text)
+        return named[1] if named else None
+
+
+def blocks(document: Path) -> list[Block]:
+    found = []
+    for info, text in FENCE.findall(document.read_text(encoding="utf-8")):
+        language, *marks = info.split() or [""]
+        found.append(Block(language, tuple(marks), text))
+    return found
+
+
+def commands(document: Path) -> Iterator[list[str]]:
+    """Yield every `bts …` and `make …`, from blocks and from code within a sentence."""
+    for block in blocks(document):
+        if block.language in SHELL and not block.file:
+            for line in block.text.replace("\\\n", " ").splitlines():
+                yield from commands_of(line)
+    prose = FENCE.sub("", document.read_text(encoding="utf-8"))
+    for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose):
+        if span.startswith(("bts ", "make ")):
+            yield from commands_of(span)
+
+
+def commands_of(line: str) -> Iterator[list[str]]:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|<>")
+    lexer.whitespace_split = True
+    words: list[str] | None = None
+    for word in [*lexer, ";"]:
+        if word in SEPARATORS:
+            if words is not None:
+                yield words
+            words = None
+        elif words is not None:
+            words.append(word)
+        elif word in ("bts", "bts_lightning", "make"):
+            words = ["bts" if word == "bts_lightning" else word]
+
+
+def with_commands(tool: str) -> list[tuple[str, str]]:
+    return [
+        (document.name, shlex.join(words))
+        for document in DOCUMENTS
+        for words in commands(document)
+        if words[0] == tool and len(words) > 1
+    ]
+
+
+def write_files(document: Path, folder: Path) -> None:
+    for block in blocks(document):
+        if block.file:
+            file = folder / block.file
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(block.text, encoding="utf-8")
+
+
+def check_bts(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Take a command apart as `bts` does, and stop before it works."""
+    verb, *rest = words
+    if verb in FORWARDED:
+        check_forwarded(verb, rest, capsys)
+        return
+    parser, verbs = _parser()
+    if verb.startswith("-"):
+        return
+    assert verb in verbs, f"bts has no verb {verb}"
+    if not rest:
+        return
+    if verb == "show" or "--help" in rest:
+        assert main(words) == 0, capsys.readouterr().err
+        return
+    args, overrides = parser.parse_known_args(words)
+    assert all("=" in word for word in overrides), f"bts {verb} has no option {overrides}"
+    if "words" in args:
+        check_experiment([*args.words, *overrides], has_strangers=bool(args.allow))
+
+
+def check_experiment(words: list[str], *, has_strangers: bool) -> None:
+    """Load and check what would be trained; a run stands for one of A2FSeg."""
+    names = [word for word in words if not is_override(word)]
+    if all(PLACEHOLDER.fullmatch(name) and not name.endswith(".yaml") for name in names):
+        names = ["a2fseg"]
+    names = [part for name in names for part in name.split("+")]
+    loaded = config.load([*names, *(word for word in words if is_override(word))])
+    # The package behind `--allow` is the reader's.
+    if not has_strangers:
+        config.check(loaded, supplied=config.SUPPLIED)
+
+
+def check_forwarded(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"bts_lightning.{verb}").main(["--help"])
+    known = capsys.readouterr().out
+    for word in words:
+        if word.startswith("--") and "." not in word:
+            option = word.partition("=")[0]
+            assert re.search(rf"{option}\b", known), f"bts {verb} has no option {option}"
+    if verb in ("sweep", "study"):
+        for experiment in words[:1]:
+            for name in experiment.split():
+                if not is_override(name) and not PLACEHOLDER.fullmatch(name):
+                    find_experiment(name)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text)
+    for link in (one or other for one, other in links):
+        target, _, anchor = link.partition("#")
+        if re.match(r"\w+:", target):
+            continue
+        file = document.parent / target if target else document
+        assert file.exists(), f"{document.name} links to {link}"
+        if anchor:
+            assert anchor in anchors(file), f"{document.name}: {target} has no heading #{anchor}"
+
+
+def anchors(file: Path) -> list[str]:
+    headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize(("document", "line"), with_commands("bts"))
+def test_commands_parse(
+    document: str,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    write_files(next(path for path in DOCUMENTS if path.name == document), tmp_path)
+    check_bts(shlex.split(line)[1:], capsys)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("document", "line"), with_commands("make"))
+def test_make_verbs_run_commands_that_parse(
+    document: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word.replace("\\", "") for word in shlex.split(line)]
+    done = subprocess.run(
+        [words[0], "-n", "-C", str(ROOT), *words[1:]], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    variables = [word.partition("=")[0] for word in words if re.match(r"[A-Z]+=", word)]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"\b{name}\b", makefile) for name in variables)
+    for expanded in done.stdout.splitlines():
+        if "/bin/bts " in expanded:
+            check_bts(shlex.split(expanded)[1:], capsys)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_python_in_the_docs_names_what_there_is(document: Path) -> None:
+    for block in blocks(document):
+        if block.language == "python":
+            for node in ast.walk(ast.parse(block.text)):
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("bts_"):
+                    module = importlib.import_module(str(node.module))
+                    assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+RUNNABLE = [path for path in DOCUMENTS if any("run" in block.marks for block in blocks(path))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", RUNNABLE, ids=lambda path: path.stem)
+def test_marked_blocks_run_in_order(document: Path, tmp_path: Path) -> None:
+    write_files(document, tmp_path)
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": tools, "WANDB_MODE": "disabled"}
+    environment.pop("BTS_RUN", None)
+    for block in blocks(document):
+        if "run" not in block.marks:
+            continue
+        shell = (
+            [sys.executable, "-"] if block.language == "python" else ["bash", "-euo", "pipefail"]
+        )
+        done = subprocess.run(
+            shell,
+            input=block.text,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, f"{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def test_the_extractor_sees_what_it_looks_for() -> None:
+    assert list(commands_of("WANDB_MODE=offline bts train a2fseg net.width=8  # small")) == [
+        ["bts", "train", "a2fseg", "net.width=8"]
+    ]
+    assert list(commands_of("srun bts train a && make demo | head; echo bts")) == [
+        ["bts", "train", "a"],
+        ["make", "demo"],
+        ["bts"],
+    ]
+    assert len(with_commands("bts")) > 20
+    assert len(with_commands("make")) > 5
