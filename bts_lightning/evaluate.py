@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -38,7 +39,7 @@ from bts_lightning.report.table import COLUMNS, METRICS, EvaluationTable, read_r
 from bts_lightning.report.write import choose_cases, write_report
 from bts_lightning.task import SegmentationTask
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def evaluate(
@@ -87,8 +88,19 @@ def evaluate(
     trainer.strategy.barrier("evaluated")
     if trainer.is_global_zero:
         _finish(folder, data, part, facts)
+        _send_to_wandb(run, config, folder)
         console.print(f"table   {folder / 'cases.csv'}\nreport  {folder / 'report.html'}")
     return folder
+
+
+def _send_to_wandb(run: Path, config: DictConfig, folder: Path) -> None:
+    """Add the table to the W&B run of the training, if that had one."""
+    for name, node in (config.logger or {}).items():
+        logger = configuration.build(node, save_dir=str(run / "logs")) if name == "wandb" else None
+        if isinstance(logger, WandbLogger):
+            rows = EvaluationTable.read(folder).rows
+            logger.log_table(f"evaluation/{folder.name}", dataframe=rows)
+            logger.experiment.finish()
 
 
 def load_run(run: Path, words: Sequence[str] = (), allow: Sequence[str] = ()) -> DictConfig:

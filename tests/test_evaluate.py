@@ -162,3 +162,14 @@ def test_the_best_checkpoint_is_the_one_that_is_scored(run: Path) -> None:
     assert json.loads((folder / "protocol.json").read_text())["checkpoint"] == "best.ckpt"
     # Zero weights say 0.5 everywhere or the background everywhere: nothing is found.
     assert (table(folder).predicted_ml == 0).all()
+
+
+def test_the_table_joins_the_wandb_run_of_the_training(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    words = ["logger.wandb._target_=bts_lightning.loggers.Wandb", "evaluation.subsets=[flair]"]
+    folder = evaluate(run, device="cpu", words=words)
+    (sent,) = (run / "logs").glob("wandb/offline-run-*/files/media/table/evaluation/*.table.json")
+    assert len(json.loads(sent.read_text())["data"]) == len(table(folder))
