@@ -1,0 +1,100 @@
+"""`bts distill`: teachers, their students and what alignment gained, in one command."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+
+from bts_lightning.data.splits import PARTS
+from bts_lightning.distill.chain import Chain
+from bts_lightning.distill.plan import Plan, Students, make_plan
+from bts_lightning.distill.result import write_result
+from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.merge import is_override
+from bts_lightning.modalities import SUBSETS, parse_subset, subset_name
+from bts_lightning.sweep import share_gpus
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a chain from the start, or go on with the one that the same words began."""
+    args, overrides = _parser().parse_known_args(list(words))
+    for word in overrides:
+        if not is_override(word):
+            raise UserError(f"unknown option {word}; see: bts distill --help")
+    given = [*args.words, *overrides]
+    names = [Path(word).stem for word in given if not is_override(word)]
+    if not names:
+        raise UserError("name an experiment, as in: bts distill kd_unet data.root=DIR")
+    named = args.name or re.sub(r"[^\w.+-]+", "_", "+".join(names))
+    plan = make_plan(
+        given,
+        folder=args.folder / named,
+        subsets=_subsets(args.subsets),
+        students=args.students,
+        align=args.align,
+        for_teachers=args.for_teachers,
+        for_students=args.for_students,
+        allow=args.allow,
+    )
+    if args.plan:
+        _show(plan)
+        return 0
+    chain = Chain(plan, args.part, share_gpus(args.agents), args.allow, console)
+    try:
+        chain.run()
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command goes on with {plan.folder}")
+        return 130
+    page = write_result(plan, args.part, args.device, console)
+    console.print(f"result  {page}\nreport  {page.with_suffix('.html').resolve().as_uri()}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bts distill", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("words", nargs="*", metavar="EXPERIMENT|KEY=VALUE", help="as kd_unet data.root=DIR")
+    add("--subsets", default="single", help="single, all, or as t1c,t2+flair (%(default)s)")
+    add(
+        "--students",
+        default="per_subset",
+        choices=get_args(Students),
+        help="one for each subset, or one for all of them (%(default)s)",
+    )
+    also = {"action": "append", "default": [], "metavar": "WORD"}
+    text = "mix-in or override of the aligned teacher (adaptor or medmap, as the network needs)"
+    add("--align", **also, help=text)  # type: ignore[arg-type]
+    add("--for-teachers", **also, help="mix-in or override of both teachers")  # type: ignore[arg-type]
+    add("--for-students", **also, help="mix-in or override of all students")  # type: ignore[arg-type]
+    add("--part", default="test", choices=PARTS, help="cases to score (%(default)s)")
+    add("--agents", type=int, default=1, help="trainings at a time, which share the GPUs")
+    add("--name", help="of the chain (EXPERIMENT)")
+    add("--folder", type=Path, default=Path("distill"), help="of all chains (%(default)s)")
+    add("--device", help="to measure the modality gap on: cpu or cuda (a GPU if there is one)")
+    add("--plan", action="store_true", help="list the trainings and stop")
+    add("--allow", action="append", default=[], metavar="PACKAGE", help="trust its classes too")
+    return parser
+
+
+def _subsets(text: str) -> list[str]:
+    """Read the option `--subsets` into names in the order of tables."""
+    if text == "single":
+        return [subset_name(subset) for subset in SUBSETS if sum(subset) == 1]
+    if text == "all":
+        return [subset_name(subset) for subset in SUBSETS]
+    try:
+        chosen = [parse_subset(name) for name in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--subsets {text}: {error}; or write single, or all") from error
+    return [subset_name(subset) for subset in SUBSETS if subset in chosen]
+
+
+def _show(plan: Plan) -> None:
+    for stage in plan.stages:
+        after = f"  after {', '.join(stage.needs)}" if stage.needs else ""
+        console.print(f"{stage.name:24}{stage.run}{after}")

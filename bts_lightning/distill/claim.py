@@ -1,0 +1,112 @@
+"""Does a student gain from a teacher, and more from an aligned one? The numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bts_lightning.distill.gap import Gap
+from bts_lightning.errors import UserError
+from bts_lightning.report.statistics import Estimate, bootstrap, holm, signed_rank
+from bts_lightning.report.table import EvaluationTable
+
+CONTRASTS = (("alone", "taught"), ("alone", "aligned"), ("taught", "aligned"))
+_POINTS = 100.0
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Hold a mean difference in Dice points, its bootstrap interval and its corrected p."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Hold the gain of one arm over another, the three regions averaged in each case.
+
+    p is that of Wilcoxon's signed-rank test, after Holm's correction over all subsets and
+    contrasts; for the mean over the subsets, over the contrasts.
+    """
+
+    reference: str
+    other: str
+    subsets: tuple[Gain, ...]
+    mean: Gain
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Hold what a chain has shown.
+
+    Attributes:
+        dice: per arm the mean Dice in points, subset × region.
+        teachers: per teacher the mean Dice of complete cases in points, by region.
+        gaps: per teacher and place the modality gap.
+        cases: how many were scored.
+    """
+
+    subsets: tuple[str, ...]
+    cases: int
+    dice: dict[str, np.ndarray]
+    contrasts: tuple[Contrast, ...]
+    teachers: dict[str, np.ndarray]
+    gaps: dict[str, dict[str, Gap]]
+
+
+def judge(
+    arms: Mapping[str, EvaluationTable],
+    teachers: Mapping[str, EvaluationTable],
+    gaps: dict[str, dict[str, Gap]],
+) -> Claim:
+    """Compare the arms case by case."""
+    first = next(iter(arms.values()))
+    for arm, table in arms.items():
+        if table.cases != first.cases or table.subsets != first.subsets:
+            raise UserError(
+                f"the students {arm!r} were scored on other cases or subsets than the others; "
+                "delete their evaluations and run it again"
+            )
+    grids = {arm: _POINTS * table.grid("dice") for arm, table in arms.items()}
+    return Claim(
+        subsets=first.subsets,
+        cases=len(first.cases),
+        dice={arm: _mean(grid, axis=0) for arm, grid in grids.items()},
+        contrasts=_contrasts(grids),
+        teachers={
+            name: _mean(_POINTS * table.grid("dice"), axis=0)[-1]
+            for name, table in teachers.items()
+        },
+        gaps=gaps,
+    )
+
+
+def _contrasts(grids: Mapping[str, np.ndarray]) -> tuple[Contrast, ...]:
+    # Cases × subsets: the mean of the regions, as the paper's "mean Dice".
+    gains = [_mean(grids[other] - grids[reference], axis=2) for reference, other in CONTRASTS]
+    p = holm(np.array([[signed_rank(column) for column in gain.T] for gain in gains]))
+    mean_p = holm(np.array([signed_rank(_mean(gain, axis=1)) for gain in gains]))
+    found = []
+    for row, ((reference, other), gain) in enumerate(zip(CONTRASTS, gains, strict=True)):
+        means = bootstrap(gain)
+        each = means.cells()
+        subsets = tuple(_gain(each, s, p[row, s]) for s in range(gain.shape[1]))
+        average = means.over(range(gain.shape[1]))
+        found.append(Contrast(reference, other, subsets, _gain(average, (), mean_p[row])))
+    return tuple(found)
+
+
+def _gain(estimate: Estimate, index: int | tuple[()], p: float) -> Gain:
+    mean, low, high = (float(e[index]) for e in (estimate.mean, estimate.low, estimate.high))
+    return Gain(mean, low, high, float(p))
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Average what is there; nothing gives NaN without a warning."""
+    there = np.isfinite(values)
+    count = there.sum(axis=axis)
+    total = np.where(there, values, 0.0).sum(axis=axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

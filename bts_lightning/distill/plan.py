@@ -1,0 +1,185 @@
+"""Which trainings a chain is made of, each with its whole configuration, checked beforehand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from bts_lightning import config as configuration
+from bts_lightning import runs
+from bts_lightning.availability import Only, Uniform15
+from bts_lightning.distillation import DistillationTask
+from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.merge import is_override
+from bts_lightning.modalities import COMPLETE, subset_name
+from bts_lightning.targets import find_class
+from bts_lightning.task import SegmentationTask
+
+Students = Literal["per_subset", "shared"]
+TEACHER, ALIGNED_TEACHER = "teacher", "aligned_teacher"
+# What a student is trained beside, and how tables call it.
+ARMS = {"alone": "alone", "taught": "+ teacher", "aligned": "+ aligned teacher"}
+_TEACHER_OF = {"alone": None, "taught": TEACHER, "aligned": ALIGNED_TEACHER}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training and its evaluation; `needs` names the stages that must have finished."""
+
+    name: str
+    run: Path
+    config: DictConfig
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of a chain in the order in which they may run.
+
+    Attributes:
+        folder: of the chain.
+        words: experiments and overrides as given.
+        align: the words that make the aligned teacher of the plain one.
+        arms: per arm the run of each subset; all the same where one student is shared.
+    """
+
+    folder: Path
+    words: tuple[str, ...]
+    align: tuple[str, ...]
+    students: Students
+    subsets: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    arms: dict[str, dict[str, Path]]
+
+    def stage(self, name: str) -> Stage:
+        """Find a stage by its name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+def make_plan(
+    words: Sequence[str],
+    *,
+    folder: Path,
+    subsets: Sequence[str],
+    students: Students = "per_subset",
+    align: Sequence[str] = (),
+    for_teachers: Sequence[str] = (),
+    for_students: Sequence[str] = (),
+    allow: Sequence[str] = (),
+) -> Plan:
+    """Write the configuration of every stage, and refuse what an earlier chain did otherwise."""
+    align = tuple(align)
+    if not any(not is_override(word) for word in align):
+        align = (_alignment(words, allow), *align)
+    stages = [
+        _teacher(TEACHER, [*words, *for_teachers], folder, allow),
+        _teacher(ALIGNED_TEACHER, [*words, *align, *for_teachers], folder, allow),
+    ]
+    arms: dict[str, dict[str, Path]] = {}
+    groups = [[name] for name in subsets] if students == "per_subset" else [list(subsets)]
+    for arm, teacher in _TEACHER_OF.items():
+        arms[arm] = {}
+        for group in groups:
+            name = f"{arm}/{group[0]}" if students == "per_subset" else arm
+            run = folder / arm / "students" / group[0] if students == "per_subset" else folder / arm
+            config = _student([*words, *for_students], group, students, allow)
+            _give_teacher(config, folder / teacher if teacher else None, teacher == ALIGNED_TEACHER)
+            stages.append(Stage(name, run, config, (teacher,) if teacher else ()))
+            arms[arm] |= dict.fromkeys(group, run)
+    for stage in stages:
+        configuration.check(stage.config, allow=allow, supplied=configuration.SUPPLIED)
+        _check_same(stage)
+    return Plan(folder, tuple(words), align, students, tuple(subsets), tuple(stages), arms)
+
+
+def _alignment(words: Sequence[str], allow: Sequence[str]) -> str:
+    """Choose the mix-in that aligns a network: by where it mixes the modalities."""
+    config = configuration.load(words, allow=allow)
+    raw = OmegaConf.to_container(config.task, resolve=False)
+    if isinstance(raw, dict) and isinstance(raw.get("net"), dict):
+        raise ConfigError(
+            f"task.net of {' '.join(words)} is something around the network already; name the "
+            "plain experiment, and what makes the aligned teacher of it with --align"
+        )
+    return "medmap" if configuration.build(config.net).fused_levels else "adaptor"
+
+
+def _teacher(name: str, words: list[str], folder: Path, allow: Sequence[str]) -> Stage:
+    config = configuration.load(words, allow=allow)
+    config.data.availability = {"_target_": "bts_lightning.availability.Complete"}
+    _score(config, [subset_name(COMPLETE)])
+    _give_teacher(config, None)
+    return Stage(name, folder / name, config)
+
+
+def _student(
+    words: list[str], subsets: list[str], students: Students, allow: Sequence[str]
+) -> DictConfig:
+    config = configuration.load(words, allow=allow)
+    if students == "per_subset":
+        config.data.availability = {"_target_": _place(Only), "subset": subsets[0]}
+    elif config.data.availability._target_ == _place(Only):
+        config.data.availability = {"_target_": _place(Uniform15)}
+    _score(config, subsets)
+    return config
+
+
+def _score(config: DictConfig, subsets: list[str]) -> None:
+    """Choose and score a network by what it is for."""
+    config.evaluation.subsets = subsets
+    overlays = (config.callbacks or {}).get("overlays")
+    if overlays is not None and "subsets" not in overlays:
+        overlays.subsets = subsets[:4]
+
+
+def _give_teacher(config: DictConfig, run: Path | None, is_aligned: bool = False) -> None:
+    """Train beside a teacher; a plain experiment becomes one that distils, with ProtoKD's terms."""
+    task = find_class(config.task._target_, "task._target_")
+    if not issubclass(task, DistillationTask):
+        if run is None:
+            return
+        if task is not SegmentationTask:
+            raise ConfigError(
+                f"task={task.__name__} cannot have a teacher; derive it from DistillationTask"
+            )
+        config.task._target_ = "bts_lightning.distillation.DistillationTask"
+    config.task.teacher = str(run) if run else None
+    terms = config.task.get("terms")
+    if run is not None and not is_aligned and terms and terms.get("anchor") is not None:
+        # A teacher that was never aligned has no anchor to give.
+        terms.anchor = None
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _check_same(stage: Stage) -> None:
+    """Refuse to go on with a training under another configuration than it began with."""
+    file = runs.config_file(stage.run)
+    if not file.is_file():
+        return
+    before, now = (_flat(c) for c in (OmegaConf.load(file), stage.config))
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{stage.run} began with {key}={before.get(key)}, now it is {now.get(key)}; give this "
+            f"chain a name of its own with --name, or delete that folder"
+        )
+
+
+def _flat(config: object) -> dict[str, object]:
+    found: dict[str, object] = {}
+
+    def visit(value: object, key: str) -> None:
+        if isinstance(value, dict) and value:
+            for name, item in value.items():
+                visit(item, f"{key}.{name}" if key else str(name))
+        else:
+            found[key] = value
+
+    visit(OmegaConf.to_container(config, resolve=False), "")
+    return found

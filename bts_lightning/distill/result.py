@@ -1,0 +1,57 @@
+"""Write the result of a finished chain: joint tables, modality gaps, Markdown and HTML."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from bts_lightning import config as configuration
+from bts_lightning.distill.claim import judge
+from bts_lightning.distill.gap import Gap, measure_gaps
+from bts_lightning.distill.joint import join_students
+from bts_lightning.distill.pages import html, markdown, summary
+from bts_lightning.distill.plan import ALIGNED_TEACHER, TEACHER, Plan
+from bts_lightning.distillation import Teacher
+from bts_lightning.report.table import EvaluationTable, write_whole
+
+
+def write_result(plan: Plan, part: str, device: str | None, console: Console) -> Path:
+    """Compute everything again from the tables and checkpoints, and give the Markdown file."""
+    arms = {
+        arm: join_students(students, plan.folder / arm, part) for arm, students in plan.arms.items()
+    }
+    teachers = {
+        name: EvaluationTable.read(plan.folder / name / "evaluation" / part)
+        for name in (TEACHER, ALIGNED_TEACHER)
+    }
+    gaps = {name: teacher_gaps(plan.folder / name, part, device) for name in teachers}
+    claim = judge(arms, teachers, gaps)
+    for said in summary(plan, claim):
+        console.print(said, markup=False)
+    write_whole(plan.folder / "result.html", html(plan, claim))
+    return write_whole(plan.folder / "result.md", markdown(plan, claim))
+
+
+def teacher_gaps(run: Path, part: str, device: str | None) -> dict[str, Gap]:
+    """Measure the modality gap of a teacher on the complete cases of a part, once."""
+    teacher = Teacher.of(run)
+    file = run / "evaluation" / part / "modality_gap.json"
+    if file.exists():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["checkpoint_sha256"] == teacher.sha256:
+            return {place: Gap(**gap) for place, gap in kept["gaps"].items()}
+    data = configuration.build(teacher.config.data)
+    data.prepare_data()
+    data.setup("test")
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    cases = [data.cases[name] for name in getattr(data.split, part)]
+    protocol = configuration.build(teacher.config.evaluation)
+    gaps = measure_gaps(teacher.net, cases, protocol, chosen)
+    content = {
+        "checkpoint_sha256": teacher.sha256,
+        "gaps": {place: asdict(gap) for place, gap in gaps.items()},
+    }
+    write_whole(file, json.dumps(content, indent=2) + "\n")
+    return gaps
