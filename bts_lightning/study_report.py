@@ -53,7 +53,8 @@ def write_study(folder: Path, results: Sequence[Result], planned: int, console: 
             "same, as with evaluation.subsets=null"
         )
     said = remarks(results, planned)
-    console.print(_terminal_table(results))
+    for metric in _SHOWN:
+        console.print(_terminal_table(results, metric))
     for line in said:
         console.print(line, highlight=False, markup=False)
     evaluations = pooled(results)
@@ -152,13 +153,15 @@ def _heads() -> list[str]:
     return ["experiment", "trainings", *shown]
 
 
-def _terminal_table(results: Sequence[Result]) -> Table:
-    subsets = len(results[0].table.subsets)
-    table = Table(title=f"Mean over {subsets} subsets", title_justify="left", box=box.SIMPLE_HEAD)
-    for i, heading in enumerate(_heads()):
+def _terminal_table(results: Sequence[Result], metric: str) -> Table:
+    """Show one metric: both side by side are too wide for a terminal."""
+    title = f"{_SHOWN[metric][0]}, mean over {len(results[0].table.subsets)} subsets"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for i, heading in enumerate(["experiment", "trainings", *REGION_NAMES]):
         table.add_column(heading, justify="right" if i else "left", no_wrap=bool(i))
+    first = 2 + len(REGION_NAMES) * list(_SHOWN).index(metric)
     for row in _rows(results):
-        table.add_row(*row)
+        table.add_row(*row[:2], *row[first : first + len(REGION_NAMES)])
     return table
 
 

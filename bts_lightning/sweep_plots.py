@@ -9,6 +9,8 @@ from bts_lightning.report.plots import svg
 _BEST, _OTHER, _PRUNED = "#e69f00", "#3b8ed0", "#8b95a3"
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 330, 26, 186
 _WIDTH, _HEIGHT = 344, 222
+# So many values have room for a tick each.
+_FEW = 6
 
 Curve = tuple[str, Sequence[float], str]  # title, values, best | other | pruned
 Point = tuple[str, float, float, str]  # title, x, y, best | other | pruned
@@ -20,7 +22,7 @@ def draw_curves(lines: Sequence[Curve], metric: str) -> str:
     values = [v for _, curve, _ in lines for v in curve]
     longest = max(len(curve) for _, curve, _ in lines)
     across, up = _Axis(1, max(longest, 2), _LEFT, _RIGHT), _Axis.around(values, _BOTTOM, _TOP)
-    parts = [*_frame(across, up, metric, "validation"), *_across(across, _whole(longest))]
+    parts = [*_frame(up, metric, "validation"), *_across(across, _whole(longest))]
     for title, curve, kind in sorted(lines, key=lambda line: line[2] == "best"):
         at = [f"{across(i):.1f} {up(v):.1f}" for i, v in enumerate(curve, 1)]
         width = 2.5 if kind == "best" else 1.2
@@ -31,31 +33,31 @@ def draw_curves(lines: Sequence[Curve], metric: str) -> str:
 
 
 def draw_points(points: Sequence[Point], name: str, metric: str, is_logarithmic: bool) -> str:
-    """Draw the metric over the values of one parameter."""
+    """Draw the metric over the values of one parameter; pruned trials on the lower edge."""
     xs = [x for _, x, _, _ in points]
     across = _Axis.around(xs, _LEFT + 10, _RIGHT - 6, is_logarithmic)
-    up = _Axis.around([y for _, _, y, _ in points], _BOTTOM, _TOP)
-    parts = [*_frame(across, up, metric, name), *_across(across, across.ticks())]
+    up = _upwards([(y, kind) for _, _, y, kind in points])
+    few = sorted(set(xs))
+    ticks = few if len(few) <= _FEW else across.ticks()
+    parts = [*_frame(up, metric, name), *_across(across, ticks)]
     for title, x, y, kind in sorted(points, key=lambda point: point[3] == "best"):
-        dot = f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="4.5" fill="{_COLOURS[kind]}"/>'
-        parts.append(f"<g><title>{escape(title)}</title>{dot}</g>")
+        parts.append(_dot(title, across(x), up(y), kind))
     return svg(_WIDTH, _HEIGHT, parts, f"{metric} over {name}")
 
 
 def draw_choices(points: Sequence[tuple[str, str, float, str]], name: str, metric: str) -> str:
-    """Draw the metric over choices that have no order."""
+    """Draw the metric over choices that have no order; pruned trials on the lower edge."""
     choices = list(dict.fromkeys(choice for _, choice, _, _ in points))
     step = (_RIGHT - _LEFT) / len(choices)
     places = {choice: _LEFT + step * (i + 0.5) for i, choice in enumerate(choices)}
-    up = _Axis.around([y for _, _, y, _ in points], _BOTTOM, _TOP)
-    parts = _frame(_Axis(0, 1, _LEFT, _RIGHT), up, metric, name)
+    up = _upwards([(y, kind) for _, _, y, kind in points])
+    parts = _frame(up, metric, name)
     letters = max(int(step / 6), 3)
     for choice, x in places.items():
         text = choice if len(choice) <= letters else choice[: letters - 1] + "…"
         parts.append(_text(x, _BOTTOM + 14, text, "dim", "middle"))
     for title, choice, y, kind in sorted(points, key=lambda point: point[3] == "best"):
-        dot = f'cx="{places[choice]:.1f}" cy="{up(y):.1f}" r="4.5" fill="{_COLOURS[kind]}"'
-        parts.append(f"<g><title>{escape(title)}</title><circle {dot}/></g>")
+        parts.append(_dot(title, places[choice], up(y), kind))
     return svg(_WIDTH, _HEIGHT, parts, f"{metric} over {name}")
 
 
@@ -119,7 +121,19 @@ class _Axis:
         return math.log(value) if self.is_logarithmic else value
 
 
-def _frame(across: _Axis, up: _Axis, metric: str, name: str) -> list[str]:
+def _upwards(values: Sequence[tuple[float, str]]) -> _Axis:
+    """Span the values of finished trials; those of pruned ones were too early to compare."""
+    finished = [y for y, kind in values if kind != "pruned"]
+    return _Axis.around(finished or [y for y, _ in values], _BOTTOM - 12, _TOP)
+
+
+def _dot(title: str, x: float, y: float, kind: str) -> str:
+    y = _BOTTOM if kind == "pruned" else y
+    dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{_COLOURS[kind]}"/>'
+    return f"<g><title>{escape(title)}</title>{dot}</g>"
+
+
+def _frame(up: _Axis, metric: str, name: str) -> list[str]:
     """Draw horizontal lines at round values, and say what the axes are."""
     parts = []
     for tick in up.ticks():

@@ -110,14 +110,16 @@ def _html(
     )
     heads = ["trial", "state", store.sweep.metric, "validations", *names, "why"]
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _row(store, t, names)) + "</tr>"
-        for t in trials
+        "<tr>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + f'<td style="text-align:left;white-space:normal">{escape(why)}</td></tr>'
+        for *cells, why in (_row(store, t, names) for t in trials)
     )
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     figures = "".join(f"<figure>{figure}</figure>" for figure in _figures(store, trials))
     importance = (
         f"<section><h2>Importance</h2><p>{_ABOUT_IMPORTANCE}</p>"
-        f'<div class="panels"><figure>{draw_shares(shares)}</figure></div></section>'
+        f'<figure style="max-width:26rem">{draw_shares(shares)}</figure></section>'
         if shares
         else ""
     )
@@ -129,7 +131,7 @@ def _html(
         f'<meta name="color-scheme" content="light dark"><title>{title}</title>'
         f"<style>{style}</style></head><body><header><h1>{title}</h1></header><main>"
         f'<section><ul class="findings">{facts}</ul></section>'
-        f'<section><h2>Curves</h2><p class="note">Orange: the best trial; grey: pruned.</p>'
+        '<section><h2>Curves</h2><p class="note">Orange: the best; grey: pruned or failed.</p>'
         f'<div class="panels">{figures}</div></section>{importance}'
         f'<section><h2>Trials</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div></section></main></body></html>"
@@ -138,7 +140,7 @@ def _html(
 
 _ABOUT_IMPORTANCE = (
     "The share of the differences between finished trials that a forest of regression trees puts "
-    "down to each parameter (fANOVA). With few trials it is a hint, not a finding."
+    "down to each parameter (fANOVA). With few finished trials it is a hint, not a finding."
 )
 
 
@@ -164,7 +166,7 @@ def _figures(store: Store, trials: Sequence[FrozenTrial]) -> list[str]:
     def kind(trial: FrozenTrial) -> str:
         if best is not None and trial.number == best.number:
             return "best"
-        return "pruned" if trial.state == TrialState.PRUNED else "other"
+        return "other" if trial.state in (TrialState.COMPLETE, TrialState.RUNNING) else "pruned"
 
     def title(trial: FrozenTrial) -> str:
         return f"trial {trial.number}: {short(_values(trial))}"

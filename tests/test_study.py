@@ -151,7 +151,7 @@ def test_the_table_is_printed_and_written(tmp_path: Path):
         for fold in (1, 2, 3)
     ]
     text = StringIO()
-    write_study(tmp_path, results, 14, Console(file=text, width=160, color_system=None))
+    write_study(tmp_path, results, 14, Console(file=text, width=80, color_system=None))
     mean, deviation = spread(results[:6], "dice")
     cell = f"{mean[0, 0]:.2f} ± {deviation[0, 0]:.2f}"
     row = next(line for line in text.getvalue().splitlines() if line.strip().startswith("base"))
@@ -186,12 +186,9 @@ def test_a_study_killed_in_the_middle_goes_on_to_one_table(here: Path, phantom: 
     assert second.returncode == 0, printed
     assert kept.stat().st_mtime_ns == before, "what was finished was done again"
     assert "1/4" not in printed
-    table = [
-        line.split()
-        for line in printed.splitlines()
-        if line.strip().startswith(("tiny ", "wider "))
-    ]
-    assert [line[:2] for line in table] == [["tiny", "2"], ["wider", "2"]]
+    lines = [line.split() for line in printed.splitlines()]
+    table = [line for line in lines if line[1:2] == ["2"]]
+    assert [line[0] for line in table] == ["tiny", "wider"] * 2
     assert all(not math.isnan(float(line[2])) and line[3] == "±" for line in table)
     assert "wider against tiny" in printed
     # A third time there is nothing to train.
