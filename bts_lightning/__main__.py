@@ -123,7 +123,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     _runs_a_network(verb)
 
     verb = add("compare", _compare, "compare evaluated runs, paired by case and subset")
-    verb.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the first is the baseline")
+    verb.add_argument("runs", nargs="+", metavar="RUN|EXPERIMENT", help="the first is the baseline")
     verb.add_argument("--out", type=Path, help="folder for table and figure")
 
     for name, text in FORWARDED.items():
@@ -169,9 +169,13 @@ def _run_and_overrides(words: list[str]) -> tuple[Path, list[str]]:
     if len(names) != 1:
         given = " ".join(names) or "none"
         raise UserError(f"name one run, as runs/a2fseg/20260131-120000, or experiment; got {given}")
-    is_place = Path(names[0]).exists() or os.sep in names[0]
-    run = find_run(names[0]) if is_place else find_run(None, names[0])
+    run = find_run(names[0]) if _is_place(names[0]) else find_run(None, names[0])
     return run, [word for word in words if word != names[0]]
+
+
+def _is_place(word: str) -> bool:
+    """Tell a folder from the name of an experiment."""
+    return Path(word).exists() or os.sep in word
 
 
 def _phantom(args: argparse.Namespace) -> int:
@@ -256,8 +260,10 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from bts_lightning.compare import compare
+    from bts_lightning.runs import find_run
 
-    return compare(args.runs, out=args.out)
+    places = [Path(word) if _is_place(word) else find_run(None, word) for word in args.runs]
+    return compare(places, out=args.out)
 
 
 if __name__ == "__main__":

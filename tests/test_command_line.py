@@ -67,7 +67,7 @@ def test_no_verb_prints_the_help_and_fails(capsys):
         ("phantom", "the following arguments are required: out; see: bts phantom --help"),
         ("phantom out --size 3x3", "argument --size: '3x3' is not a size as 96x96x80"),
         ("phantom out --case 3", "there is no option --case 3; see: bts phantom --help"),
-        ("compare", "the following arguments are required: RUN"),
+        ("compare", "the following arguments are required: RUN|EXPERIMENT"),
         ("predict a --out b --t1x c", "unknown option --t1x; overrides are written key=value"),
         ("evaluate", "name one run, as runs/a2fseg/20260131-120000, or experiment; got none"),
         ("evaluate a b seed=1", "name one run, as runs/a2fseg/20260131-120000, or experiment; got"),

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from bts_lightning.__main__ import main
 from bts_lightning.compare import compare
 from bts_lightning.errors import UserError
 from bts_lightning.report.paired import pair
@@ -112,6 +113,18 @@ def test_only_common_subsets_are_compared(tmp_path: Path) -> None:
     some = [row for row in made if row["subset"] in ("t1", "flair")]
     text = printed([make_run(tmp_path, "all", made), make_run(tmp_path, "some", some)])
     assert "of 6 cells" in text
+
+
+def test_an_experiment_stands_for_its_newest_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one/1", "two/1"):
+        (make_run(tmp_path / "runs", name, rows(3)) / "config.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "one", "runs/two/1"]) == 0
+    assert "two/1 against one/1" in capsys.readouterr().out
+    assert main(["compare", "one", "three"]) == 2
+    assert "there are runs of: one, two" in capsys.readouterr().err
 
 
 def test_newest_evaluation_of_a_run_is_taken(tmp_path: Path) -> None:
