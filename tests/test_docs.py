@@ -141,7 +141,8 @@ def check_forwarded(verb: str, words: list[str], capsys: pytest.CaptureFixture[s
             option = word.partition("=")[0]
             assert re.search(rf"{option}\b", known), f"bts {verb} has no option {option}"
     if verb in ("sweep", "study"):
-        for experiment in words[:1]:
+        # A study takes its experiments as one word, with those of several words quoted inside.
+        for experiment in shlex.split(words[0]) if words else ():
             for name in experiment.split():
                 if not is_override(name) and not PLACEHOLDER.fullmatch(name):
                     find_experiment(name)
