@@ -52,7 +52,8 @@ class Sample:
     def fill(self, image: Array, label: Array) -> None:
         """Write the sample over `image` 4×D×H×W and `label` D×H×W, usually rows of a batch."""
         try:
-            if any(c < 0 for c in self.corner):
+            sizes = zip(self.corner, label.shape, self.truth.shape, strict=True)
+            if any(corner < 0 or corner + edge > size for corner, edge, size in sizes):
                 image[...] = 0
                 label[...] = 0
             self._copy(image, label)

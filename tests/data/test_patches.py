@@ -417,3 +417,17 @@ def test_reading_leaves_the_global_generators_alone(cases: list[FileCase]) -> No
     list(PatchLoader(PatchDataset(cases, patch=8, availability=Uniform15()), workers=2))
     assert torch.equal(state, torch.get_rng_state())
     assert np_state == np.random.get_state()[1].tolist()
+
+
+@pytest.mark.parametrize("edge", [15, 16, 17])
+def test_what_lies_beyond_a_volume_is_background_whatever_the_memory_held(
+    tmp_path: Path, edge: int
+) -> None:
+    """One voxel too few has its missing plane at the end, where no corner is negative."""
+    case = write_case(tmp_path, "a", size=(15, 16, 17))
+    sample = PatchDataset([case], patch=edge, flip=0.0).draw(0, 0)
+    image = np.full((4, edge, edge, edge), np.nan, np.float16)
+    label = np.full((edge, edge, edge), 99, np.uint8)
+    sample.fill(image, label)
+    assert np.isfinite(image).all()
+    assert label.max() <= 3
