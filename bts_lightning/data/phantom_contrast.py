@@ -45,13 +45,15 @@ def render(
     """Take the four images of a head; `grid` is that of the tissues' box."""
     shared = _Shared(rng, tissues, tumour, grid)
     images = {}
-    for modality in MODALITIES:
-        signal = _healthy(rng, modality, shared)
-        _add_tumour(rng, modality, signal, shared)
-        signal *= np.exp(np.float32(rng.uniform(0.03, 0.12)) * smooth_noise(rng, grid, 75.0))
-        signal = _acquire(rng, signal, modality, grid)
-        # Scanner units: two hospitals may differ by a factor of ten.
-        gain = float(np.exp(rng.uniform(np.log(250), np.log(1800))))
+    # Own chance for each scan, in which what depends on the grid comes last: brightness is the same
+    # at every resolution.
+    for modality, own in zip(MODALITIES, rng.spawn(len(MODALITIES)), strict=True):
+        # Scanner units: two hospitals may differ by a factor of seven.
+        gain = float(np.exp(own.uniform(np.log(250), np.log(1800))))
+        signal = _healthy(own, modality, shared)
+        _add_tumour(own, modality, signal, shared)
+        signal *= np.exp(np.float32(own.uniform(0.03, 0.12)) * smooth_noise(own, grid, 75.0))
+        signal = _acquire(own, signal, modality, grid)
         # One is the least that a voxel of the brain has; zero is background and nothing else.
         units = np.where(tissues.inside, np.maximum(np.rint(signal * gain), 1), 0)
         images[modality] = units.astype(np.int16)
@@ -83,28 +85,38 @@ def _healthy(rng: np.random.Generator, modality: Modality, shared: _Shared) -> A
     signal = (grey * tissues.grey + white * tissues.white) * grain + fluid * tissues.fluid
     # The skull's place holds fluid, so that thick slices do not darken the rim of the brain.
     signal[~tissues.inside] = fluid
-    ventricles = tissues.ventricles
     if modality == "t1c":
-        outer = np.exp(-tissues.shell / 2) * tissues.fluid
-        course = (
-            np.clip(3 * tissues.fluid, 0, 1) * (ventricles > 4) + np.float32(0.12) * tissues.grey
-        )
-        signal += np.float32(0.8) * shared.vessels * course
-        falx = np.exp(-((tissues.midline / 1.3) ** 2)) * tissues.fluid * (ventricles > 12)
-        signal += np.float32(0.45) * falx * (1 + np.float32(0.4) * smooth_noise(rng, grid, 8.0))
-        signal += np.float32(0.5) * outer * np.clip(smooth_noise(rng, grid, 9.0) - 0.3, 0, 1.5)
-        plexus = np.clip(smooth_noise(rng, grid, 6.0) - 0.9, 0, 1) * (ventricles < -1)
-        signal += np.float32(0.6) * plexus * tissues.fluid
+        signal += _enhanced_vessels(rng, shared)
     if modality == "t2":
+        # Blood that flows gives no echo.
         signal *= 1 - np.float32(0.7) * shared.vessels * np.clip(2 * tissues.fluid, 0, 1)
     if modality == "flair":
-        near = np.exp(-np.maximum(ventricles, 0) / 2.5) * np.clip(1.3 - 2 * tissues.fluid, 0, 1)
-        signal += np.float32(shared.caps) * near
-        spots = np.clip(smooth_noise(rng, grid, 5.0) - 2.0, 0, 1) * np.exp(
-            -np.maximum(ventricles, 0) / 12
-        )
-        signal += np.float32(2 * shared.caps) * spots * tissues.white
+        signal += _aged_white_matter(rng, shared)
     return signal
+
+
+def _enhanced_vessels(rng: np.random.Generator, shared: _Shared) -> Array:
+    """Light up what takes up contrast in a healthy head: vessels, falx, dura, choroid plexus."""
+    tissues, grid = shared.tissues, shared.grid
+    fluid, ventricles = tissues.fluid, tissues.ventricles
+    course = np.clip(3 * fluid, 0, 1) * (ventricles > 4) + np.float32(0.12) * tissues.grey
+    falx = np.exp(-((tissues.midline / 1.3) ** 2)) * fluid * (ventricles > 12)
+    falx *= 1 + np.float32(0.4) * smooth_noise(rng, grid, 8.0)
+    dura = np.exp(-tissues.shell / 2) * fluid
+    dura *= np.clip(smooth_noise(rng, grid, 9.0) - 0.3, 0, 1.5)
+    plexus = np.clip(smooth_noise(rng, grid, 6.0) - 0.9, 0, 1) * (ventricles < -1) * fluid
+    light = np.float32(0.8) * shared.vessels * course + np.float32(0.45) * falx
+    light += np.float32(0.5) * dura + np.float32(0.6) * plexus
+    return light
+
+
+def _aged_white_matter(rng: np.random.Generator, shared: _Shared) -> Array:
+    """Light up caps on the ventricles and small spots, which are no tumour."""
+    tissues = shared.tissues
+    away = np.maximum(tissues.ventricles, 0)
+    caps = np.exp(-away / 2.5) * np.clip(1.3 - 2 * tissues.fluid, 0, 1)
+    spots = np.clip(smooth_noise(rng, shared.grid, 5.0) - 2.0, 0, 1) * np.exp(-away / 12)
+    return np.float32(shared.caps) * (caps + 2 * spots * tissues.white)
 
 
 def _add_tumour(

@@ -89,15 +89,17 @@ def test_full_size_has_the_affine_of_brats() -> None:
 
 
 def test_a_smaller_grid_shows_the_same_head_at_its_physical_size() -> None:
-    volumes, middles = [], []
+    volumes, middles, brightness = [], [], []
     for size in (TINY, (80, 80, 52)):
         images, label, placed = generate_case(3, 0, size)
         voxel = abs(np.linalg.det(placed[:3, :3])) / 1000
         volumes.append([(images["t1"] > 0).sum() * voxel, (label > 0).sum() * voxel])
+        brightness.append([np.median(image[image > 0]) for image in images.values()])
         middle = np.append(ndimage.center_of_mass(label > 0), 1.0)
         middles.append((placed @ middle)[:3])
     np.testing.assert_allclose(volumes[0], volumes[1], rtol=0.1)
     np.testing.assert_allclose(middles[0], middles[1], atol=2.0)
+    np.testing.assert_allclose(brightness[0], brightness[1], rtol=0.05)
     assert 1100 < volumes[0][0] < 2100  # ml: a brain with the fluid around it
 
 
