@@ -176,7 +176,9 @@ def _subset_rows(results: Sequence[Result], metric: str, region: int) -> list[li
 
 def _markdown(results: Sequence[Result], said: Sequence[str]) -> str:
     lines = ["# Study", "", *(f"- {_plain(text)}" for text in said)]
-    lines += ["- Paired tests: [comparison/comparison.md](comparison/comparison.md)", ""]
+    if len(_by_experiment(results)) > 1:
+        lines.append("- Paired tests: [comparison/comparison.md](comparison/comparison.md)")
+    lines.append("")
     _each_table(results, lambda title, heads, rows: lines.extend(_md(title, heads, rows)))
     return "\n".join(lines)
 
@@ -186,6 +188,8 @@ def _html(results: Sequence[Result], said: Sequence[str]) -> str:
     parts: list[str] = []
     _each_table(results, lambda title, heads, rows: parts.append(_section(title, heads, rows)))
     items = "".join(f"<li>{escape(text)}</li>" for text in said)
+    if len(_by_experiment(results)) > 1:
+        items += '<li>Paired tests: <a href="comparison/comparison.html">comparison</a></li>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -193,8 +197,7 @@ def _html(results: Sequence[Result], said: Sequence[str]) -> str:
         "style-src 'unsafe-inline'\">"
         '<meta name="color-scheme" content="light dark"><title>Study</title>'
         f"<style>{style}</style></head><body><header><h1>Study</h1></header><main>"
-        f'<section><ul class="findings">{items}<li>Paired tests: '
-        '<a href="comparison/comparison.html">comparison</a></li></ul></section>'
+        f'<section><ul class="findings">{items}</ul></section>'
         f"{''.join(parts)}</main></body></html>"
     )
 
@@ -219,7 +222,10 @@ def _md(title: str, heads: list[str], rows: list[list[str]]) -> list[str]:
 def _section(title: str, heads: list[str], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{escape(text)}</td>" for text in rest)
+        + "</tr>"
+        for first, *rest in rows
     )
     return (
         f'<section><h2>{escape(title)}</h2><div class="scroll"><table><thead><tr>{head}</tr>'

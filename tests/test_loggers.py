@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bts_lightning.loggers import Csv, Wandb, read_metrics
+from bts_lightning.loggers import Csv, Wandb, has_credentials, read_metrics
 
 
 def test_metrics_of_different_names_share_one_table(tmp_path: Path):
@@ -52,3 +52,30 @@ def test_wandb_is_online_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert not Wandb(save_dir=str(tmp_path / "runs/a/1/logs"))._offline
+
+
+@pytest.mark.parametrize("host", ["api.wandb.ai", "api.forge.coreweave.com"])
+def test_a_login_of_either_wandb_server_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
+):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not has_credentials()
+    login = tmp_path / ".netrc"
+    login.write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
+    login.chmod(0o600)
+    assert has_credentials()
+    # `wandb login --host` has chosen another server, for which there is no key.
+    settings = tmp_path / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[default]\nbase_url = http://wandb.local:8080\n")
+    assert not has_credentials()
+    login.write_text("machine wandb.local:8080\n  login user\n  password x\n")
+    assert has_credentials()
+
+
+def test_a_table_is_readable_while_a_row_is_written(tmp_path: Path):
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,metric,value\n0,loss,0.5\n1,loss,0.2")
+    assert read_metrics(file) == {"loss": [(0, 0.5)]}

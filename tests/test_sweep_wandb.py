@@ -78,6 +78,35 @@ def test_without_an_account_it_says_what_to_do(tmp_path: Path):
     assert len(done.stderr.splitlines()) == 1
 
 
+LOGGING = """
+from bts_lightning.loggers import Wandb
+logger = Wandb(save_dir="runs/a/1/logs")
+logger.log_metrics({"val/dice/mean": 0.5}, step=0)
+print("offline" if logger.experiment.offline else "online")
+"""
+
+
+def test_a_server_that_does_not_answer_stops_no_training(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", LOGGING],
+        cwd=tmp_path,
+        # Nothing listens at port 9; wandb would try for 90 seconds.
+        env=os.environ
+        | {
+            "WANDB_BASE_URL": "http://127.0.0.1:9",
+            "WANDB_API_KEY": "0" * 40,
+            "WANDB_INIT_TIMEOUT": "2",
+            "HOME": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "offline" in done.stdout
+    assert "wandb sync" in done.stderr
+    assert list(tmp_path.glob("runs/a/1/logs/wandb/offline-run-*/*.wandb"))
+
+
 @pytest.mark.slow
 def test_trainings_are_swept(tmp_path: Path, phantom: Path):
     (tmp_path / "experiments").mkdir()
