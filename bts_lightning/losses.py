@@ -50,7 +50,6 @@ class SegmentationLoss(nn.Module, ABC):
     def labels(self, probabilities: Tensor) -> Tensor:
         """Turn probabilities B×C×D×H×W into stored labels B×D×H×W (uint8)."""
 
-
     @abstractmethod
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """Give the divergence KL(target, logits) in parts, B×C×D×H×W; both are logits."""

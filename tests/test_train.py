@@ -73,7 +73,8 @@ def with_a_network() -> list[str]:
     return [
         name
         for name, experiment in loaded.items()
-        if OmegaConf.is_dict(experiment.get("net")) and "_target_" in experiment.net
+        if OmegaConf.is_dict(experiment.get("net"))
+        and "_target_" in experiment.net
         # Those who need a run of another experiment first are tested with it.
         and not OmegaConf.is_missing(experiment.task, "teacher")
     ]
@@ -121,7 +122,6 @@ def test_a_stopped_training_ends_with_the_same_weights(
     undisturbed.rename("undisturbed")
     stop = "callbacks.stop._target_=tests.training_parts.SignalAt"
     told = [stop, f"callbacks.stop.step={step}", f"callbacks.stop.number={int(number)}"]
-    runs.os.environ.pop(runs.RUN_VARIABLE)
     assert train(*words, *told) == 2
     printed = capsys.readouterr().err
     assert f"stopped by {signal.Signals(number).name}" in printed
@@ -139,7 +139,6 @@ def test_a_seed_reproduces_a_run_and_another_does_not(phantom: Path) -> None:
     found = []
     for seed in (1, 1, 2):
         assert train(*words, f"seed={seed}", "callbacks.best=null") == 0
-        runs.os.environ.pop(runs.RUN_VARIABLE)
         run = the_run()
         found.append(final(run))
         run.rename(f"run{len(found)}")
