@@ -32,14 +32,19 @@ console = Console(highlight=False, soft_wrap=True)
 
 def train(words: Sequence[str], allow: Sequence[str] = ()) -> int:
     """Train the experiment that the words describe, or continue the run that they name."""
-    run, config = _open(words, allow)
+    told = os.environ.get(runs.RUN_VARIABLE)
     try:
+        run, config = _open(words, allow)
         fit(config, run)
     except UserError as error:
         # A training that was stopped has not failed: a sweep stops those that fall behind.
         if not isinstance(error.__cause__, PreemptedError):
             report_failure()
         raise
+    finally:
+        # It is for the processes of this training; the next one, in a notebook, has its own run.
+        if told is None:
+            os.environ.pop(runs.RUN_VARIABLE, None)
     return 0
 
 
