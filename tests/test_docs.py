@@ -112,6 +112,7 @@ def check_bts(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     if not rest:
         return
     if verb == "show" or "--help" in rest:
+        words = ["a2fseg" if word == "EXPERIMENT" else word for word in words]
         assert main(words) == 0, capsys.readouterr().err
         return
     args, overrides = parser.parse_known_args(words)
