@@ -18,7 +18,6 @@ FAMILIES = {
     "subsets": "15 subsets of a case, beside a loop over masks, cases and windows",
     "step": "a training step per network and precision",
     "scale": "time and memory as cases and ranks grow",
-    "networks": "weights, operations and memory of every network",
 }
 # `page` joins results into a document.
 VERBS = (*FAMILIES, "page")

@@ -1,0 +1,50 @@
+"""Count the arithmetic of encoders and decoders, on tensors without content."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bts_lightning.bench.recipes import Recipe
+from bts_lightning.modalities import SUBSETS
+
+
+@dataclass(frozen=True)
+class Cost:
+    """GFLOP of one window: encoders, decoder for one subset, and for all 15 as we decode them."""
+
+    encode: float
+    decode: float
+    decode_all: float
+
+    @property
+    def naive(self) -> float:
+        """Give what a whole pass for each subset costs."""
+        return len(SUBSETS) * (self.encode + self.decode)
+
+    @property
+    def reuse_bound(self) -> float:
+        """Give how much faster it may become by encoding once."""
+        return self.naive / (self.encode + len(SUBSETS) * self.decode)
+
+    @property
+    def ours_bound(self) -> float:
+        """Give the same for what we really compute."""
+        return self.naive / (self.encode + self.decode_all)
+
+
+def count(recipe: Recipe, window: int) -> Cost:
+    """Count the convolutions and matrix products of one window."""
+    with torch.device("meta"):
+        net = recipe.net().eval()
+    image = torch.empty(1, 4, *[window] * 3, device="meta")
+    present = torch.ones(1, 4, dtype=torch.bool, device="meta")
+    subsets = torch.tensor(SUBSETS, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        features = net.encode(image, present)
+        encode = counter.get_total_flops()
+        net.decode(features)
+        decode = counter.get_total_flops() - encode
+        net.decode(features.repeat(len(SUBSETS)).restrict(subsets))
+        decode_all = counter.get_total_flops() - encode - decode
+    return Cost(encode / 1e9, decode / 1e9, decode_all / 1e9)

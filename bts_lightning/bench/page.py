@@ -1,0 +1,105 @@
+"""Write docs/benchmarks.md from the results of one or more machines."""
+
+import argparse
+from pathlib import Path
+
+from bts_lightning.bench import FAMILIES
+from bts_lightning.bench.result import Result, markdown, read_all, shown
+from bts_lightning.errors import UserError
+
+INTRODUCTION = """# Benchmarks
+
+Written by `make bench` (`bts bench`), which makes an environment of its own for the peers, runs
+ours and theirs on the same files in turns, and takes medians; ± is half the distance from the
+slowest round to the fastest. The peers are pinned in `bts_lightning/bench/peers.txt`. Ratios
+matter; absolute times drift with the load of the machine, which is given. Single families, here or
+on another machine:
+
+```bash
+bts bench loader           # also: metrics subsets step scale; --help lists the options of each
+bts bench step a2fseg rfnet --device cuda --results gpu
+bts bench page bench gpu   # joins the results of folders into this page
+```
+
+A machine with torch, Lightning, NumPy, SciPy and numba can measure the GPU rows from a checkout,
+without an installation: `python -m bts_lightning.bench subsets --device cuda`.
+"""
+# What a page without GPU results says, family by family.
+ON_GPU = ("loader", "subsets", "step")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what can be chosen."""
+    parser.add_argument("results", type=Path, nargs="*", help="folders of JSON files (bench)")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), help="the page")
+
+
+def write(args: argparse.Namespace) -> int:
+    """Join all results into one page."""
+    folders = args.results or [Path("bench")]
+    results = read_all(folders)
+    if not results:
+        raise UserError(f"no results in {', '.join(map(str, folders))}; `bts bench` makes them")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.out.with_suffix(".partial")
+    partial.write_text(compose(results), encoding="utf-8")
+    partial.replace(args.out)
+    print(f"{len(results)} results in {args.out}")
+    return 0
+
+
+def compose(results: list[Result]) -> str:
+    """Give the page: promises first, then each family, then the machines."""
+    order = list(FAMILIES)
+    results = sorted(results, key=lambda r: (order.index(r.family), r.device))
+    machines = _machines(results)
+    lines = [INTRODUCTION, "## What is promised, and what was measured", ""]
+    lines += _promises(results)
+    for family in order:
+        of_family = [result for result in results if result.family == family]
+        if not of_family:
+            continue
+        lines += ["", f"## {family}", "", f"{FAMILIES[family][0].upper()}{FAMILIES[family][1:]}."]
+        for result in of_family:
+            lines += _section(result, machines)
+        if family in ON_GPU and all(result.device == "cpu" for result in of_family):
+            lines += ["", f"On a GPU: not measured; `bts bench {family} --device cuda` does."]
+    lines += ["", "## Machines", ""]
+    for number, facts in enumerate(machines, start=1):
+        lines += [f"{number}. " + "; ".join(f"{name} {value}" for name, value in facts)]
+    return "\n".join(lines) + "\n"
+
+
+def _promises(results: list[Result]) -> list[str]:
+    claims = [(result.device, claim) for result in results for claim in result.claims]
+    lines = ["| | on | target | measured | |", "|---|---|---:|---:|---|"]
+    for device, claim in claims:
+        word = "holds" if claim.holds else "**missed**"
+        target, measured = shown(claim.target), shown(claim.measured)
+        lines.append(f"| {claim.what} | {device} | {target}× | {measured}× | {word} |")
+    return lines
+
+
+def _section(result: Result, machines: list[tuple[tuple[str, str], ...]]) -> list[str]:
+    number = machines.index(_facts(result)) + 1
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
+    load = result.machine.get("load", "unknown")
+    lines = []
+    for table in result.tables:
+        lines += ["", f"**{table.title}** ({result.device})", "", *markdown(table)]
+    return [
+        *lines,
+        "",
+        f"`{result.command}`, {result.seconds:.0f} s on machine {number}, load {load}. {settings}. "
+        f"{versions}.",
+    ]
+
+
+def _machines(results: list[Result]) -> list[tuple[tuple[str, str], ...]]:
+    return list(dict.fromkeys(_facts(result) for result in results))
+
+
+def _facts(result: Result) -> tuple[tuple[str, str], ...]:
+    # The load differs from family to family and stands there.
+    return tuple((name, value) for name, value in result.machine.items() if name != "load")

@@ -1,0 +1,281 @@
+"""A training step of each network and precision: seconds, arithmetic a second, memory."""
+
+import argparse
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bts_lightning.allocator import keep_freed_memory
+from bts_lightning.bench import recipes, synthetic
+from bts_lightning.bench.machine import start
+from bts_lightning.bench.recipes import Recipe
+from bts_lightning.bench.result import Cell, Claim, Result, Table
+from bts_lightning.bench.timing import seconds_of, synchronise
+from bts_lightning.data.augment import Augment
+from bts_lightning.data.patches import PatchLoader
+from bts_lightning.data.samples import PatchDataset
+from bts_lightning.modalities import MODALITIES
+
+# Small forms for a CPU; published ones for a GPU, at their published patch.
+NETWORKS = {
+    "cpu": ("a2fseg:width=8,poolings=4", "rfnet:width=8", "uhved", "unet:width=8,poolings=4"),
+    "cuda": ("a2fseg", "a2fseg:variant=paper", "rfnet", "mmformer", "amoe_bts", "uhved", "unet"),
+}
+# Edge of the square matrices whose product gives the peak.
+PEAK_EDGE = {"cpu": 1024, "cuda": 8192}
+# Design target: the step of A2FSeg on a GPU against its official network at its precision.
+TARGET = 2.0
+# Kernels are chosen and compiled before the clock runs.
+WARM = 3
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a step is computed.
+
+    Attributes:
+        dtype: of autocast; None for single precision.
+        scaled: the loss is scaled, as half precision needs.
+    """
+
+    name: str
+    dtype: torch.dtype | None = None
+    scaled: bool = False
+    channels_last: bool = False
+    compiled: bool = False
+
+
+OFFICIAL = Mode("fp16, as the official code", torch.float16, scaled=True)
+FAST = Mode("bf16, channels last, compiled", torch.bfloat16, channels_last=True, compiled=True)
+MODES = {
+    "fp32": Mode("fp32"),
+    "fp32-last": Mode("fp32, channels last", channels_last=True),
+    "official": OFFICIAL,
+    "bf16": Mode("bf16", torch.bfloat16),
+    "bf16-last": Mode("bf16, channels last", torch.bfloat16, channels_last=True),
+    "bf16-compiled": Mode("bf16, compiled", torch.bfloat16, compiled=True),
+    "fast": FAST,
+}
+CHOSEN = {"cpu": "fp32,fp32-last,bf16", "cuda": "fp32,official,bf16,bf16-last,fast"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what can be chosen."""
+    parser.add_argument("networks", nargs="*", help="as a2fseg:variant=paper,width=8")
+    parser.add_argument("--modes", help=f"of {', '.join(MODES)}; separated by commas")
+    parser.add_argument("--patch", type=int, help="edge (the published one; 48 on a CPU)")
+    parser.add_argument("--batch", type=int, default=1, help="samples a step (%(default)s)")
+    parser.add_argument("--steps", type=int, help="timed steps (10; 5 on a CPU)")
+    parser.add_argument("--loader", action="store_true", help="also with a real loader")
+
+
+def measure(args: argparse.Namespace) -> Result:
+    """Time every network in every mode; a mode that fails gives a row that says why."""
+    kind = args.device.type
+    names = args.networks or NETWORKS[kind]
+    modes = [MODES[word] for word in (args.modes or CHOSEN[kind]).split(",")]
+    steps = args.steps or (2 if args.quick else 5 if kind == "cpu" else 10)
+    keep_freed_memory()
+    peaks = {mode.dtype: matrix_peak(mode.dtype, args.device) for mode in modes}
+    settings = {"batch": args.batch, "steps": steps, "present": "all four modalities"}
+    result = start("step", args, settings=settings)
+    rows: list[list[Cell]] = []
+    result.tables.append(_table(rows, peaks, kind))
+    for name in names:
+        recipe = Recipe(name)
+        patch = args.patch or (recipe.patch if kind == "cuda" else 48)
+        arithmetic = count_step(recipe, patch, args.batch)
+        found: dict[Mode, tuple[float, int]] = {}
+        for mode in modes:
+            if mode is OFFICIAL and not name.startswith("a2fseg"):
+                continue
+            print(f"{name}, {patch}³, {mode.name}", flush=True)
+            row: list[Cell] = [name, patch, mode.name]
+            try:
+                seconds, memory = time_step(recipe, mode, patch, args.batch, steps, args.device)
+            except Exception as error:  # a compiler or memory may be missing; the rest can go on
+                print(f"  {type(error).__name__}: {error}", flush=True)
+                rows.append([*row, *[None] * 4, f"failed: {type(error).__name__}"])
+                _free()
+                continue
+            found[mode] = seconds, memory
+            speed = arithmetic / seconds
+            gib = memory / 2**30 if memory else None
+            rows.append([*row, seconds, speed / 1e12, f"{speed / peaks[mode.dtype]:.0%}", gib, ""])
+            # A lease may end: what there is must be on disk.
+            result.save(args.results)
+        if name == "a2fseg" and OFFICIAL in found:
+            result.claims += _claims(found)
+    if args.loader or kind == "cuda":
+        result.tables.append(fed_step(args, Recipe(names[0]), modes[-1]))
+    return result
+
+
+def time_step(
+    recipe: Recipe, mode: Mode, patch: int, batch: int, steps: int, device: torch.device
+) -> tuple[float, int]:
+    """Give the median seconds of a step and the peak memory."""
+    _free()
+    train = stepper(recipe, mode, patch, device)
+    given = synthetic_batch(batch, patch, device)
+    for _ in range(WARM):
+        train(given)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = [seconds_of(lambda: train(given)) for _ in range(steps)]
+    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    return float(np.median(seconds)), memory
+
+
+def stepper(
+    recipe: Recipe, mode: Mode, patch: int, device: torch.device
+) -> Callable[[dict[str, Any]], None]:
+    """Build network, loss and optimizer of the experiment, and what does one step with them."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    sized = {"patch": patch} if "patch" in recipe.tree["net"] else {}
+    settings: dict[str, Any] = {
+        "channels_last": mode.channels_last,
+        "compile_net": mode.compiled,
+        "main_loss_from_epoch": 0,
+    }
+    task = recipe.task(recipe.net(**sized), **settings).to(device).train()
+    task.setup("fit")
+    optimizer = task.make_optimizer(task.parameters())
+    scaler = torch.amp.GradScaler(device.type, enabled=mode.scaled)
+
+    def train(batch: dict[str, Any]) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, mode.dtype, enabled=mode.dtype is not None):
+            total = torch.stack(list(task._step(batch).values())).sum()
+        scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+
+    return train
+
+
+def synthetic_batch(size: int, patch: int, device: torch.device) -> dict[str, Any]:
+    """Make a batch as it stands on the device when a step begins."""
+    cases = [synthetic.make_case((patch,) * 3, seed=i) for i in range(size)]
+    everything = torch.ones(size, len(MODALITIES), dtype=torch.bool, device=device)
+    return {
+        "image": torch.from_numpy(np.stack([image for image, _ in cases])).to(device).float(),
+        "label": torch.from_numpy(np.stack([label for _, label in cases])).to(device),
+        "present": everything,
+        "available": everything,
+        "case": [f"synthetic_{i}" for i in range(size)],
+        "seed": list(range(size)),
+    }
+
+
+def count_step(recipe: Recipe, patch: int, batch: int) -> float:
+    """Count convolutions and matrix products, forward and backward, on empty tensors."""
+    sized = {"patch": patch} if "patch" in recipe.tree["net"] else {}
+    with torch.device("meta"):
+        net = recipe.net(**sized).train()
+    image = torch.empty(batch, len(MODALITIES), *[patch] * 3, device="meta")
+    present = torch.ones(batch, len(MODALITIES), dtype=torch.bool, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        output = net(image, present, present)
+        predictions = [output.logits, *(extra.logits for extra in output.auxiliary)]
+        terms = [x.sum() for x in predictions] + list(output.penalties.values())
+        torch.stack(terms).sum().backward()  # type: ignore[no-untyped-call]
+    return float(counter.get_total_flops())
+
+
+def matrix_peak(dtype: torch.dtype | None, device: torch.device) -> float:
+    """Measure what the device reaches in a large matrix product, FLOP a second."""
+    edge = PEAK_EDGE[device.type]
+    single = dtype is None
+    before = torch.backends.cuda.matmul.allow_tf32
+    # Convolutions in single precision run in TF32 by default; the peak must be that of the same.
+    torch.backends.cuda.matmul.allow_tf32 = single
+    try:
+        a = torch.randn(edge, edge, device=device, dtype=dtype or torch.float32)
+        b = torch.randn_like(a)
+        product: Callable[[], Tensor] = lambda: a @ b  # noqa: E731
+        for _ in range(WARM):
+            product()
+        # Ten in a row, or the start of a kernel would count.
+        seconds = min(seconds_of(lambda: [product() for _ in range(10)]) for _ in range(3)) / 10
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    return 2 * edge**3 / seconds
+
+
+def fed_step(args: argparse.Namespace, recipe: Recipe, mode: Mode) -> Table:
+    """Train from cases on disk, with augmentation on the device, and time the wait for data."""
+    device, patch = args.device, args.patch or (recipe.patch if args.device.type == "cuda" else 48)
+    cases = synthetic.write_cases(args.scratch, 2)
+    patches = PatchDataset(cases, samples=1000, patch=patch)
+    augment = Augment(recipes.build(recipes.read("nnunet")["data"]["augment"]))
+    train = stepper(recipe, mode, patch, device)
+    rows: list[list[Cell]] = []
+    for threads in (1, 4):
+        pin = device.type == "cuda"
+        loader = PatchLoader(patches, batch_size=args.batch, workers=threads, pin=pin)
+        batches = iter(loader)
+        waited, steps, began = 0.0, 0, 0.0
+        for turn in range(WARM + (4 if device.type == "cpu" else 20)):
+            if turn == WARM:
+                synchronise()
+                waited, began = 0.0, time.perf_counter()
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            on_device = {
+                k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
+                for k, v in batch.items()
+            }
+            train(augment(on_device))
+            steps += turn >= WARM
+        synchronise()
+        whole = time.perf_counter() - began
+        batches.close()  # type: ignore[attr-defined]
+        rows.append([threads, whole / steps, f"{waited / whole:.1%}"])
+    return Table(
+        f"{recipe.name}, {mode.name}, fed by the loader, nnU-Net's augmentation on the device",
+        ["threads", "s a step", "waiting for data"],
+        rows,
+    )
+
+
+def _table(rows: list[list[Cell]], peaks: dict[torch.dtype | None, float], kind: str) -> Table:
+    named = {None: "TF32" if kind == "cuda" else "fp32", torch.float16: "fp16"}
+    named |= {torch.bfloat16: "bf16"}
+    shown = ", ".join(f"{named[dtype]} {peak / 1e12:.3g}" for dtype, peak in peaks.items())
+    return Table(
+        "One training step: forward, backward, optimizer",
+        ["network", "patch", "precision", "s", "TFLOP/s", "of peak", "peak memory, GiB", ""],
+        rows,
+        [
+            f"Matrix product on this device, TFLOP/s: {shown}. *As the official code*: our network"
+            " of the same wiring and arithmetic, run as A2FSeg's repository runs its own: fp16"
+            " autocast with a scaled loss, contiguous, not compiled. Its own code was not run."
+        ],
+    )
+
+
+def _claims(found: dict[Mode, tuple[float, int]]) -> list[Claim]:
+    best = min((m for m in found if m is not OFFICIAL), key=lambda m: found[m][0], default=None)
+    if best is None:
+        return []
+    (theirs, held), (ours, needed) = found[OFFICIAL], found[best]
+    claims = [Claim(f"a2fseg step, {best.name} against {OFFICIAL.name}", TARGET, theirs / ours)]
+    if needed:
+        claims.append(Claim(f"a2fseg peak memory, {OFFICIAL.name} over ours", 1.0, held / needed))
+    return claims
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

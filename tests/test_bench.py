@@ -1,0 +1,241 @@
+"""Benchmarks: fair turns, results that join, and what runs where little is installed."""
+
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bts_lightning import config
+from bts_lightning.bench import (
+    FAMILIES,
+    arithmetic,
+    loader,
+    main,
+    metrics,
+    page,
+    recipes,
+    synthetic,
+)
+from bts_lightning.bench.naive import segment_naively, write_volume
+from bts_lightning.bench.recipes import Recipe
+from bts_lightning.bench.result import Claim, Result, Table, markdown, read_all, show, shown
+from bts_lightning.bench.timing import Timing, take_turns
+from bts_lightning.errors import UserError
+from bts_lightning.inference import Protocol, segment
+from bts_lightning.modalities import COMPLETE, parse_subset
+
+
+def result(family: str = "loader", device: str = "cpu", measured: float = 7.0) -> Result:
+    return Result(
+        family=family,
+        device=device,
+        command=f"bts bench {family}",
+        machine={"processor": "some", "load": "0.1"},
+        versions={"torch": "2"},
+        settings={"patch": 128},
+        tables=[Table("Patches", ["", "patches/s"], [["ours", 100.0], ["theirs", None]])],
+        claims=[Claim("against theirs", 5.0, measured)],
+    )
+
+
+def test_contenders_take_turns() -> None:
+    called: list[str] = []
+    timings = take_turns(
+        {name: lambda name=name: called.append(name) for name in "ab"},
+        rounds=2,
+        warm=0,
+    )
+    assert called == ["a", "b", "a", "b"]
+    assert len(timings["a"].seconds) == 2
+
+
+def test_slow_contenders_are_neither_warmed_nor_repeated() -> None:
+    called: list[str] = []
+    take_turns(
+        {name: lambda name=name: called.append(name) for name in "ab"}, rounds=2, fewer={"b": 1}
+    )
+    assert called == ["a", "a", "b", "a"]
+
+
+def test_spread_is_half_the_range_over_the_median() -> None:
+    assert Timing([1.0, 2.0, 4.0]).spread == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (1234, "1,234"),
+        (12.345, "12.3"),
+        (0.012345, "0.0123"),
+        (123456.0, "123,456"),
+        (2e-9, "2.0e-09"),
+        ("word", "word"),
+    ],
+)
+def test_cells_show_three_digits(cell: str | float | None, text: str) -> None:
+    assert shown(cell) == text
+
+
+def test_results_of_another_machine_join_and_newer_ones_replace(tmp_path: Path) -> None:
+    result("loader").save(tmp_path / "here")
+    result("loader", "cuda").save(tmp_path / "there")
+    result("loader", "cpu", measured=9.0).save(tmp_path / "later")
+    found = read_all([tmp_path / name for name in ("here", "there", "later")])
+    assert [(r.device, r.claims[0].measured) for r in found] == [("cpu", 9.0), ("cuda", 7.0)]
+
+
+def test_page_says_what_holds_what_was_missed_and_what_was_not_measured() -> None:
+    text = page.compose([result(), result("step", measured=1.0)])
+    assert "| against theirs | cpu | 5.00× | 7.00× | holds |" in text
+    assert "| against theirs | cpu | 5.00× | 1.00× | **missed** |" in text
+    assert "On a GPU: not measured; `bts bench step --device cuda` does." in text
+    assert "## metrics" not in text
+
+
+def test_page_without_results_says_how_to_make_them(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="bts bench"):
+        main(["page", str(tmp_path), f"--out={tmp_path / 'page.md'}"])
+
+
+def test_numbers_stand_to_the_right() -> None:
+    table = Table("T", ["", "s"], [["ours", 1.0]], ["A note."])
+    assert markdown(table) == ["|  | s |", "|---|---:|", "| ours | 1.00 |", "\nA note."]
+
+
+def test_tables_print_without_rich(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    show(result())
+    assert "| ours | 100 |" in capsys.readouterr().out
+
+
+def test_unknown_family_is_named_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean loader"):
+        main(["loadr"])
+
+
+@pytest.mark.parametrize("name", recipes.experiments())
+def test_recipes_are_what_the_configuration_builds(name: str) -> None:
+    node = config.load([name]).task.net
+    with torch.device("meta"):
+        ours, theirs = Recipe(name).net(), config.build(node)
+    assert type(ours) is type(theirs)
+    shapes = [[p.shape for p in net.parameters()] for net in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+
+
+def test_recipe_takes_changes() -> None:
+    assert Recipe("a2fseg:variant=paper,width=4,poolings=2").net().divisor == 4
+
+
+def test_early_fusion_gains_nothing_from_encoding_once() -> None:
+    cost = arithmetic.count(Recipe("unet:width=4,poolings=2"), 16)
+    assert cost.encode == 0
+    assert cost.reuse_bound == pytest.approx(1)
+
+
+def test_bound_is_that_of_the_specification() -> None:
+    # baselines.md: RFNet at 80³, 203.6 GFLOP a pass, 2.23 times from encoding once.
+    cost = arithmetic.count(Recipe("rfnet"), 80)
+    assert cost.encode + cost.decode == pytest.approx(203.6, rel=0.005)
+    assert cost.reuse_bound == pytest.approx(2.23, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["rfnet:width=4", "a2fseg:width=4,poolings=2"])
+@pytest.mark.parametrize("options", [{"auxiliary": True}, {"skip_absent": True}])
+def test_the_naive_loop_gives_our_label_maps(
+    name: str, options: dict[str, bool], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net, loss = Recipe(name).net().eval(), Recipe(name).loss()
+    image, _ = synthetic.make_case((20, 16, 16))
+    subsets = [parse_subset("t1c"), parse_subset("t1+flair"), COMPLETE]
+    protocol = Protocol(window=16, weighting="constant")
+    naive = segment_naively(
+        net,
+        loss,
+        write_volume(image, tmp_path / "volume.npy"),
+        protocol,
+        subsets,
+        torch.device("cpu"),
+        **options,
+    )
+    ours = segment(net, loss, image, COMPLETE, protocol, subsets)
+    assert (naive != ours).mean() < 1e-3
+    assert not net.training
+
+
+def test_predictions_differ_from_truth_and_from_each_other() -> None:
+    _, truth = synthetic.make_case((40, 40, 32))
+    predicted = synthetic.make_predictions(truth, 3)
+    assert set(np.unique(predicted)) <= {0, 1, 2, 3}
+    overlap = [np.mean((p > 0) & (truth > 0)) / np.mean(truth > 0) for p in predicted]
+    assert all(0.3 < share < 1 for share in overlap)
+    assert (predicted[0] != predicted[2]).any()
+    np.testing.assert_array_equal(predicted, synthetic.make_predictions(truth, 3))
+
+
+def test_scores_agree_with_those_of_the_peers(tmp_path: Path) -> None:
+    args = Namespace(
+        size="40x40x32",
+        rounds=1,
+        sample=4,
+        quick=False,
+        no_peers=False,
+        device=torch.device("cpu"),
+        command="",
+    )
+    found = metrics.measure(args)
+    rows = {str(row[0]).partition(",")[0]: row for row in found.tables[1].rows}
+    for peer in ("MONAI", "medpy", "SimpleITK's distance maps", "torchmetrics"):
+        assert float(rows[peer][2] or 0) < 1e-6, peer  # Dice
+    for peer in ("MONAI", "medpy", "SimpleITK's distance maps"):
+        assert rows[peer][5] == "the same"
+        assert float(rows[peer][4] or 0) < 1e-5, peer  # HD95
+
+
+def test_ours_delivers_whole_batches(tmp_path: Path) -> None:
+    cases = synthetic.write_cases(tmp_path, 2, (20, 20, 18))
+    assert cases[0].foreground[:, 0].min() >= 1
+    for contender in (loader.ours(cases, 16, 2), loader.ours_as_subjects(cases, 16)):
+        with contender.start() as arrivals:
+            assert next(arrivals) == loader.BATCH
+
+
+def test_gpu_rows_need_little_more_than_torch(tmp_path: Path) -> None:
+    script = f"""
+import sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in {sorted(ABSENT)}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from bts_lightning.bench import main
+import bts_lightning.bench.subsets, bts_lightning.bench.metrics, bts_lightning.bench.loader
+words = "step uhemis:width=4 --modes fp32 --patch 16 --steps 1 --device cpu".split()
+raise SystemExit(main([*words, "--results", {str(tmp_path)!r}]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    seconds = read_all([tmp_path])[0].tables[0].rows[0][3]
+    assert isinstance(seconds, float), done.stdout
+
+
+# Of our dependencies, those that a machine for an hour of GPU may lack.
+ABSENT = {"torchio", "omegaconf", "nibabel", "nilearn", "wandb", "SimpleITK", "optuna"}
+
+
+def test_every_family_has_a_module_with_the_two_functions() -> None:
+    for family in FAMILIES:
+        module = __import__(f"bts_lightning.bench.{family}", fromlist=["measure"])
+        assert callable(module.measure)
+        assert callable(module.add_arguments)
