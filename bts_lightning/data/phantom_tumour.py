@@ -70,14 +70,14 @@ class Compartments:
 
 def draw_tumour(rng: np.random.Generator, warp: Array, atlas: Atlas) -> Tumour:
     """Draw a patient's disease: mostly one enhancing focus in the white matter of the cerebrum."""
-    enhances = bool(rng.uniform() > 0.12)
+    enhances = bool(rng.uniform() > 0.1)
     foci = int(rng.choice([1, 2, 3], p=[0.78, 0.15, 0.07]))
     places = _possible_places(warp, atlas)
     first = places[rng.integers(len(places))]
     lesions: list[Lesion] = []
     for focus in range(foci):
         # A median of some 30 ml, as the cores of BraTS; satellites are smaller and nearby.
-        radius = float(np.clip(np.exp(rng.normal(np.log(20), 0.25)), 12, 29))
+        radius = float(np.clip(np.exp(rng.normal(np.log(20), 0.25)), 13, 29))
         centre = first
         if focus:
             radius *= rng.uniform(0.3, 0.55)
@@ -94,8 +94,8 @@ def draw_tumour(rng: np.random.Generator, warp: Array, atlas: Atlas) -> Tumour:
         lesions=tuple(lesions),
         enhances=enhances,
         rim=float(rng.uniform(2.8, 6.5)),
-        reach=float(np.clip(np.exp(rng.normal(np.log(19), 0.33)), 9, 28))
-        * (1 if enhances else 0.8),
+        reach=float(np.clip(np.exp(rng.normal(np.log(19), 0.3)), 10, 25))
+        * (1 if enhances else 0.9),
         pressure=float(rng.uniform(0.1, 0.55)),
     )
 
