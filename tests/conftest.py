@@ -32,7 +32,9 @@ def _global_state() -> Iterator[None]:
     """Undo what a test changes for the whole process."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     rng = torch.get_rng_state()
-    environment = {k: os.environ.get(k) for k in ("BTS_RUN", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    # wandb leaves the address of its service to processes that a later test starts.
+    changed = ("BTS_RUN", "PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_SERVICE")
+    environment = {name: os.environ.get(name) for name in changed}
     yield
     torch.use_deterministic_algorithms(deterministic)
     torch.set_rng_state(rng)
