@@ -153,8 +153,8 @@ def _gaps(claim: Claim) -> Sheet:
         "over the six pairs, in units of the spread of all four, so that smaller features are no "
         "closer. distance: half the mean squared difference at the same voxel (0 equal, 1 "
         "unrelated). Fréchet: between fitted Gaussians, per channel. Images are what the data have "
-        "before any network; levels are where a network keeps the modalities apart; head is what "
-        "the head reads when the network sees one modality alone."
+        "before any network, each normalised by itself; levels are where a network keeps the "
+        "modalities apart; head is what the head reads when the network sees one modality alone."
     ]
     return Sheet("Modality gap of the teachers", ["", *heads], rows, notes)
 
