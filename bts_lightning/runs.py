@@ -188,6 +188,9 @@ def machine() -> dict[str, Any]:
 
 def _job_name() -> str | None:
     """Derive one name for all processes of a job that was not started by Lightning itself."""
+    # Agents start in the same second, and their trials share one Slurm job.
+    if (sweep := os.environ.get("WANDB_SWEEP_ID")) and (trial := os.environ.get("WANDB_RUN_ID")):
+        return f"sweep-{sweep}-{trial}"
     if job := os.environ.get("SLURM_JOB_ID"):
         # An interactive shell inside an allocation has no step of its own.
         return f"slurm-{job}" if "SLURM_PROCID" in os.environ else None

@@ -61,7 +61,7 @@ class Unit:
 
 def main(words: Sequence[str]) -> int:
     """Run what is left of a study, and write its table."""
-    args, overrides = _parser().parse_known_args(list(words))
+    args, overrides = _parser().parse_known_intermixed_args(list(words))
     folder, units = _plan(args, overrides)
     if args.slurm:
         print(_slurm_script(list(words), folder, len(units)))

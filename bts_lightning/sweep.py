@@ -24,7 +24,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 def main(words: Sequence[str]) -> int:
     """Start a sweep over an experiment, or go on with a local one."""
-    args, overrides = _parser().parse_known_args(list(words))
+    args, overrides = _parser().parse_known_intermixed_args(list(words))
     for word in overrides:
         if not is_override(word):
             raise UserError(f"unknown option {word}; see: bts sweep --help")

@@ -36,6 +36,19 @@ def test_children_of_a_run_find_its_folder(tmp_path: Path):
     assert runs.new_run("a2fseg", tmp_path / "elsewhere") == folder
 
 
+def test_trials_of_a_sweep_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Both in one Slurm job, as trials of one agent are.
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    folders = []
+    for trial in ("one", "two"):
+        monkeypatch.setenv("WANDB_RUN_ID", trial)
+        folders.append(runs.new_run("rfnet", tmp_path))
+        monkeypatch.delenv("BTS_RUN")
+    assert folders == [tmp_path / "rfnet" / f"sweep-abc-{trial}" for trial in ("one", "two")]
+
+
 def test_a_requeued_slurm_job_comes_back_to_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

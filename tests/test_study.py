@@ -33,7 +33,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan(*words: str) -> list[study.Unit]:
-    return study._plan(*study._parser().parse_known_args(list(words)))[1]
+    return study._plan(*study._parser().parse_known_intermixed_args(list(words)))[1]
 
 
 def test_every_seed_meets_every_experiment_and_fold(here: Path):
@@ -187,9 +187,9 @@ def test_a_study_killed_in_the_middle_goes_on_to_one_table(here: Path, phantom: 
     assert kept.stat().st_mtime_ns == before, "what was finished was done again"
     assert "1/4" not in printed
     lines = [line.split() for line in printed.splitlines()]
-    table = [line for line in lines if line[1:2] == ["2"]]
+    table = [line for line in lines if line[3:4] == ["±"]]
     assert [line[0] for line in table] == ["tiny", "wider"] * 2
-    assert all(not math.isnan(float(line[2])) and line[3] == "±" for line in table)
+    assert all(line[1] == "2" and not math.isnan(float(line[2])) for line in table)
     assert "wider against tiny" in printed
     # A third time there is nothing to train.
     third, _ = start(here, *words).communicate(timeout=120)
