@@ -181,7 +181,7 @@ class Worker:
             why = reason(job.run, code) if code else f"it never logged {self.store.sweep.metric}"
             self._failed.append(why)
             self.store.end(job, TrialState.FAIL, why)
-            self._say(f"trial {job.trial.number} failed: {why}")
+            self._print(f"trial {job.trial.number} failed: {why}")
             if len(self._failed) >= _HOPELESS and not self._any_success():
                 raise UserError(f"the first {len(self._failed)} trials failed{self._why()}")
 
@@ -199,7 +199,10 @@ class Worker:
 
     def _say(self, line: str) -> None:
         if self._live is None:
-            self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _show(self) -> None:
         if self._live is not None:
