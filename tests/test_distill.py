@@ -56,8 +56,8 @@ def plan(*words: str, subsets: Sequence[str] = ("flair", "t1c"), **options: Any)
 def test_a_chain_trains_two_teachers_and_three_students_for_each_subset() -> None:
     made = plan("kd_unet", *TINY)
     assert [stage.name for stage in made.stages] == [
-        *["teacher", "aligned_teacher", "alone/flair", "alone/t1c"],
-        *["taught/flair", "taught/t1c", "aligned/flair", "aligned/t1c"],
+        *["teacher", "aligned_teacher", "alone/flair", "taught/flair", "aligned/flair"],
+        *["alone/t1c", "taught/t1c", "aligned/t1c"],
     ]
     for name in ("teacher", "aligned_teacher"):
         config = made.stage(name).config
@@ -80,14 +80,15 @@ def test_a_chain_trains_two_teachers_and_three_students_for_each_subset() -> Non
 def test_late_fusion_is_aligned_by_medmap_and_one_student_serves_all() -> None:
     made = plan("kd_rfnet", "net.width=4", students="shared")
     assert [s.name for s in made.stages] == [
-        *["teacher", "aligned_teacher", "alone", "taught", "aligned"]
+        *["teacher", "aligned_teacher", "alone/shared", "taught/shared", "aligned/shared"]
     ]
     assert made.align == ("medmap",)
-    assert made.stage("taught").config.data.availability._target_.endswith("Uniform15")
-    assert made.stage("taught").config.evaluation.subsets == ["flair", "t1c"]
-    assert made.arms["taught"] == dict.fromkeys(("flair", "t1c"), Path("distill/test/taught"))
+    taught = made.stage("taught/shared")
+    assert taught.config.data.availability._target_.endswith("Uniform15")
+    assert taught.config.evaluation.subsets == ["flair", "t1c"]
+    assert made.arms["taught"] == dict.fromkeys(("flair", "t1c"), taught.run)
     # The recipe of one modality would starve a student of all.
-    single = plan("kd_unet", *TINY, students="shared").stage("alone").config
+    single = plan("kd_unet", *TINY, students="shared").stage("alone/shared").config
     assert single.data.availability._target_.endswith("Uniform15")
 
 
@@ -119,7 +120,8 @@ def test_words_go_to_whom_they_are_for() -> None:
 
 
 def test_the_pull_alone_can_be_taken_away() -> None:
-    made = plan("kd_unet", *TINY, align=["adaptor", "no_alignment"])
+    made = plan("kd_unet", *TINY, align=["no_alignment"])
+    assert made.align == plan("kd_unet", *TINY, align=["adaptor", "no_alignment"]).align
     net = build(made.stage("aligned_teacher").config.task).net
     assert isinstance(net, InputAdaptor)
     assert net.weight == 0
@@ -131,7 +133,9 @@ def test_what_cannot_be_planned_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"did you mean net\.width"):
         plan("kd_unet", *TINY, "net.widht=4")
     with pytest.raises(ConfigError, match="needs no input adaptor"):
-        build(plan("kd_rfnet", "net.width=4", align=["adaptor"]).stages[1].config.task)
+        plan("kd_rfnet", "net.width=4", align=["adaptor"])
+    with pytest.raises(ConfigError, match="reads 4 channels"):
+        plan("kd_unet", *TINY, for_students=["net.out_channels=3"])
 
 
 def test_another_recipe_needs_another_name() -> None:

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help="one for each subset, or one for all of them (%(default)s)",
     )
     also = {"action": "append", "default": [], "metavar": "WORD"}
-    text = "mix-in or override of the aligned teacher (adaptor or medmap, as the network needs)"
+    text = "mix-in or override of the aligned teacher, after adaptor or medmap, whichever fits"
     add("--align", **also, help=text)  # type: ignore[arg-type]
     add("--for-teachers", **also, help="mix-in or override of both teachers")  # type: ignore[arg-type]
     add("--for-students", **also, help="mix-in or override of all students")  # type: ignore[arg-type]

@@ -1,19 +1,22 @@
 """Train and evaluate the stages of a plan, each in a process of its own; what is done is kept."""
 
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 from rich.console import Console
 
 from bts_lightning import runs
 from bts_lightning.distill.plan import Plan, Stage
 from bts_lightning.errors import UserError
-from bts_lightning.processes import Training, end_orphan, is_worked_on, reason
+from bts_lightning.processes import (
+    Training,
+    end_orphan,
+    is_worked_on,
+    reason,
+    sigterm_as_interrupt,
+)
 
 _LOOK_EVERY = 0.5
 # Written when a training has ended by itself; without it the training is gone on with.
@@ -60,7 +63,7 @@ class Chain:
         if done:
             self.console.print(f"{done} of {len(self.plan.stages)} stages are done already")
         try:
-            with _sigterm_as_interrupt():
+            with sigterm_as_interrupt():
                 self._work(waiting)
         finally:
             self._stop()
@@ -131,17 +134,3 @@ class Chain:
 
 
 _DONE = {"train": "trained", "evaluate": "evaluated"}
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Stop in order when a scheduler asks for it, as for Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -21,12 +21,10 @@ def join_students(students: Mapping[str, Path], folder: Path, part: str) -> Eval
     """Write the evaluation of an arm from those of its students, subset by subset.
 
     Args:
-        students: the run of each subset; where all are one run, its own table is the arm's.
+        students: the run of each subset.
         folder: of the arm; the table goes below, so that `bts compare` takes it for a run.
         part: of the split.
     """
-    if set(students.values()) == {folder}:
-        return EvaluationTable.read(folder / "evaluation" / part)
     facts = {name: read_protocol(run / "evaluation" / part) for name, run in students.items()}
     _check_alike(facts)
     tables = []

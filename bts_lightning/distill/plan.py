@@ -12,7 +12,6 @@ from bts_lightning import runs
 from bts_lightning.availability import Only, Uniform15
 from bts_lightning.distillation import DistillationTask
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.merge import is_override
 from bts_lightning.modalities import COMPLETE, subset_name
 from bts_lightning.targets import find_class
 from bts_lightning.task import SegmentationTask
@@ -42,7 +41,7 @@ class Plan:
         folder: of the chain.
         words: experiments and overrides as given.
         align: the words that make the aligned teacher of the plain one.
-        arms: per arm the run of each subset; all the same where one student is shared.
+        arms: per arm the run of each subset; the same for all where one student is shared.
     """
 
     folder: Path
@@ -70,27 +69,25 @@ def make_plan(
     allow: Sequence[str] = (),
 ) -> Plan:
     """Write the configuration of every stage, and refuse what an earlier chain did otherwise."""
-    align = tuple(align)
-    if not any(not is_override(word) for word in align):
-        align = (_alignment(words, allow), *align)
+    fitting = _alignment(words, allow)
+    align = (fitting, *(word for word in align if word != fitting))
     stages = [
         _teacher(TEACHER, [*words, *for_teachers], folder, allow),
         _teacher(ALIGNED_TEACHER, [*words, *align, *for_teachers], folder, allow),
     ]
-    arms: dict[str, dict[str, Path]] = {}
-    groups = [[name] for name in subsets] if students == "per_subset" else [list(subsets)]
-    for arm, teacher in _TEACHER_OF.items():
-        arms[arm] = {}
-        for group in groups:
-            name = f"{arm}/{group[0]}" if students == "per_subset" else arm
-            run = folder / arm / "students" / group[0] if students == "per_subset" else folder / arm
+    arms: dict[str, dict[str, Path]] = {arm: {} for arm in _TEACHER_OF}
+    groups = {name: [name] for name in subsets}
+    if students == "shared":
+        groups = {"shared": list(subsets)}
+    # All arms of a student before the next one: what cannot work shows early.
+    for student, group in groups.items():
+        for arm, teacher in _TEACHER_OF.items():
+            run = folder / arm / "students" / student
             config = _student([*words, *for_students], group, students, allow)
             _give_teacher(config, folder / teacher if teacher else None, teacher == ALIGNED_TEACHER)
-            stages.append(Stage(name, run, config, (teacher,) if teacher else ()))
+            stages.append(Stage(f"{arm}/{student}", run, config, (teacher,) if teacher else ()))
             arms[arm] |= dict.fromkeys(group, run)
-    for stage in stages:
-        configuration.check(stage.config, allow=allow, supplied=configuration.SUPPLIED)
-        _check_same(stage)
+    _check(stages, allow)
     return Plan(folder, tuple(words), align, students, tuple(subsets), tuple(stages), arms)
 
 
@@ -154,6 +151,16 @@ def _give_teacher(config: DictConfig, run: Path | None, is_aligned: bool = False
 
 def _place(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _check(stages: Sequence[Stage], allow: Sequence[str]) -> None:
+    """Find what is wrong before the first training, which may take days."""
+    for stage in stages:
+        configuration.check(stage.config, allow=allow, supplied=configuration.SUPPLIED)
+        _check_same(stage)
+    tasks = {OmegaConf.to_yaml(s.config.task, resolve=True): s.config.task for s in stages}
+    for task in tasks.values():
+        configuration.build(task)
 
 
 def _check_same(stage: Stage) -> None:

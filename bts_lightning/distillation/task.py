@@ -12,7 +12,7 @@ from bts_lightning.distillation.answer import Answer, HeadWatch
 from bts_lightning.distillation.teacher import Teacher
 from bts_lightning.distillation.terms import LogitTerm, PrototypeTerm, Term
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.losses import SegmentationLoss, mean_of_valid
+from bts_lightning.losses import SegmentationLoss
 from bts_lightning.networks.backbone import Backbone, Output
 from bts_lightning.task import SegmentationTask
 
@@ -109,8 +109,9 @@ class DistillationTask(SegmentationTask):
         with torch.autocast(image.device.type, enabled=False):
             for name, term in self.terms.items():
                 distance = term(student, taught, batch["label"], self.loss)
-                factor = self.main_factor * term.weight
-                values[f"distillation/{name}"] = factor * mean_of_valid(distance, is_complete)
+                # Over all samples: one must weigh the same whatever stands beside it in the batch.
+                mean = torch.where(is_complete, distance, 0.0).mean()
+                values[f"distillation/{name}"] = self.main_factor * term.weight * mean
         return values
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -145,6 +146,7 @@ class DistillationTask(SegmentationTask):
             is_complete.float().mean(),
             on_step=False,
             on_epoch=True,
+            sync_dist=True,
             batch_size=len(is_complete),
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from bts_lightning import config as configuration
@@ -78,14 +78,13 @@ class Teacher:
 
     def check_data(self, data: Any) -> None:
         """Refuse a teacher that saw a case which the student is chosen by or scored on."""
+        own = configuration.build(self.config.data)
         for name in ("normalisation", "crop"):
-            theirs = OmegaConf.select(self.config, f"data.{name}")
-            ours = getattr(data, name, None)
-            default = {"normalisation": "zscore", "crop": "brain"}[name]
-            if (theirs or default) != (ours or default):
+            saw, sees = getattr(own, name, None), getattr(data, name, None)
+            if saw != sees:
                 raise ConfigError(
-                    f"teacher {self.run} saw data.{name}={theirs or default}, the student has "
-                    f"{ours or default}; both look at one image, so give both the same"
+                    f"teacher {self.run} saw data.{name}={saw}, the student has {sees}; both look "
+                    "at one image, so give both the same"
                 )
         split = Split.load(self.run / "split.json")
         patients = {name: case.patient for name, case in data.cases.items()}
@@ -96,13 +95,12 @@ class Teacher:
                 f"teacher {self.run} knows none of the cases in {data.root}, so nobody can tell "
                 "whether it was trained on test cases; train it on this data set"
             )
-        own = data.split
         for part, did, theirs in (
             ("test", "trained on", seen),
             ("test", "was chosen by its score on", chosen),
             ("val", "trained on", seen),
         ):
-            cases = getattr(own, part)
+            cases = getattr(data.split, part)
             leaked = [name for name in cases if patients.get(name, name) in theirs]
             if leaked:
                 raise ConfigError(
