@@ -1,8 +1,13 @@
 """Benchmarks: fair turns, results that join, and what runs where little is installed."""
 
+import json
+import re
+import shlex
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +22,24 @@ from bts_lightning.bench import (
     main,
     metrics,
     page,
+    parse,
+    peers,
     recipes,
     synthetic,
 )
 from bts_lightning.bench.naive import segment_naively, write_volume
 from bts_lightning.bench.recipes import Recipe
-from bts_lightning.bench.result import Claim, Result, Table, markdown, read_all, show, shown
-from bts_lightning.bench.timing import Timing, take_turns
+from bts_lightning.bench.result import (
+    Claim,
+    Result,
+    Table,
+    chosen,
+    markdown,
+    read_all,
+    show,
+    shown,
+)
+from bts_lightning.bench.timing import Timing, failures, take_turns
 from bts_lightning.errors import UserError
 from bts_lightning.inference import Protocol, segment
 from bts_lightning.modalities import COMPLETE, parse_subset
@@ -50,7 +66,7 @@ def test_contenders_take_turns() -> None:
         warm=0,
     )
     assert called == ["a", "b", "a", "b"]
-    assert len(timings["a"].seconds) == 2
+    assert len(timings["a"].values) == 2
 
 
 def test_slow_contenders_are_neither_warmed_nor_repeated() -> None:
@@ -62,7 +78,50 @@ def test_slow_contenders_are_neither_warmed_nor_repeated() -> None:
 
 
 def test_spread_is_half_the_range_over_the_median() -> None:
-    assert Timing([1.0, 2.0, 4.0]).spread == pytest.approx(0.75)
+    assert Timing([1.0, 2.0, 4.0]).spread == "75 %"
+    assert Timing([1.0]).spread is None
+
+
+def test_a_peer_that_fails_is_reported_and_asked_no_more() -> None:
+    called: list[int] = []
+
+    def fail() -> None:
+        called.append(1)
+        import_module("absent_peer")
+
+    timings = take_turns({"theirs": fail, "ours": lambda: None}, rounds=2)
+    assert called == [1]
+    assert np.isnan(timings["theirs"].median)
+    assert failures(timings) == [
+        "Not measured: theirs (ModuleNotFoundError: No module named 'absent_peer')."
+    ]
+
+
+def test_ours_must_not_fail() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        take_turns({"ours": lambda: import_module("absent_peer")})
+
+
+def test_peers_that_cannot_be_installed_are_recorded_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    Path("peers.txt").write_text("# why\nabsent-peer==1\n")
+    monkeypatch.setattr(peers, "REQUIREMENTS", Path("peers.txt"))
+    monkeypatch.setattr(peers, "MODULES", ("absent_peer",))
+    python = peers.python_with_peers()
+    assert "absent-peer==1 cannot be installed: No matching" in capsys.readouterr().out
+    assert python == tmp_path / ".venv-bench/bin/python"
+    # It sees what is installed beside it, and a benchmark in it knows what is not.
+    look = "import json, torch; from bts_lightning.bench.peers import not_installed as n; "
+    look += "print(json.dumps(n()))"
+    done = subprocess.run(
+        [python, "-c", look], env=peers.environment(), capture_output=True, text=True, check=True
+    )
+    assert list(json.loads(done.stdout)) == ["absent-peer==1"]
+    peers.python_with_peers()
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -91,10 +150,12 @@ def test_results_of_another_machine_join_and_newer_ones_replace(tmp_path: Path) 
 
 
 def test_page_says_what_holds_what_was_missed_and_what_was_not_measured() -> None:
-    text = page.compose([result(), result("step", measured=1.0)])
+    lacking = replace(result("step", measured=1.0), absent={"monai==9": "No matching version"})
+    text = page.compose([result(), lacking])
     assert "| against theirs | cpu | 5.00× | 7.00× | holds |" in text
     assert "| against theirs | cpu | 5.00× | 1.00× | **missed** |" in text
-    assert "On a GPU: not measured; `bts bench step --device cuda` does." in text
+    assert "On a GPU: not measured; `bts bench step --device cuda` does it." in text
+    assert "Could not be installed: monai==9 (No matching version)." in text
     assert "## metrics" not in text
 
 
@@ -104,8 +165,58 @@ def test_page_without_results_says_how_to_make_them(tmp_path: Path) -> None:
 
 
 def test_numbers_stand_to_the_right() -> None:
-    table = Table("T", ["", "s"], [["ours", 1.0]], ["A note."])
-    assert markdown(table) == ["|  | s |", "|---|---:|", "| ours | 1.00 |", "\nA note."]
+    table = Table("T", ["by", "s"], [["ours", 1.0]], ["A note."], 'loader --only "{by}"')
+    assert markdown(table) == [
+        "| by | s |",
+        "|---|---:|",
+        "| ours | 1.00 |",
+        "\nA note.",
+        '\nOne row again: `bts bench loader --only "{by}"`.',
+    ]
+
+
+def test_one_row_comes_with_what_it_is_compared_with() -> None:
+    names = ["ours, 1 thread", "nnU-Net", "MONAI", "memcpy"]
+    assert chosen(names, "MONAI") == ["ours, 1 thread", "MONAI", "memcpy"]
+    assert chosen(names, "") == names
+    assert chosen(names, "medpy") == []
+
+
+def test_one_row_leaves_the_results_of_the_whole_alone(tmp_path: Path) -> None:
+    words = ["metrics", "--size=24x24x20", "--rounds=1", "--only", "ours, directed"]
+    assert main([*words, "--no-peers", f"--results={tmp_path}", "--device=cpu"]) == 0
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="there are: ours, pooled"):
+        main([*words[:-1], "theirs", "--no-peers", "--device=cpu"])
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="a wheel has no docs")
+def test_commands_of_the_page_parse_for_every_row() -> None:
+    rows: list[dict[str, str]] = []
+    columns: list[str] = []
+    commands = []
+    for line in [*PAGE.read_text(encoding="utf-8").splitlines(), ""]:
+        cells = [cell.strip() for cell in line[1:-1].split("|")]
+        if line.startswith("|---"):
+            rows = []
+        elif line.startswith("|") and not rows and not columns:
+            columns = cells
+        elif line.startswith("|"):
+            rows.append(dict(zip(columns, cells, strict=True)))
+        if match := re.match(r"One row again: `(.*)`\.", line):
+            commands += [match[1].format(**row) for row in rows]
+        elif match := re.match(r"`(bts bench .*?)`", line):
+            commands.append(match[1])
+        if not line.startswith("|"):
+            columns = []
+    assert len(commands) > 30
+    for command in commands:
+        words = shlex.split(command)
+        assert words[:2] == ["bts", "bench"], command
+        parse(words[2:])
 
 
 def test_tables_print_without_rich(
@@ -189,6 +300,7 @@ def test_scores_agree_with_those_of_the_peers(tmp_path: Path) -> None:
         sample=4,
         quick=False,
         no_peers=False,
+        only="",
         device=torch.device("cpu"),
         command="",
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -19,22 +20,27 @@ FAMILIES = {
     "step": "a training step per network and precision",
     "scale": "time and memory as cases and ranks grow",
 }
+# What a GPU does differently.
+ON_GPU = ("loader", "subsets", "step")
 # `page` joins results into a document.
 VERBS = (*FAMILIES, "page")
 
 
 def main(words: Sequence[str]) -> int:
     """Measure one family, or all of them and write the page."""
-    verb = next((word for word in words if not word.startswith("-")), None)
-    if verb is not None and words[0] == verb:
-        if verb not in VERBS:
-            raise UserError(f"bts bench has no {verb!r}; {did_you_mean(verb, VERBS)}")
-        module = import_module(f"bts_lightning.bench.{verb}")
-        args = _parser(verb, module).parse_args(list(words[1:]))
-        if verb == "page":
-            return int(module.write(args))
-        return _measure(verb, module, args, words)
-    return _measure_all(words)
+    if not words or words[0].startswith("-"):
+        return _measure_all(words)
+    module, args = parse(words)
+    return int(module.write(args)) if words[0] == "page" else _measure(module, args, words)
+
+
+def parse(words: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+    """Read a verb and its options; give the verb's module too."""
+    verb, *options = words
+    if verb not in VERBS:
+        raise UserError(f"bts bench has no {verb!r}; {did_you_mean(verb, VERBS)}")
+    module = import_module(f"bts_lightning.bench.{verb}")
+    return module, _parser(verb, module).parse_args(options)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,7 +69,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _measure(family: str, module: Any, args: argparse.Namespace, words: Sequence[str]) -> int:
+def _measure(module: Any, args: argparse.Namespace, words: Sequence[str]) -> int:
     from bts_lightning.bench.peers import environment, python_with_peers
 
     needed = getattr(module, "NEEDS_PEERS", False) and not args.no_peers
@@ -78,14 +84,23 @@ def _measure(family: str, module: Any, args: argparse.Namespace, words: Sequence
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch finds none; leave it out to measure the CPU")
     args.device = torch.device(name)
-    args.command = " ".join(["bts bench", *words])
+    args.command = " ".join(["bts bench", *map(shlex.quote, words)])
     began = time.monotonic()
     result = module.measure(args)
     result.seconds = time.monotonic() - began
     show(result)
+    if vars(args).get("only"):
+        # A row by itself must not stand for the whole.
+        return 0
     file = result.save(args.results)
-    print(f"{family}: {result.seconds:.0f} s, {file}; `bts bench page` joins all results")
+    print(f"{result.family}: {result.seconds:.0f} s, {file}; `bts bench page` joins all results")
     return 0
+
+
+def _devices() -> list[str]:
+    import torch
+
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def _measure_all(words: Sequence[str]) -> int:
@@ -99,14 +114,22 @@ def _measure_all(words: Sequence[str]) -> int:
     args = parser.parse_args(list(words))
     began = time.monotonic()
     python = sys.executable if args.no_peers else str(python_with_peers())
-    options = [f"--results={args.results}", f"--scratch={args.scratch}", "--device=cpu"]
+    # As the page will give them: only what differs from what is usual.
+    options = [
+        f"--{name}={getattr(args, name)}"
+        for name in ("results", "scratch")
+        if getattr(args, name) != parser.get_default(name)
+    ]
     options += ["--quick"] * args.quick + ["--no-peers"] * args.no_peers
+    turns = [(family, device) for device in _devices() for family in FAMILIES]
     failed = []
-    for family in FAMILIES:
-        print(f"— {family}: {FAMILIES[family]}", flush=True)
-        command = [python, "-m", "bts_lightning.bench", family, *options]
+    for family, device in turns:
+        if device == "cuda" and family not in ON_GPU:
+            continue
+        print(f"— {family} ({device}): {FAMILIES[family]}", flush=True)
+        command = [python, "-m", "bts_lightning.bench", family, *options, "--device", device]
         if subprocess.run(command, env=environment(), check=False).returncode:
-            failed.append(family)
+            failed.append(f"{family} ({device})")
     code = main(["page", str(args.results), f"--out={args.out}"])
     print(f"{time.monotonic() - began:.0f} s in all on {os.cpu_count()} cores")
     if failed:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 
 from bts_lightning.bench import recipes, synthetic
 from bts_lightning.bench.machine import start
-from bts_lightning.bench.result import Cell, Claim, Result, Table
-from bts_lightning.bench.timing import Timing, synchronise, take_turns
+from bts_lightning.bench.result import Cell, Claim, Result, Table, chosen
+from bts_lightning.bench.timing import Timing, failures, synchronise, take_turns
 from bts_lightning.data.augment import Augment
 from bts_lightning.data.patches import PatchLoader
 from bts_lightning.data.samples import PatchDataset
+from bts_lightning.errors import UserError
 
 NEEDS_PEERS = True
 PEERS = ("torchio", "monai", "nnunetv2", "batchgeneratorsv2", "blosc2", "nibabel")
@@ -57,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", default="240x240x155", help="grid of a phantom (%(default)s)")
     parser.add_argument("--rounds", type=int, help="rounds (3, 1 with --quick)")
     parser.add_argument("--seconds", type=float, help="of each contender a round (2.5)")
-    parser.add_argument("--only", default="", help="contenders whose name has this in it")
+    parser.add_argument("--only", default="", help="these rows and ours; leaves the results alone")
 
 
 def measure(args: argparse.Namespace) -> Result:
@@ -90,19 +92,27 @@ def measure(args: argparse.Namespace) -> Result:
         plain += there.plain()
         augmented += there.augmented()
         crops = there.crops()
-    result.tables.append(_delivery(_chosen(plain, args.only), rounds, seconds, args.patch))
-    result.claims += _claims(result.tables[0])
+    again = f'{args.command.removeprefix("bts bench ")} --only "{{loader}}"'
+    title = f"Delivering training patches, {args.patch}³, 4 modalities and label"
+    table = _delivery(title, _chosen(plain, args.only), rounds, seconds, again)
+    result.tables.append(table)
+    result.claims += _claims(table)
     own = {"memcpy of one patch, the limit": _memcpy(args.patch)}
     own |= {
         f"ours, {word} flips": _one_crop(cases, args.patch, flip)
         for word, flip in (("without", 0.0), ("with random", 0.5))
     }
-    result.tables.append(_crops(_chosen_work(own | crops, args.only), rounds))
-    result.claims += _crop_claim(result.tables[-1])
-    title = "Delivering augmented patches, nnU-Net's recipe"
-    # Once: sixteen augmented patches take some of them half a minute.
-    table = _delivery(_chosen(augmented, args.only), 1, seconds, args.patch, title=title)
+    table = _crops(_chosen_work(own | crops, args.only), rounds, again)
     result.tables.append(table)
+    result.claims += _crop_claim(table)
+    title = f"The same, augmented by nnU-Net's recipe, {args.patch}³"
+    # Once: sixteen augmented patches take some of them half a minute.
+    result.tables.append(_delivery(title, _chosen(augmented, args.only), 1, seconds, again))
+    result.tables = [table for table in result.tables if table.rows]
+    if not result.tables:
+        names = [contender.name for contender in [*plain, *augmented]]
+        listed = "; ".join([*names, *own, *crops])
+        raise UserError(f"no row has {args.only!r} in its name; there are: {listed}")
     return result
 
 
@@ -180,41 +190,44 @@ def rate(contender: Contender, seconds: float) -> float:
 
 
 def _delivery(
-    contenders: list[Contender],
-    rounds: int,
-    seconds: float,
-    patch: int,
-    title: str = "Delivering training patches",
+    title: str, contenders: list[Contender], rounds: int, seconds: float, again: str
 ) -> Table:
-    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    rates = {contender.name: Timing() for contender in contenders}
     for _ in range(rounds):
         for contender in contenders:
-            rates[contender.name].append(rate(contender, seconds))
-    medians = {name: float(np.median(values)) for name, values in rates.items()}
-    best = max((v for name, v in medians.items() if name.startswith("ours, ")), default=np.nan)
+            rates[contender.name].add(contender.name, partial(rate, contender, seconds))
+    best = max((t.median for name, t in rates.items() if name.startswith("ours, ")), default=np.nan)
     rows: list[list[Cell]] = [
-        [name, medians[name], _spread(values), best / medians[name]]
-        for name, values in rates.items()
+        [name, timing.median, timing.spread, best / timing.median] for name, timing in rates.items()
     ]
+    turns = f"{rounds} rounds in turns" if rounds > 1 else "one round"
     return Table(
-        f"{title}, {patch}³, 4 modalities and label",
-        ["", "patches/s", "±", "best of ours is × as fast"],
+        title,
+        ["loader", "patches/s", "±", "best of ours is × as fast"],
         rows,
         [
-            f"Batches of {BATCH} in the main process, {rounds} rounds in turns, warm page cache; "
-            "what was read ahead before the clock ran is not counted."
+            f"Batches of {BATCH} in the main process, {turns}, warm page cache; "
+            "what was read ahead before the clock ran is not counted.",
+            *failures(rates),
         ],
+        again,
     )
 
 
-def _crops(work: dict[str, Callable[[], object]], rounds: int) -> Table:
+def _crops(work: dict[str, Callable[[], object]], rounds: int, again: str) -> Table:
     timings = take_turns(work, 3 * rounds)
     limit = next(iter(timings.values())).median if timings else np.nan
     rows: list[list[Cell]] = [
-        [name, 1000 * t.median, f"{100 * t.spread:.0f} %", t.median / limit]
-        for name, t in timings.items()
+        [name, 1000 * timing.median, timing.spread, timing.median / limit]
+        for name, timing in timings.items()
     ]
-    return Table("One crop, one thread", ["", "ms", "±", "× the limit"], rows)
+    return Table(
+        "One crop, one thread",
+        ["loader", "ms", "±", "× the limit"],
+        rows,
+        failures(timings),
+        again,
+    )
 
 
 def _memcpy(patch: int) -> Callable[[], object]:
@@ -259,18 +272,15 @@ def _crop_claim(table: Table) -> list[Claim]:
     return [Claim("one crop as a share of memcpy's speed", 0.5, 1 / found[0])] if found else []
 
 
-def _spread(values: list[float]) -> str:
-    return f"{100 * Timing(values).spread:.0f} %"
-
-
-def _chosen(contenders: list[Contender], word: str) -> list[Contender]:
-    return [contender for contender in contenders if word in contender.name]
+def _chosen(contenders: list[Contender], only: str) -> list[Contender]:
+    names = chosen([contender.name for contender in contenders], only)
+    return [contender for contender in contenders if contender.name in names]
 
 
 def _chosen_work(
-    work: dict[str, Callable[[], object]], word: str
+    work: dict[str, Callable[[], object]], only: str
 ) -> dict[str, Callable[[], object]]:
-    return {name: w for name, w in work.items() if word in name}
+    return {name: work[name] for name in chosen(list(work), only)}
 
 
 def _phantoms(scratch: Path, count: int, size: tuple[int, ...]) -> list[Any]:

@@ -57,12 +57,12 @@ class Peers:
 
     def crops(self) -> dict[str, Callable[[], object]]:
         """Give single crops."""
-        nnunet = self._nnunet_loader(self.size, batch=1)
-        cached = self._monai_dataset("CacheDataset")
         turn = iter(range(1_000_000))
         return {
-            "nnU-Net, blosc2": nnunet.generate_train_batch,
-            "MONAI CacheDataset, in memory": lambda: cached[next(turn)],
+            "blosc2 by nnU-Net's loader": lambda: self._nnunet_single.generate_train_batch(),
+            "MONAI CacheDataset, in memory": lambda: self._monai_dataset("CacheDataset")[
+                next(turn)
+            ],
             "nibabel, five .nii.gz read whole": lambda: self._read_and_crop(next(turn)),
         }
 
@@ -164,6 +164,10 @@ class Peers:
             oversample_foreground_percent=0.33,
             transforms=transforms,
         )
+
+    @cached_property
+    def _nnunet_single(self) -> Any:
+        return self._nnunet_loader(self.size, batch=1)
 
     def _nnunet_augmenting(self) -> Any:
         """Read the larger patch that is turned and cut, as its trainer does."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bts_lightning.bench.peers import not_installed
 from bts_lightning.bench.result import Result
 
 # Whatever is measured, these matter.
@@ -31,6 +32,7 @@ def start(
         machine=describe(args.device),
         versions=versions([*ALWAYS, *packages]),
         settings=settings or {},
+        absent=not_installed(),
     )
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from bts_lightning.bench import synthetic
 from bts_lightning.bench.machine import start
-from bts_lightning.bench.result import Cell, Claim, Result, Table
-from bts_lightning.bench.timing import Timing, take_turns
+from bts_lightning.bench.result import Cell, Claim, Result, Table, chosen
+from bts_lightning.bench.timing import Timing, failures, take_turns
+from bts_lightning.errors import UserError
 from bts_lightning.metrics.score import score
 from bts_lightning.modalities import REGIONS, SUBSETS
 
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what can be chosen."""
     parser.add_argument("--size", default="240x240x155", help="grid of the case (%(default)s)")
     parser.add_argument("--rounds", type=int, help="rounds (5, 2 with --quick)")
+    parser.add_argument("--only", default="", help="these rows and ours; leaves the results alone")
     parser.add_argument("--sample", type=int, help="masks for slow peers (6, 3 with --quick)")
 
 
@@ -69,12 +71,18 @@ def measure(args: argparse.Namespace) -> Result:
         # Not imported above: on a machine without peers ours can still be measured.
         peers: Any = import_module("bts_lightning.bench.metrics_peers")
         contenders += peers.contenders(predicted, truth, sample, quick=args.quick)
+    names = chosen([contender.name for contender in contenders], args.only)
+    if not names:
+        listed = "; ".join(contender.name for contender in contenders)
+        raise UserError(f"no row has {args.only!r} in its name; there are: {listed}")
+    contenders = [contender for contender in contenders if contender.name in names]
     timings = take_turns(
         {c.name: c.work for c in contenders},
         rounds,
         fewer={c.name: c.rounds for c in contenders if c.rounds is not None},
     )
-    result.tables += [_times(contenders, timings), _agreement(contenders)]
+    again = f'{args.command.removeprefix("bts bench ")} --only "{{scores by}}"'
+    result.tables += [_times(contenders, timings, again), _agreement(contenders)]
     result.claims += _claims(contenders, timings)
     return result
 
@@ -114,23 +122,24 @@ def seconds_a_case(contender: Contender, timing: Timing) -> float:
     return timing.median * ALL / contender.masks
 
 
-def _times(contenders: list[Contender], timings: dict[str, Timing]) -> Table:
+def _times(contenders: list[Contender], timings: dict[str, Timing], again: str) -> Table:
     best = seconds_a_case(contenders[0], timings[contenders[0].name])
     rows: list[list[Cell]] = []
     for contender in contenders:
         timing = timings[contender.name]
         seconds = seconds_a_case(contender, timing)
-        spread = f"{100 * timing.spread:.0f} %" if len(timing.seconds) > 1 else None
-        rows.append([contender.name, seconds, spread, contender.masks, seconds / best])
+        rows.append([contender.name, seconds, timing.spread, contender.masks, seconds / best])
     return Table(
         "Scoring 15 subsets × 3 regions of one case: Dice and HD95",
-        ["", "s a case", "±", "masks scored", "× ours"],
+        ["scores by", "s a case", "±", "masks scored", "× ours"],
         rows,
         [
             "Where fewer than 45 masks were scored the time is scaled up to 45. torchmetrics has no"
             " HD95 of volumes, nnU-Net v2 none at all; SimpleITK's own filter knows the maximum"
-            " only, so its distance maps are measured."
+            " only, so its distance maps are measured.",
+            *failures(timings),
         ],
+        again,
     )
 
 
@@ -155,7 +164,7 @@ def _agreement(contenders: list[Contender]) -> Table:
         )
     return Table(
         "Do the values agree? Largest difference from ours",
-        ["", "masks", "Dice", "our HD95", "HD95, mm", "its definition is"],
+        ["scores by", "masks", "Dice", "our HD95", "HD95, mm", "its definition is"],
         rows,
     )
 
@@ -176,5 +185,6 @@ def _claims(contenders: list[Contender], timings: dict[str, Timing]) -> list[Cla
             if contender.name.startswith(word):
                 theirs = seconds_a_case(contender, timings[contender.name])
                 ratio = theirs / best.get(contender.definition, min(best.values()))
-                claims.append(Claim(f"scoring a case against {contender.name}", target, ratio))
+                if not np.isnan(ratio):
+                    claims.append(Claim(f"scoring a case against {contender.name}", target, ratio))
     return claims

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bts_lightning.bench import FAMILIES
+from bts_lightning.bench import FAMILIES, ON_GPU
 from bts_lightning.bench.result import Result, markdown, read_all, shown
 from bts_lightning.errors import UserError
 
@@ -12,8 +12,9 @@ INTRODUCTION = """# Benchmarks
 Written by `make bench` (`bts bench`), which makes an environment of its own for the peers, runs
 ours and theirs on the same files in turns, and takes medians; ± is half the distance from the
 slowest round to the fastest. The peers are pinned in `bts_lightning/bench/peers.txt`. Ratios
-matter; absolute times drift with the load of the machine, which is given. Single families, here or
-on another machine:
+matter; absolute times drift with the load of the machine, which is given. Under a table stands the
+command that repeats one row: put the row's own words for those in braces. Single families, here
+or on another machine:
 
 ```bash
 bts bench loader           # also: metrics subsets step scale; --help lists the options of each
@@ -24,8 +25,6 @@ bts bench page bench gpu   # joins the results of folders into this page
 A machine with torch, Lightning, NumPy, SciPy and numba can measure the GPU rows from a checkout,
 without an installation: `python -m bts_lightning.bench subsets --device cuda`.
 """
-# What a page without GPU results says, family by family.
-ON_GPU = ("loader", "subsets", "step")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +62,7 @@ def compose(results: list[Result]) -> str:
         for result in of_family:
             lines += _section(result, machines)
         if family in ON_GPU and all(result.device == "cpu" for result in of_family):
-            lines += ["", f"On a GPU: not measured; `bts bench {family} --device cuda` does."]
+            lines += ["", f"On a GPU: not measured; `bts bench {family} --device cuda` does it."]
     lines += ["", "## Machines", ""]
     for number, facts in enumerate(machines, start=1):
         lines += [f"{number}. " + "; ".join(f"{name} {value}" for name, value in facts)]
@@ -88,6 +87,9 @@ def _section(result: Result, machines: list[tuple[tuple[str, str], ...]]) -> lis
     lines = []
     for table in result.tables:
         lines += ["", f"**{table.title}** ({result.device})", "", *markdown(table)]
+    if result.absent:
+        absent = "; ".join(f"{name} ({reason})" for name, reason in result.absent.items())
+        lines += ["", f"Could not be installed: {absent}."]
     return [
         *lines,
         "",

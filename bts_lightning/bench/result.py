@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Any
 
 Cell = str | float | int | None
+# Rows that others are divided by.
+BESIDE = ("ours", "memcpy")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns, and what must be known to read them."""
+    """Rows under columns, and what must be known to read them.
+
+    Attributes:
+        again: words after `bts bench` that repeat one row, columns in braces.
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
+    again: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Result:
         versions: of everything that was measured.
         settings: options that matter.
         seconds: the whole family took.
+        absent: requirements that could not be installed, and why.
     """
 
     family: str
@@ -57,6 +65,7 @@ class Result:
     tables: list[Table] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     seconds: float = 0.0
+    absent: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> Path:
         """Write it as JSON; another run of the same family on the same device replaces it."""
@@ -108,7 +117,14 @@ def markdown(table: Table) -> list[str]:
         f"|{'|'.join('---:' if right else '---' for right in numeric)}|",
     ]
     lines += [f"| {' | '.join(shown(cell) for cell in row)} |" for row in table.rows]
-    return [*lines, *(f"\n{note}" for note in table.notes)]
+    again = [f"One row again: `bts bench {table.again}`."] if table.again else []
+    return [*lines, *(f"\n{note}" for note in [*table.notes, *again])]
+
+
+def chosen(names: Sequence[str], only: str) -> list[str]:
+    """Give the rows whose name has `only` in it, and what they are compared with."""
+    meant = [name for name in names if only in name]
+    return [name for name in names if name in meant or name.startswith(BESIDE)] if meant else []
 
 
 def show(result: Result) -> None:

@@ -25,6 +25,8 @@ NETWORK = "uhemis:width=4"
 # Memory of many cases over that of one may differ by this much.
 FLAT = 0.9
 STEPS = 24
+# Cases that ranks train on.
+FOR_RANKS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,34 +41,41 @@ def measure(args: argparse.Namespace) -> Result:
     if args.child:
         print(json.dumps(work_through(args.child)))
         raise SystemExit
-    counts = [int(n) for n in args.cases.split(",")]
-    ranks = [int(n) for n in args.ranks.split(",")]
+    counts = [int(n) for n in args.cases.split(",") if n]
+    ranks = [int(n) for n in args.ranks.split(",") if n]
     if args.quick:
-        counts, ranks = [counts[0], min(16, counts[-1])], ranks[:1]
+        counts, ranks = [n for n in counts if n <= 16], ranks[:1]
     settings = {"grid": "x".join(map(str, SIZE)), "network": NETWORK, "patches": PATCHES}
     result = start("scale", args, settings=settings)
-    everything = _phantom(args.scratch / "scale", max(counts))
-    found = {n: _child(args, _some(everything, n)) for n in counts}
+    everything = _phantom(args.scratch / "scale", max([*counts, FOR_RANKS]))
+    if counts:
+        found = {n: _child(args, _some(everything, n)) for n in counts}
+        result.tables.append(_cases(found))
+        few, many = counts[0], counts[-1]
+        if few < many:
+            what = f"memory of {few} over that of {many} cases"
+            ratio = found[few]["memory"] / found[many]["memory"]
+            result.claims.append(Claim(what, FLAT, ratio))
+    if ranks:
+        result.tables.append(_ranks(_some(everything, FOR_RANKS), ranks))
+    return result
+
+
+def _cases(found: dict[int, dict[str, float]]) -> Table:
     rows: list[list[Cell]] = [
         [n, f["prepare"] / n, PATCHES / f["train"], f["evaluate"] / n, f["memory"] / 2**20]
         for n, f in found.items()
     ]
-    result.tables.append(
-        Table(
-            "As cases grow",
-            ["cases", "prepare, s a case", "patches/s", "15 subsets, s a case", "memory, MiB"],
-            rows,
-            [
-                "Memory: the most that the process held for itself at any time, without pages of"
-                " files, which the system takes back when it needs them."
-            ],
-        )
+    return Table(
+        "As cases grow",
+        ["cases", "prepare, s a case", "patches/s", "15 subsets, s a case", "memory, MiB"],
+        rows,
+        [
+            "Memory: the most that the process held for itself at any time, without pages of files,"
+            " which the system takes back when it needs them."
+        ],
+        "scale --cases {cases} --ranks= --results one",
     )
-    few, many = found[counts[0]]["memory"], found[counts[-1]]["memory"]
-    what = f"memory of {counts[0]} over that of {counts[-1]} cases"
-    result.claims.append(Claim(what, FLAT, few / many))
-    result.tables.append(_ranks(everything, ranks))
-    return result
 
 
 def work_through(root: Path) -> dict[str, float]:
@@ -198,6 +207,7 @@ def _ranks(root: Path, ranks: list[int]) -> Table:
         ["ranks", "patches/s", "× one", "whole command, s"],
         rows,
         [f"{os.cpu_count()} cores in all."],
+        "scale --cases= --ranks {ranks} --results one",
     )
 
 

@@ -1,9 +1,11 @@
 """Time contenders in turns, so that a busy minute of the machine hits all of them alike."""
 
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,22 +16,38 @@ class Timing:
     """What was measured of one contender.
 
     Attributes:
-        seconds: one number a round.
-        units: how much of the work was done; a share below 1 was scaled up to the whole.
+        values: one a round: seconds, or patches a second.
+        failure: why there are none.
     """
 
-    seconds: list[float] = field(default_factory=list)
-    units: float = 1.0
+    values: list[float] = field(default_factory=list)
+    failure: str = ""
 
     @property
     def median(self) -> float:
-        """Give the seconds of a usual round."""
-        return float(np.median(self.seconds))
+        """Give the value of a usual round."""
+        return float(np.median(self.values)) if self.values else math.nan
 
     @property
-    def spread(self) -> float:
-        """Give half the distance between the slowest and the fastest round, over the median."""
-        return (max(self.seconds) - min(self.seconds)) / 2 / self.median
+    def spread(self) -> str | None:
+        """Give half the distance between the largest and the least, in per cent of the median."""
+        if len(self.values) < 2:
+            return None
+        return f"{50 * (max(self.values) - min(self.values)) / self.median:.0f} %"
+
+    def add(self, name: str, measure: Callable[[], float], *, keep: bool = True) -> None:
+        """Measure once more. A peer that fails is not asked again; ours must not fail."""
+        if self.failure:
+            return
+        try:
+            value = measure()
+        except Exception as error:
+            if name.startswith("ours"):
+                raise
+            self.failure = " ".join(f"{type(error).__name__}: {error}".split())
+            return
+        if keep:
+            self.values.append(value)
 
 
 def take_turns(
@@ -48,15 +66,19 @@ def take_turns(
         fewer: other numbers of rounds for slow ones; these are not warmed either.
     """
     fewer = fewer or {}
-    for name, work in contenders.items():
-        for _ in range(0 if name in fewer else warm):
-            work()
     timings = {name: Timing() for name in contenders}
-    for turn in range(rounds):
+    for turn in range(-warm, rounds):
         for name, work in contenders.items():
-            if turn < fewer.get(name, rounds):
-                timings[name].seconds.append(seconds_of(work))
+            first = 0 if name in fewer else -warm
+            if first <= turn < fewer.get(name, rounds):
+                timings[name].add(name, partial(seconds_of, work), keep=turn >= 0)
     return timings
+
+
+def failures(timings: Mapping[str, Timing]) -> list[str]:
+    """Say which contenders could not be measured, and why, for the notes of a table."""
+    failed = [f"{name} ({timing.failure})" for name, timing in timings.items() if timing.failure]
+    return [f"Not measured: {'; '.join(failed)}."] if failed else []
 
 
 def seconds_of(work: Callable[[], object]) -> float:
