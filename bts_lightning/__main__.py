@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from bts_lightning.errors import UserError, did_you_mean
+from bts_lightning.errors import Parser, UserError, did_you_mean
 from bts_lightning.modalities import MODALITIES
 
 # These verbs read the rest of the line themselves, in `bts_lightning.VERB.main`.
@@ -61,18 +61,8 @@ def _run(words: list[str]) -> int:
     return int(args.handler(args))
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that complains in one line, as everything else does."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see: {self.prog} --help")
-
-
-def _parser() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(prog="bts", description="Brain tumour segmentation with missing modalities.")
+def _parser() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(prog="bts", description="Brain tumour segmentation with missing modalities.")
     parser.add_argument("--version", action="version", version=f"bts {version('bts_lightning')}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", prog="bts")
 

@@ -1,6 +1,5 @@
 """`bts agent`: take trials of a W&B sweep from here, with this Python, until it is over."""
 
-import argparse
 import os
 import shutil
 import sys
@@ -8,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bts_lightning.errors import UserError
+from bts_lightning.errors import Parser, UserError
 from bts_lightning.loggers import has_credentials
 
 
 def main(words: Sequence[str]) -> int:
     """Join a sweep that `bts sweep` or the W&B page has created."""
-    parser = argparse.ArgumentParser(prog="bts agent", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="bts agent", description=__doc__)
     parser.add_argument("sweep", help="as entity/project/id; bts sweep prints it")
     parser.add_argument("--count", type=int, help="trials for this agent (no end)")
     args = parser.parse_args(list(words))

@@ -1,6 +1,5 @@
 """`bts demo`: phantom, training, all 15 subsets and a report, on any laptop, in minutes."""
 
-import argparse
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bts_lightning import runs
+from bts_lightning.errors import Parser
 
 CASES = 30
 # A quarter of the resolution of BraTS along two axes: heads of about 60×72×54 voxels.
@@ -19,7 +19,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 def main(words: Sequence[str]) -> int:
     """Run the stages one after the other and say how long each took."""
-    parser = argparse.ArgumentParser(prog="bts demo", description=__doc__)
+    parser = Parser(prog="bts demo", description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("scratch/demo"), help="phantom folder")
     parser.add_argument("--open", action="store_true", help="open the report in a browser")
     args, overrides = parser.parse_known_args(list(words))

@@ -1,7 +1,9 @@
 """Errors that a user can mend: the command line prints them as one line and exits with 2."""
 
+import argparse
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any, NoReturn
 
 # More than these in one line nobody reads.
 _SHOWN = 20
@@ -17,6 +19,16 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A file or a data set is wrong; the text names it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command line that complains in one line, as everything else does."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see: {self.prog} --help")
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -57,6 +57,16 @@ def find_run(where: str | Path | None, experiment: str | None = None, root: Path
     return found[-1].parent
 
 
+def require_data(config: DictConfig) -> None:
+    """Refuse data that are not there before a run, or a sweep of many, is begun."""
+    root = (config.get("data") or {}).get("root")
+    if isinstance(root, str) and not Path(root).expanduser().exists():
+        raise UserError(
+            f"data.root is {root}, which does not exist; give a data set, as "
+            "data.root=/data/BraTS2020 (`bts phantom scratch` makes one to try)"
+        )
+
+
 def is_run(folder: Path) -> bool:
     """Say whether a folder is a run."""
     return config_file(folder).is_file()

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
-from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.errors import ConfigError, Parser, UserError
 from bts_lightning.merge import is_override
 from bts_lightning.processes import (
     Training,
@@ -83,10 +83,10 @@ def main(words: Sequence[str]) -> int:
     return failed
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bts study", description=__doc__, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog="bts study", description=__doc__)
     parser.add_argument(
-        "experiments", help="as one word; quote those that are several: " + _SEVERAL
+        "experiments", nargs="?", help="as one word; quote those that are several: " + _SEVERAL
     )
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="for all of them")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … (%(default)s)")
@@ -102,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(args: argparse.Namespace, rest: Sequence[str]) -> tuple[Path, list[Unit]]:
     """List the trainings of a study, after all that can be wrong with them was looked for."""
     overrides = [*args.words, *rest]
+    if args.experiments is None:
+        raise UserError(_SEVERAL)
     for word in overrides:
         if not is_override(word):
             raise UserError(
@@ -123,6 +125,8 @@ def _plan(args: argparse.Namespace, rest: Sequence[str]) -> tuple[Path, list[Uni
     for group in experiments:
         config = configuration.load([*group, *overrides], allow=args.allow)
         configuration.check(config, supplied=configuration.SUPPLIED)
+        if not args.slurm:
+            runs.require_data(config)
     folder = args.folder / _file_name(args.name or "_".join(names))
     _keep(folder, {"overrides": overrides, "folds": args.folds})
     allowed = [part for package in args.allow for part in ("--allow", package)]

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bts_lightning import config as configuration
 from bts_lightning.agent import require_account, server_errors
-from bts_lightning.errors import UserError
+from bts_lightning.errors import Parser, UserError
 from bts_lightning.merge import is_override
-from bts_lightning.sweep_file import Sweep, check_sweep, find_sweep, read_sweep
+from bts_lightning.sweep_file import EXPERIMENT, Sweep, check_sweep, find_sweep, read_sweep
 
 SWEEPS = Path("sweeps")
 # The logger that a trial needs whatever the experiment says.
@@ -38,7 +39,16 @@ def main(words: Sequence[str]) -> int:
     experiments = "+".join(Path(word).stem for word in given if not is_override(word))
     named = re.sub(r"[^\w.+-]+", "_", args.name or f"{experiments or 'program'}-{stem}")
     sweep = read_sweep(file, named)
+    takes_experiment = EXPERIMENT in sweep.command
+    if takes_experiment and not experiments:
+        raise UserError(f"name the experiment to search ({file}), as: bts sweep a2fseg")
     check_sweep(sweep, given, args.allow)
+    # Where the sweep is only created, the data may be on other machines.
+    if takes_experiment and args.agents != 0:
+        # Imported late, as torch below: a help text needs neither.
+        from bts_lightning.runs import require_data
+
+        require_data(configuration.load(given, allow=args.allow))
     if not args.local:
         return _with_wandb(sweep, [*given, *allowed], args)
     # Optuna is not needed for the other kind.
@@ -70,8 +80,8 @@ def share_gpus(agents: int | None) -> list[str | None]:
     return [",".join(gpus[i::agents]) for i in range(agents)]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bts sweep", description=__doc__, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(prog="bts sweep", description=__doc__)
     parser.add_argument("words", nargs="*", metavar="EXPERIMENT|KEY=VALUE", help="what to train")
     parser.add_argument("--sweep", help="name or file of the sweep (that of the experiment)")
     parser.add_argument("--local", action="store_true", help="without a W&B account")

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import Callback, Trainer, seed_everything
@@ -54,13 +55,14 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
     hush()
     keep_freed_memory()
     seed_everything(config.seed, workers=True, verbose=False)
-    resume = _newest_readable(run)
+    resume, content = _newest_readable(run)
     data = configuration.build(config.data)
     task: SegmentationTask = configuration.build(config.task)
     task.prepare_fit()
     trainer = _trainer(config, run)
     if resume:
-        _check_fits(task, resume, trainer)
+        runs.load_weights(task, content, resume)  # refuses a checkpoint of another network
+    _rewind(trainer, content["global_step"] if resume else 0)
     if trainer.is_global_zero:
         runs.save_config(run, config)
         console.print(f"run     {run}" + (f", going on from {resume.name}" if resume else ""))
@@ -91,6 +93,7 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig]
         words = [str(runs.config_file(Path(w))) if w in folders else w for w in words]
     config = configuration.load(words, allow=allow)
     configuration.check(config, supplied=configuration.SUPPLIED)
+    runs.require_data(config)
     if folders:
         return Path(folders[0]), config
     names = [Path(word).stem for word in words if "=" not in word]
@@ -129,28 +132,24 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
     return trainer
 
 
-def _newest_readable(run: Path) -> Path | None:
+def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:
     """Choose the checkpoint to go on from; one that cannot be read is named and passed over."""
     candidates = runs.checkpoints(run)
     for file in candidates:
         try:
-            runs.read_checkpoint(file)
+            return file, runs.read_checkpoint(file)
         except UserError as error:
             console.print(f"[yellow]{error}; the one before it is used instead[/]")
-            continue
-        return file
     if candidates:
         raise UserError(f"none of the checkpoints in {candidates[0].parent} can be read")
-    return None
+    return None, {}
 
 
-def _check_fits(task: SegmentationTask, file: Path, trainer: Trainer) -> None:
-    """Refuse a checkpoint of another network, and let the curves go back to where it was saved."""
-    content = runs.read_checkpoint(file)
-    runs.load_weights(task, content, file)
+def _rewind(trainer: Trainer, step: int) -> None:
+    """Let the curves go back to where the training goes on."""
     for logger in trainer.loggers:
         if isinstance(logger, Csv):
-            logger.rewind(content["global_step"])
+            logger.rewind(step)
 
 
 def _summary(trainer: Trainer, metrics: dict[str, float]) -> str:

@@ -27,6 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder with two tiny experiments of its own."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").mkdir()
+    (tmp_path / "data").mkdir()
     (tmp_path / "experiments" / "tiny.yaml").write_text(TRAINING)
     (tmp_path / "experiments" / "wider.yaml").write_text("extends: [tiny]\nnet: {width: 6}\n")
     return tmp_path
@@ -37,10 +38,10 @@ def plan(*words: str) -> list[study.Unit]:
 
 
 def test_every_seed_meets_every_experiment_and_fold(here: Path):
-    units = plan("tiny 'tiny wider'", "--seeds", "2", "--folds", "3", "data.root=x")
+    units = plan("tiny 'tiny wider'", "--seeds", "2", "--folds", "3", "data.root=.")
     assert len(units) == 12
     assert units[0].run == Path("studies/tiny_tiny+wider/tiny/seed-0_fold-1")
-    last = ("tiny", "wider", "seed=1", "data.split=fold 3 of 3", "data.root=x")
+    last = ("tiny", "wider", "seed=1", "data.split=fold 3 of 3", "data.root=.")
     assert units[-1].words == last
     # The order in which an interrupted study is still of use.
     assert [unit.seed for unit in units] == [0] * 6 + [1] * 6
@@ -61,6 +62,8 @@ def test_without_folds_the_experiment_says_how_to_split(here: Path):
         (["tiny", "--folds", "5", "data.split=random"], "a study sets data.split itself"),
         (["tiny", "--folds", "2"], "give 3 or more"),
         (["tiny", "--seeds", "0"], "give 1 or more"),
+        ([], "name the experiments in one word"),
+        (["tiny", "data.root=gone"], "data.root is gone, which does not exist"),
         (["tiny tiny"], "stands there twice"),
     ],
 )

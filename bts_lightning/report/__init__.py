@@ -1,13 +1,14 @@
 """`bts report`: tables, plots and the page of an evaluation, computed from its files alone."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
+
+from bts_lightning.errors import Parser
 
 
 def main(words: Sequence[str]) -> int:
     """Write summary and page of evaluations again, after an update or on another machine."""
-    parser = argparse.ArgumentParser(prog="bts report", description=__doc__)
+    parser = Parser(prog="bts report", description=__doc__)
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="a run, or RUN/evaluation/NAME"
     )
