@@ -141,6 +141,9 @@ def test_what_cannot_be_planned_is_refused() -> None:
 def test_another_recipe_needs_another_name() -> None:
     first = plan("kd_unet", *TINY).stage("taught/t1c")
     runs.save_config(first.run, first.config)
+    plan("kd_unet", *TINY, "net.width=6")  # nothing has been learnt yet
+    (first.run / "checkpoints").mkdir()
+    (first.run / "checkpoints" / "epoch_0000.ckpt").touch()
     plan("kd_unet", *TINY)
     with pytest.raises(UserError, match=r"t1c began with net\.width=4, now it is 6; .*--name"):
         plan("kd_unet", *TINY, "net.width=6")
@@ -151,6 +154,7 @@ def test_the_command_line_refuses_in_one_line(capsys: pytest.CaptureFixture[str]
         (): "name an experiment, as in: bts distill kd_unet",
         ("kd_unet", "--subsets", "t1,t9"): "unknown modality 't9'",
         ("kd_unet", "--student", "shared"): "unknown option --student",
+        ("kd_unet", "--agents", "0"): "--agents is 0; give 1 or more",
         ("kd_unot",): "did you mean kd_unet?",
     }.items():
         assert main(["distill", *words]) == 2

@@ -30,6 +30,8 @@ def main(words: Sequence[str]) -> int:
     names = [Path(word).stem for word in given if not is_override(word)]
     if not names:
         raise UserError("name an experiment, as in: bts distill kd_unet data.root=DIR")
+    if args.agents < 1:
+        raise UserError(f"--agents is {args.agents}; give 1 or more")
     named = args.name or re.sub(r"[^\w.+-]+", "_", "+".join(names))
     plan = make_plan(
         given,

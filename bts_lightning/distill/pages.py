@@ -8,6 +8,7 @@ from importlib.resources import files
 import numpy as np
 
 from bts_lightning.distill.claim import Claim, Gain
+from bts_lightning.distill.gap import HEAD
 from bts_lightning.distill.plan import ARMS, Plan
 from bts_lightning.modalities import dots, parse_subset
 from bts_lightning.report.comparison import p_value
@@ -52,6 +53,10 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
             f"points of mean Dice over the subsets (p {p_value(contrast.mean.p) or 'unknown'}), "
             f"{chance}."
         )
+    heads = ((name, gaps[HEAD]) for name, gaps in claim.gaps.items() if HEAD in gaps)
+    apart = ", ".join(f"{gap.distance:.3f} in the {_words(name)}" for name, gap in heads)
+    if apart:
+        said.append(f"Distance between modalities at the head: {apart}.")
     return [*said, PUBLISHED]
 
 
@@ -129,18 +134,14 @@ def _dice(claim: Claim) -> Sheet:
 
 
 def _teachers(plan: Plan, claim: Claim) -> Sheet:
-    rows = [[name.replace("_", " "), *_regions(dice)] for name, dice in claim.teachers.items()]
+    rows = [[_words(name), *_regions(dice)] for name, dice in claim.teachers.items()]
     note = f"All four modalities. The aligned teacher has {' '.join(plan.align)}."
     return Sheet("Dice of the teachers (%)", ["", *REGION_NAMES, "mean"], rows, [note])
 
 
 def _gaps(claim: Claim) -> Sheet:
     places = list(dict.fromkeys(place for gaps in claim.gaps.values() for place in gaps))
-    heads = [
-        f"{name.replace('_', ' ')}: {what}"
-        for name in claim.gaps
-        for what in ("distance", "Fréchet")
-    ]
+    heads = [f"{_words(name)}: {what}" for name in claim.gaps for what in ("distance", "Fréchet")]
     rows = []
     for place in places:
         cells = []
@@ -187,6 +188,10 @@ def _regions(dice: np.ndarray) -> list[str]:
 
 def _marks(subset: str) -> str:
     return " ".join(dots(parse_subset(subset)))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _plain(text: str) -> str:

@@ -165,10 +165,11 @@ def _check(stages: Sequence[Stage], allow: Sequence[str]) -> None:
 
 def _check_same(stage: Stage) -> None:
     """Refuse to go on with a training under another configuration than it began with."""
-    file = runs.config_file(stage.run)
-    if not file.is_file():
+    # What failed before its first epoch, for want of data perhaps, may begin again otherwise.
+    if not runs.checkpoints(stage.run):
         return
-    before, now = (_flat(c) for c in (OmegaConf.load(file), stage.config))
+    began = OmegaConf.load(runs.config_file(stage.run))
+    before, now = (_flat(config) for config in (began, stage.config))
     changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if changed:
         key = changed[0]
