@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bts_lightning.chance import generator
 from bts_lightning.errors import ConfigError
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.networks.backbone import Backbone, Output
@@ -61,6 +62,10 @@ class SegmentationTask(LightningModule):
             self.net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if self.compile_net and stage == "fit":
             self.net.compile()
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Let dropout and sampling depend on the batch's place, so that a resume repeats them."""
+        torch.manual_seed(int(generator(batch["seed"][0], "network").integers(2**63 - 1)))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Give the total loss of a batch and log its terms."""
