@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig
 from torch import Tensor
@@ -22,11 +23,12 @@ class PreemptedError(Exception):
     """A signal asked the training to stop; its state is saved."""
 
 
-class Preemption(Callback):
+class Preemption(Checkpoint):
     """Save the state between two steps when SIGTERM, SIGINT or Slurm's SIGUSR1 arrives, then stop.
 
     Lightning would save inside the signal handler, in the middle of a step: such a checkpoint does
-    not continue bit for bit.
+    not continue bit for bit. After the last step of an epoch its validation is still done, because
+    Lightning takes an epoch up again only before that step or after all of it.
 
     Args:
         requeue: ask Slurm to start the job again after SIGUSR1.
@@ -37,6 +39,7 @@ class Preemption(Callback):
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._stop: PreemptedError | None = None
+        self._steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals; later than Lightning does."""
@@ -44,6 +47,7 @@ class Preemption(Callback):
         if "SLURM_JOB_ID" in os.environ:
             wanted.append(signal.SIGUSR1)
         self.received = None
+        self._steps = trainer.global_step
         for number in wanted:
             self._before[number] = signal.signal(number, self._note)
 
@@ -51,16 +55,15 @@ class Preemption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save here if any rank was told to stop; this step's curves are logged after this."""
-        if not self._any_rank(trainer):
-            return
-        file = Path(trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
-        trainer.save_checkpoint(file, weights_only=False)
-        name = self.received.name if self.received else "another rank"
-        if self.received == signal.SIGUSR1 and self.requeue and trainer.is_global_zero:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-        self._stop = PreemptedError(
-            f"stopped by {name} in epoch {trainer.current_epoch}, step {trainer.global_step}"
-        )
+        stepped = trainer.global_step != self._steps
+        self._steps = trainer.global_step
+        # Gradients that are still being accumulated are in no checkpoint.
+        if stepped and not trainer.is_last_batch:
+            self._save_if_told(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save here what the last step or the validation was told."""
+        self._save_if_told(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -69,29 +72,39 @@ class Preemption(Callback):
         self._stop_if_saved()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop before a validation, which may be long."""
+        """Stop before a validation in the middle of an epoch."""
         self._stop_if_saved()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop before the epoch is counted as done."""
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before the next epoch."""
         self._stop_if_saved()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back, and drop the checkpoint that a finished training does not need."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop an interrupted state that was continued to the end."""
         if trainer.is_global_zero:
-            file = Path(trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
-            file.unlink(missing_ok=True)
+            _place(trainer, "interrupted").unlink(missing_ok=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C does not wait for the step
         self.received = signal.Signals(number)
+
+    def _save_if_told(self, trainer: Trainer) -> None:
+        if not self._any_rank(trainer):
+            return
+        trainer.save_checkpoint(_place(trainer, "interrupted"), weights_only=False)
+        name = self.received.name if self.received else "another rank"
+        if self.received == signal.SIGUSR1 and self.requeue and trainer.is_global_zero:
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        self._stop = PreemptedError(
+            f"stopped by {name} in epoch {trainer.current_epoch}, step {trainer.global_step}"
+        )
 
     def _stop_if_saved(self) -> None:
         if self._stop is not None:
@@ -103,6 +116,10 @@ class Preemption(Callback):
             return told
         flag = torch.tensor(int(told), device=trainer.strategy.root_device)
         return bool(trainer.strategy.reduce(flag, reduce_op="sum") > 0)
+
+
+def _place(trainer: Trainer, name: str) -> Path:
+    return Path(trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt"
 
 
 class FiniteLoss(Callback):
@@ -126,7 +143,7 @@ class FiniteLoss(Callback):
             bad = trainer.strategy.reduce(bad, reduce_op="sum")
         if not bad:
             return
-        file = Path(trainer.default_root_dir) / "checkpoints" / "before_nonfinite.ckpt"
+        file = _place(trainer, "before_nonfinite")
         trainer.save_checkpoint(file, weights_only=False)
         batch = self._batch or {}
         cases = [

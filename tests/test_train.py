@@ -108,14 +108,39 @@ def test_every_experiment_fits_resumes_and_evaluates(
     assert (run / "evaluation" / "test" / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [0, 2, 4])
+OF_A2FSEG = ("a2fseg", "net.poolings", "net.width_limit", "data.augment")
+SAMPLING = ["uhved", *(word for word in TINY if not word.startswith(OF_A2FSEG))]
+AVERAGED = "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
+NOT_VALIDATED = ["trainer.limit_val_batches=0", "callbacks.best=null", "callbacks.subsets=null"]
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "words"),
+    [
+        pytest.param(signal.SIGTERM, 1, [*TINY, AVERAGED, *NOT_VALIDATED], id="averaged weights"),
+        pytest.param(signal.SIGINT, 3, [*TINY, *NOT_VALIDATED], id="first step of an epoch"),
+        pytest.param(
+            signal.SIGTERM, 2, [*TINY, "trainer.check_val_every_n_epoch=1"], id="last step"
+        ),
+        pytest.param(
+            signal.SIGTERM,
+            1,
+            [*TINY, *NOT_VALIDATED, "trainer.accumulate_grad_batches=2", "data.steps_per_epoch=5"],
+            id="gradients under way",
+        ),
+        pytest.param(
+            signal.SIGINT, 0, [*SAMPLING, *NOT_VALIDATED], id="a network that draws samples"
+        ),
+    ],
+)
 def test_a_stopped_training_ends_with_the_same_weights(
-    number: int, step: int, phantom: Path, capsys: pytest.CaptureFixture[str]
+    number: int,
+    step: int,
+    words: list[str],
+    phantom: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = [*TINY, f"data.root={phantom}", "callbacks.best=null", "callbacks.subsets=null"]
-    ema = "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
-    words = [*words, ema, "trainer.limit_val_batches=0"]
+    words = [*words, f"data.root={phantom}"]
     assert train(*words) == 0, capsys.readouterr().err
     undisturbed = the_run()
     expected, curves = final(undisturbed), read_metrics(undisturbed / "logs/metrics.csv")
@@ -130,8 +155,30 @@ def test_a_stopped_training_ends_with_the_same_weights(
     assert train(str(run), "callbacks.stop=null") == 0, capsys.readouterr().err
     found = final(run)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert read_metrics(run / "logs/metrics.csv")["train/loss"] == curves["train/loss"]
+    resumed = read_metrics(run / "logs/metrics.csv")
+    assert resumed["train/loss"] == curves["train/loss"]
+    assert resumed.get("val/dice/mean") == curves.get("val/dice/mean")
     assert not (run / "checkpoints" / "interrupted.ckpt").exists()
+
+
+def test_a_signal_in_the_last_step_of_all_lets_the_training_end(phantom: Path) -> None:
+    stop = "callbacks.stop._target_=tests.training_parts.SignalAt"
+    words = [*TINY, f"data.root={phantom}", stop, "callbacks.stop.step=5"]
+    assert train(*words) == 0
+    run = the_run()
+    assert read_metrics(run / "logs/metrics.csv")["val/dice/mean"]
+    assert runs.read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"] == 1
+
+
+def test_curves_begin_anew_where_no_checkpoint_was_left(phantom: Path) -> None:
+    words = [*TINY, f"data.root={phantom}", *NOT_VALIDATED, "trainer.max_epochs=1"]
+    assert train(*words) == 0
+    run = the_run()
+    for file in (run / "checkpoints").iterdir():
+        file.unlink()
+    before = read_metrics(run / "logs/metrics.csv")["train/loss"]
+    assert train(str(run)) == 0
+    assert read_metrics(run / "logs/metrics.csv")["train/loss"] == before
 
 
 def test_a_seed_reproduces_a_run_and_another_does_not(phantom: Path) -> None:
