@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bts_lightning import runs
+from bts_lightning.loggers import read_metrics
 from tests.test_train import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("BTS_", "PL_"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "bts_lightning", "train", *words]
+    command = [sys.executable, "-m", "bts_lightning", "train", "--allow", "tests", *words]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
@@ -38,39 +39,66 @@ def final(run: Path) -> dict[str, torch.Tensor]:
     return dict(runs.read_checkpoint(newest)["state_dict"])
 
 
+def wait_for_step(folder: Path, process: subprocess.Popen[str], step: int) -> None:
+    """Wait until the curves have a step, however slow the machine is today."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until and process.poll() is None:
+        for file in folder.glob("runs/*/*/logs/metrics.csv"):
+            seen = read_metrics(file).get("train/loss", [])
+            if seen and seen[-1][0] >= step:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()[1]}")
+
+
+def killed_at(folder: Path, words: list[str], steps: dict[int, signal.Signals]) -> Path:
+    """Train, kill at each of the steps, go on, and give the finished run."""
+    folder.mkdir()
+    process = start(folder, *words)
+    for step, number in steps.items():
+        wait_for_step(folder, process, step)
+        process.send_signal(number)
+        process.communicate(timeout=120)
+        assert process.returncode == (2 if number == signal.SIGTERM else -number)
+        process = start(folder, str(the_run(folder)))
+    _, printed = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    return the_run(folder)
+
+
+def assert_killing_changes_nothing(
+    phantom: Path, folder: Path, epochs: int, steps: dict[int, signal.Signals]
+) -> None:
+    words = [
+        *TINY,
+        f"data.root={phantom}",
+        f"trainer.max_epochs={epochs}",
+        "data.steps_per_epoch=8",
+    ]
+    words += ["trainer.limit_val_batches=0", "callbacks.best=null", "callbacks.subsets=null"]
+    # Slow enough to be hit in the step that is meant.
+    words += ["callbacks.slow._target_=tests.training_parts.SlowSteps"]
+    undisturbed = killed_at(folder / "undisturbed", words, {})
+    killed = killed_at(folder / "killed", words, steps)
+    found = final(killed)
+    assert all(torch.equal(found[name], value) for name, value in final(undisturbed).items())
+    curves = [read_metrics(run / "logs/metrics.csv") for run in (undisturbed, killed)]
+    assert curves[0]["train/loss"] == curves[1]["train/loss"]
+
+
+def test_a_training_killed_without_a_word_ends_with_the_same_weights(
+    phantom: Path, tmp_path: Path
+) -> None:
+    assert_killing_changes_nothing(phantom, tmp_path, 2, {10: signal.SIGKILL})
+
+
 @pytest.mark.slow
 def test_a_training_killed_again_and_again_ends_with_the_same_weights(
     phantom: Path, tmp_path: Path
 ) -> None:
-    words = [*TINY, f"data.root={phantom}", "trainer.max_epochs=12", "data.steps_per_epoch=8"]
-    words += ["trainer.limit_val_batches=0", "callbacks.best=null", "callbacks.subsets=null"]
-    for name in ("undisturbed", "killed"):
-        (tmp_path / name).mkdir()
-    began = time.monotonic()
-    whole = start(tmp_path / "undisturbed", *words)
-    assert whole.wait(timeout=300) == 0, whole.stderr.read()  # type: ignore[union-attr]
-    lasts = time.monotonic() - began
-    chance = random.Random(0)
-    process = start(tmp_path / "killed", *words)
-    kills = 0
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
-        # Late enough to have begun the epochs, which take a small part of the time.
-        try:
-            process.wait(timeout=lasts * chance.uniform(0.6, 0.95))
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-            process.wait(timeout=60)
-            kills += 1
-        found = list((tmp_path / "killed").glob("runs/*/*/config.yaml"))
-        again = [str(found[0].parent)] if found else words
-        process = start(tmp_path / "killed", *again)
-    assert process.wait(timeout=300) == 0, process.stderr.read()  # type: ignore[union-attr]
-    assert kills
-    expected, found_weights = (
-        final(the_run(tmp_path / "undisturbed")),
-        final(the_run(tmp_path / "killed")),
-    )
-    assert all(torch.equal(found_weights[name], value) for name, value in expected.items())
+    steps = sorted(random.Random(0).sample(range(96), 5))
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
+    assert_killing_changes_nothing(phantom, tmp_path, 12, dict(zip(steps, signals, strict=True)))
 
 
 @pytest.fixture

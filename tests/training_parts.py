@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from typing import Any
 
 import torch
@@ -61,3 +62,13 @@ class Present(Callback):
         """Choose the modality by rank."""
         batch["present"][:] = False
         batch["present"][:, trainer.global_rank] = True
+
+
+class SlowSteps(Callback):
+    """Make a step last, so that a test can hit it."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Wait."""
+        time.sleep(0.05)
