@@ -285,6 +285,14 @@ def test_each_subset_of_a_joint_table_comes_from_its_own_student() -> None:
     assert EvaluationTable.read(folder).rows.equals(joined.rows)
 
 
+def test_a_shared_student_fills_the_table_of_its_arm() -> None:
+    run = Path("alone/students/shared")
+    table = rows(["a", "b"], ["flair", "t1c"], lambda c, s, _: (c == "a") / 2 + (s == "t1c") / 4)
+    write_evaluation(run, table)
+    joined = join_students(dict.fromkeys(("flair", "t1c"), run), Path("alone"), "test")
+    assert (joined.grid("dice") == EvaluationTable.from_rows(table).grid("dice")).all()
+
+
 def test_students_that_were_scored_differently_are_not_joined() -> None:
     students = {name: Path("alone/students") / name for name in ("flair", "t1c")}
     for name, run in students.items():
