@@ -19,7 +19,7 @@ from bts_lightning.merge import is_override
 from bts_lightning.processes import Training, end_orphan, reason, sigterm_as_interrupt
 from bts_lightning.sweep_file import EXPERIMENT, Sweep
 from bts_lightning.sweep_report import counts, short, shown_path, state_name, write_result
-from bts_lightning.sweep_store import Job, Store
+from bts_lightning.sweep_store import Job, Store, number_of
 
 _LOOK_EVERY = 1.0
 # How often an idle place asks whether another worker has died meanwhile.
@@ -53,7 +53,10 @@ def run_local(
             f"or with run_cap in {sweep.file}"
         )
     _keep(folder, sweep, words)
-    worker = Worker(Store(folder, sweep, cap), _without_wandb(sweep, words), places, console)
+    store = Store(folder, sweep, cap)
+    if store.trials():
+        console.print(f"sweep   {shown_path(store.folder)}: {counts(store.trials())}")
+    worker = Worker(store, _without_wandb(sweep, words), places, console)
     try:
         with sigterm_as_interrupt():
             worker.run()
@@ -95,7 +98,7 @@ class Worker:
         best = max(done, key=lambda t: self.store.sweep.sign * (t.value or 0.0))
         self.console.print(
             f"done    {counts(trials)}\n"
-            f"best    trial {best.number}, {self.store.sweep.metric} {best.value:.4f}: "
+            f"best    trial {number_of(best)}, {self.store.sweep.metric} {best.value:.4f}: "
             f"{short(best.user_attrs['values'])}\n"
             f"next    bts evaluate {shown_path(self.store.run(best))}",
             highlight=False,
@@ -159,7 +162,8 @@ class Worker:
         if place is not None:
             environment["CUDA_VISIBLE_DEVICES"] = place
         command = self.store.sweep.trial_command(self.words, job.values)
-        self._say(f"trial {job.trial.number} starts: {short(job.values)}")
+        begins = "goes on" if runs.is_run(job.run) else "starts"
+        self._say(f"{job.title} {begins}: {short(job.values)}")
         self._running.append((job, Training(command, job.run, environment), place))
 
     def _is_going_on(self, job: Job, training: Training) -> bool:
@@ -173,15 +177,15 @@ class Worker:
     def _end(self, job: Job, code: int) -> None:
         if code == 0 and job.history:
             self.store.end(job, TrialState.COMPLETE)
-            self._say(f"trial {job.trial.number} done: {self.store.best(job.history):.4f}")
+            self._say(f"{job.title} done: {self.store.best(job.history):.4f}")
         elif job.is_pruned:
             self.store.end(job, TrialState.PRUNED)
-            self._say(f"trial {job.trial.number} pruned at {job.history[-1]:.4f}")
+            self._say(f"{job.title} pruned at {job.history[-1]:.4f}")
         else:
             why = reason(job.run, code) if code else f"it never logged {self.store.sweep.metric}"
             self._failed.append(why)
             self.store.end(job, TrialState.FAIL, why)
-            self._print(f"trial {job.trial.number} failed: {why}")
+            self._print(f"{job.title} failed: {why}")
             if len(self._failed) >= _HOPELESS and not self._any_success():
                 raise UserError(f"the first {len(self._failed)} trials failed{self._why()}")
 
@@ -222,7 +226,7 @@ class Worker:
         history = [value for _, value in sorted(trial.intermediate_values.items())]
         best = self.store.best(history)
         return (
-            str(trial.number),
+            str(number_of(trial)),
             state_name(trial.state),
             short(trial.user_attrs.get("values", {})),
             str(len(history)),

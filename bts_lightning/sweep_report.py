@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bts_lightning.report.table import write_whole
 from bts_lightning.sweep_plots import draw_choices, draw_curves, draw_points, draw_shares
 from bts_lightning.sweep_space import Parameter
-from bts_lightning.sweep_store import Store
+from bts_lightning.sweep_store import Store, number_of
 
 _NAMES = {
     TrialState.COMPLETE: "done",
@@ -69,7 +69,7 @@ def _facts(store: Store, words: Sequence[str], trials: Sequence[FrozenTrial]) ->
     }
     if best := _best(trials):
         exact = [f"{name}={value}" for name, value in best.user_attrs["values"].items()]
-        facts["best"] = f"trial {best.number}: {best.value:.4f} with {short(_values(best))}"
+        facts["best"] = f"trial {number_of(best)}: {best.value:.4f} with {short(_values(best))}"
         facts["evaluate it"] = f"bts evaluate {shown_path(store.run(best))}"
         facts["train it again"] = shlex.join(["bts", "train", *words, *exact])
     return facts
@@ -169,7 +169,7 @@ def _figures(store: Store, trials: Sequence[FrozenTrial]) -> list[str]:
         return "other" if trial.state in (TrialState.COMPLETE, TrialState.RUNNING) else "pruned"
 
     def title(trial: FrozenTrial) -> str:
-        return f"trial {trial.number}: {short(_values(trial))}"
+        return f"trial {number_of(trial)}: {short(_values(trial))}"
 
     curves = [(title(t), _history(t), kind(t)) for t in seen]
     figures = [draw_curves(curves, metric)]
@@ -217,7 +217,7 @@ def _row(store: Store, trial: FrozenTrial, names: Sequence[str]) -> list[str]:
     score, values = _score(store, trial), _values(trial)
     why = "" if trial.state != TrialState.FAIL else "its worker died"
     return [
-        str(trial.number),
+        str(number_of(trial)),
         state_name(trial.state),
         "–" if score is None else f"{score:.4f}",
         str(len(trial.intermediate_values)),

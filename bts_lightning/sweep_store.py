@@ -33,6 +33,16 @@ class Job:
     history: list[float] = field(default_factory=list)
     is_pruned: bool = False
 
+    @property
+    def title(self) -> str:
+        """Name it for people, by its folder."""
+        return f"trial {int(self.run.name)}"
+
+
+def number_of(trial: FrozenTrial) -> int:
+    """Give the number that people see: that of its folder, kept when it goes on after a crash."""
+    return int(trial.user_attrs.get("run", trial.number))
+
 
 class Store:
     """Give out trials, and keep what became of them.
@@ -130,7 +140,7 @@ class Store:
         """List the trials, without those that were run again."""
         everything = self.study.get_trials(deepcopy=False)
         superseded = {t.user_attrs.get("again") for t in everything}
-        return [t for t in everything if t.number not in superseded]
+        return sorted((t for t in everything if t.number not in superseded), key=number_of)
 
     def _bury(self) -> None:
         """Fail the trials whose workers died, and let their parameters run again."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.local_sweep import run_local
 from bts_lightning.sweep_file import read_sweep
-from bts_lightning.sweep_store import Store
+from bts_lightning.sweep_store import Store, number_of
 
 # Logs a curve that ends in 1 - (x - 3)², as a training would, and does what the values ask for.
 PROGRAM = """
@@ -242,9 +242,13 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path):
     worker.communicate()
     assert is_running(orphan), "a training outlives its worker"
     (trials / "0001" / "go").touch()
-    code, _, store = run(file)
+    code, text, store = run(file)
     assert code == 0
+    assert "sweep: 1 done, 1 running, 1 waiting" in text
     assert not is_running(orphan), "two would write into one run"
+    # It keeps its number, which is that of its folder.
+    assert [number_of(trial) for trial in store.trials()] == [0, 1, 2]
+    assert "trial 1 done" in text
     assert found(store) == [(1, "wait", -3.0), (2, "wait", 0.0), (3, "wait", 1.0)]
     values = [f"{{'x': '{x}', 'do': 'wait'}}" for x in (1, 2, 2, 3)]
     assert starts(tmp_path) == values
