@@ -14,6 +14,7 @@ from torch import Tensor
 from bts_lightning.errors import UserError
 from bts_lightning.inference.averages import Averages
 from bts_lightning.inference.clock import Clock, stage
+from bts_lightning.inference.convolutions import OneDNN
 from bts_lightning.inference.protocol import AUTOCAST, Protocol
 from bts_lightning.inference.windows import Windows, lay_out
 from bts_lightning.losses import SegmentationLoss
@@ -93,7 +94,7 @@ def _average(
                 f"the case has only {subset_name(available)}, which cannot show "
                 f"{subset_name(subset)}; choose by `subsets_within`"
             )
-    with _evaluating(net), torch.inference_mode():
+    with _evaluating(net), torch.inference_mode(), OneDNN():
         with stage(clock, "read"):
             windows = lay_out(image, available, protocol, net)
             volume = windows.volume.to(device)
@@ -148,7 +149,7 @@ class _Predictor:
         self.at_once = protocol.batch_subsets
         if self.at_once is None and device.type != "cuda":
             # On a CPU more at once only leave the caches: 15 at once took 1.0 to 2 times as long.
-            self.at_once = 1
+            self.at_once = len(subsets) if net.shares_decoding else 1
 
     def predict(
         self, patch: Tensor, rows: NDArray[np.int64]

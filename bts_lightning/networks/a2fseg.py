@@ -16,6 +16,7 @@ from bts_lightning.networks.layers import (
     halving_widths,
     initialise,
 )
+from bts_lightning.networks.local_fusion import attend, average_heads
 from bts_lightning.networks.modality_attention import ModalityAttention, Once, Variant
 from bts_lightning.networks.presence import (
     Presence,
@@ -85,6 +86,8 @@ class A2FSeg(Backbone):
         torch.Size([1, 3, 16, 16, 16])
     """
 
+    shares_decoding = True
+
     def __init__(
         self,
         *,
@@ -148,12 +151,8 @@ class A2FSeg(Backbone):
     def decode(self, features: Features) -> Output:
         """Fuse the finest features of the present modalities and predict."""
         presence = Presence(features.present, read=self.skip_absent)
-        # Every level: an alignment may have filled some of them, subset by subset.
-        if all(is_shared(x) for x in features.levels) and not self.training:
-            case = [x[:1] for x in features.levels]
-            once = self._once(case)
-            rows = [self._fuse(case, presence.row(i), once)[0] for i in range(len(features.real))]
-            return Output(torch.cat(rows))
+        if not self.training and is_shared(features.levels):
+            return Output(self._decode_case([x[:1] for x in features.levels], presence))
         logits, averages, reference = self._fuse(features.levels, presence)
         if not self.training:
             return Output(logits)
@@ -162,6 +161,19 @@ class A2FSeg(Backbone):
             weight=self.final_head_weight,
             auxiliary=self._modality_heads(features) + self._average_heads(averages, reference),
         )
+
+    def _decode_case(self, case: Sequence[Tensor], presence: Presence) -> Tensor:
+        """Decode the subsets of one case; do only once what is linear in each modality."""
+        # For fewer subsets than this it is no less work.
+        many = presence.batch > len(MODALITIES)
+        if many and self.fusion_decoder is None and self.refine is None:
+            finest, subsets = case[0].unbind(dim=1), presence.present[0].cpu()
+            if self.attention is None:
+                return average_heads(self.head, finest, subsets)
+            return attend(self.attention, self.head, finest, subsets)
+        once = self._once(case) if many else None
+        rows = [self._fuse(case, presence.row(i), once)[0] for i in range(presence.batch)]
+        return torch.cat(rows)
 
     def _fuse(
         self, levels: Sequence[Tensor], presence: Presence, once: Once | None = None
@@ -200,9 +212,6 @@ class A2FSeg(Backbone):
         if self.attention is not None:
             finest = case[0].unbind(dim=1)
             once.own = [self.attention.own_term(m, x) for m, x in enumerate(finest)]
-            if self.fusion_decoder is None:
-                terms = [self.attention.reference_terms(x) for x in finest]  # per modality k, m
-                once.reference = [list(parts) for parts in zip(*terms, strict=True)]
         return once
 
     def _modality_heads(self, features: Features) -> tuple[Auxiliary, ...]:

@@ -96,11 +96,14 @@ class Backbone(nn.Module, ABC):
             loss of this network reads them. The prediction never does.
         fused_levels: indices of `Features.levels`, finest first, where `decode` fuses the features
             of single modalities; an alignment may fill these. Empty for early fusion.
+        shares_decoding: `decode` does less work for many subsets of one case together than for
+            one after the other.
     """
 
     divisor: int = 1
     learns_from_dropped: bool = False
     fused_levels: tuple[int, ...] = ()
+    shares_decoding: bool = False
 
     def __init__(self, out_channels: int) -> None:
         super().__init__()

@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.layers import Block, bias_of, convolve_part
@@ -31,13 +30,10 @@ class Once:
     Attributes:
         skips: per step of the fusion decoder and modality, the level's part of its convolution.
         own: per scored modality, the part of the convolution that reads its own features.
-        reference: per scored modality, the other part for each modality that the reference is the
-            mean of; empty where the reference is no mean.
     """
 
     skips: list[list[Tensor]] = field(default_factory=list)
     own: list[Tensor] = field(default_factory=list)
-    reference: list[list[Tensor]] = field(default_factory=list)
 
 
 class ModalityAttention(nn.ModuleList):
@@ -76,12 +72,7 @@ class ModalityAttention(nn.ModuleList):
 
     def own_term(self, m: int, x: Tensor) -> Tensor:
         """Apply the part of the first convolution that reads the scored modality."""
-        return convolve_part(x, self._convolution(m), slice(self.width))
-
-    def reference_terms(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Apply, for each scored modality, the part that reads the reference."""
-        weights = [self._convolution(m).weight[:, self.width :] for m in range(len(self))]
-        return F.conv3d(x, torch.cat(weights), padding=1).chunk(len(self), dim=1)
+        return convolve_part(x, self.convolution(m), slice(self.width))
 
     def _score(
         self, m: int, x: Tensor, presence: Presence, reference: Tensor, once: Once | None
@@ -91,16 +82,14 @@ class ModalityAttention(nn.ModuleList):
             own = torch.where(presence.keep(m), x, 0) if rows is None else pick(x, rows)
             score: Tensor = self[m](torch.cat([own, pick(reference, rows)], dim=1))
             return score
-        if once.reference:
-            other = presence.average(once.reference[m])
-        else:
-            other = convolve_part(reference, self._convolution(m), slice(self.width, None))
-        score = once.own[m] + other + bias_of(self._convolution(m))
+        other = convolve_part(reference, self.convolution(m), slice(self.width, None))
+        score = once.own[m] + other + bias_of(self.convolution(m))
         for layer in layers[1:]:
             score = layer(score)
         return score
 
-    def _convolution(self, m: int) -> nn.Conv3d:
+    def convolution(self, m: int) -> nn.Conv3d:
+        """Give the convolution that reads a modality beside the reference."""
         conv = self[m].get_submodule("0")
         assert isinstance(conv, nn.Conv3d)
         return conv

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 # Rows of a batch: all, some by number, or unknown to Python.
 Rows = slice | Tensor | None
 ALL = slice(None)
-# Values of one modality at one level, say 32 channels of 50³. Below, a CPU convolves one row at a
-# time without its fast kernels, and a GPU is not busy with one row.
+# Values of one modality at one level, say 32 channels of 50³; with less a GPU is not busy.
 LARGE = 2**22
 
 
@@ -29,6 +28,11 @@ class Presence:
         self.known: Tensor | None = None  # L B M
         if read and not torch.compiler.is_compiling() and not self.present[0].is_meta:
             self.known = torch.stack(self.present).cpu()
+
+    @property
+    def batch(self) -> int:
+        """Count the rows."""
+        return len(self.present[0])
 
     def row(self, i: int) -> "Presence":
         """Give one row on its own."""
@@ -85,13 +89,17 @@ def add_rows(total: Tensor, rows: Rows, x: Tensor) -> Tensor:
     return total.index_add(0, rows, x) if isinstance(rows, Tensor) else total + x
 
 
-def is_shared(x: Tensor) -> bool:
-    """Say whether the rows are so many views of one case that linear work pays once for all.
+def is_shared(levels: Sequence[Tensor]) -> bool:
+    """Say whether the rows are views of one case, and better decoded one after the other.
 
-    `Features.repeat` makes such rows for the subsets of a case, with no memory of their own. Small
-    features are better computed in one batch.
+    `Features.repeat` makes such rows for the subsets of a case, with no memory of their own; an
+    alignment, which fills a level subset by subset, does not. On a GPU small features are better
+    computed in one batch, and a compiled graph must not depend on the rows.
     """
-    return len(x) > x.shape[1] and x.stride(0) == 0 and x[0, 0].numel() >= LARGE
+    finest = levels[0]
+    large = finest.device.type != "cuda" or finest[0, 0].numel() >= LARGE
+    views = len(finest) > 1 and all(x.stride(0) == 0 for x in levels)
+    return large and views and not torch.compiler.is_compiling()
 
 
 def nothing_of(module: nn.Module) -> Tensor:

@@ -1,11 +1,13 @@
 """What is particular to A2FSeg: its variants, their sizes, and official weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from bts_lightning.modalities import SUBSETS
-from bts_lightning.networks import presence
+from bts_lightning.networks import local_fusion
 from bts_lightning.networks.a2fseg import A2FSeg, from_official
 from bts_lightning.networks.layers import deep_weights
 from bts_lightning.networks.modality_attention import Variant
@@ -95,24 +97,35 @@ def test_absent_unet_is_not_run() -> None:
 
 
 @pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("count", [3, 7])
 @pytest.mark.parametrize("variant", ["official", "post", "decoder", "base", "paper"])
 @torch.no_grad()
 def test_linear_work_is_shared_between_subsets(
-    variant: Variant, skip: bool, monkeypatch: pytest.MonkeyPatch
+    variant: Variant, count: int, skip: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = small(variant, skip_absent=skip).eval().double()
-    available = flags(0, 2, 3)
-    features = net.encode(torch.randn(1, 4, 16, 16, 16).double(), available)
+    features = net.encode(torch.randn(1, 4, 16, 16, 16).double(), flags(0, 2, 3))
     for level in features.levels:
         level[:, 1] = float("nan")  # T1c was never there
-    subsets = torch.tensor([s for s in SUBSETS if not s[1]])
-    many = features.repeat(len(subsets)).restrict(subsets)
-    together = net.decode(many).logits
-    monkeypatch.setattr(presence, "LARGE", 0)
-    calls = []
-    net.head.register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(net.decode(many).logits, together)
-    assert len(calls) == len(subsets)
+    subsets = torch.tensor([s for s in SUBSETS if not s[1]])[-count:]
+    many = features.repeat(count).restrict(subsets)
+    alone = [net.decode(features.restrict(subset.view(1, 4))).logits for subset in subsets]
+    # Slabs of some planes each: neither their borders nor those of the window may show.
+    monkeypatch.setattr(local_fusion, "SLAB_BYTES", 2**20)
+    torch.testing.assert_close(net.decode(many).logits, torch.cat(alone))
+
+
+@torch.no_grad()
+def test_shared_work_stays_near_in_half_precision() -> None:
+    net = small("paper").eval()
+    many = net.encode(torch.randn(1, 4, 16, 16, 16), flags(0, 1, 2, 3)).repeat(15)
+    many = many.restrict(torch.tensor(SUBSETS))
+    full = net.decode(many).logits
+    half = tuple(level.bfloat16() for level in many.levels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = net.decode(replace(many, levels=half)).logits
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded - full).norm() < 0.02 * full.norm()
 
 
 def test_official_names_become_ours() -> None:
