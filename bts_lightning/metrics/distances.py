@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bts_lightning.metrics.surface import Floats, Ints, Words
 from bts_lightning.metrics.threads import in_threads, shares
 from bts_lightning.metrics.to_predictions import blocks_of, search, walk, with_neighbours
-from bts_lightning.metrics.to_truth import gather, map_planes
+from bts_lightning.metrics.to_truth import asked_rows, gather, map_planes
 
 Hd95 = Literal["pooled", "directed"]
 Spacing = tuple[float, float, float]
@@ -54,13 +54,19 @@ def outward_steps(spacing: Spacing) -> Steps:
 
 
 def hd95_of_masks(
-    surface: Words, live: NDArray[np.bool_], spacing: Spacing, definition: Hd95, threads: int
+    surface: Words,
+    points: Ints,
+    live: NDArray[np.bool_],
+    spacing: Spacing,
+    definition: Hd95,
+    threads: int,
 ) -> Floats:
     """Measure HD95 (subsets × regions, mm) of the masks in `live`; the others become NaN.
 
     Args:
         surface: words with the margin of `outward_steps`; bit r·S+s is region r of prediction s,
             bit R·S+r is region r of the truth.
+        points: flat positions of the words that are not zero.
         live: S×R: truth and prediction both have a surface.
         spacing: millimetres along each axis.
         definition: see `score`.
@@ -70,7 +76,6 @@ def hd95_of_masks(
     live_bits = _words(live.T.reshape(1, -1))[0]
     region_bits = _words(np.repeat(np.eye(regions, dtype=np.bool_), subsets, axis=1)) & live_bits
     truth_bits = _words(np.eye(regions, dtype=np.bool_), first=regions * subsets)
-    points = np.flatnonzero(surface)
     there = [
         _distances_to_truth(surface, points, truth, bits, spacing, threads) if bits else {}
         for truth, bits in zip(truth_bits, region_bits, strict=True)
@@ -108,17 +113,27 @@ def _distances_to_truth(
     threads: int,
 ) -> dict[int, list[Floats]]:
     """Give the squared distances of each of these prediction bits to one region of the truth."""
+    # From here on, a corner of the volume without the margin, on the truth's first plane.
     halo = outward_steps(spacing).halo
-    inner = [n - 2 * h for n, h in zip(surface.shape, halo, strict=True)]
-    beside, within = np.empty(inner), np.empty(inner)
+    _, height, width = (n - 2 * h for n, h in zip(surface.shape, halo, strict=True))
+    words = surface.reshape(-1)[points]
+    planes = points[words & truth != 0][[0, -1]] // (surface.shape[1] * surface.shape[2])
+    depth, corner = int(planes[1] - planes[0]) + 1, (int(planes[0]), halo[1], halo[2])
+    points = points[words & bits != 0]
+    asked = asked_rows(points, surface.shape, corner, (height, width))
+    truth_map = (
+        np.empty((depth, height, width)),
+        np.empty((depth, height), np.bool_),
+        np.empty((depth, height, width)),
+    )
     in_threads(
-        lambda z: map_planes(surface, truth, halo, spacing, z.start, z.stop, beside, within),
-        shares(inner[0], 4 * threads),
+        lambda z: map_planes(surface, truth, corner, spacing, z.start, z.stop, asked, *truth_map),
+        shares(depth, 4 * threads),
         threads,
     )
     found = in_threads(
         lambda some: gather(
-            surface, points[some.start : some.stop], bits, halo, spacing, beside, within
+            surface, points[some.start : some.stop], bits, corner, spacing, *truth_map
         ),
         shares(points.size, threads),
         threads,

@@ -97,7 +97,9 @@ def _score_some(
         slabs,
         threads,
     )
-    in_threads(lambda z: peel(words, halo, z.start, z.stop, surface), slabs, threads)
+    points = np.concatenate(
+        in_threads(lambda z: peel(words, halo, z.start, z.stop, surface), slabs, threads)
+    )
 
     pairs = np.sum(counted, axis=0).astype(np.float64)  # S prediction truth
     member = _MEMBERS.astype(np.float64)
@@ -105,7 +107,7 @@ def _score_some(
     found = np.einsum("spt,rp->sr", pairs, member)
     there = np.einsum("spt,rt->sr", pairs, member)
     nothing = (found == 0) & (there == 0)
-    measured = hd95_of_masks(surface, (found > 0) & (there > 0), spacing, hd95, threads)
+    measured = hd95_of_masks(surface, points, (found > 0) & (there > 0), spacing, hd95, threads)
     millilitres = float(np.prod(spacing)) / 1000
     return Scores(
         dice=ratio(2 * overlap, found + there, nothing, empty),

@@ -72,9 +72,9 @@ def pack(
 ) -> Ints:
     """Set each voxel's region bits in `words` and count its pairs of labels, S×prediction×truth.
 
-    Pairs of background with background are not counted. `words` covers the box of the grid that
-    starts at `corner`, with a margin of `halo` around; only its planes from `first` to `last` are
-    filled, so that threads can share the work.
+    Pairs of background with background are not counted. `words`, all zero, covers the box of the
+    grid that starts at `corner`, with a margin of `halo` around; only its planes from `first` to
+    `last` are filled, so that threads can share the work.
     """
     subsets = predicted.shape[0]
     height, width = words.shape[1] - 2 * halo[1], words.shape[2] - 2 * halo[2]
@@ -91,10 +91,15 @@ def pack(
         for y in range(height):
             row = words[z + halo[0], y + halo[1], halo[2] : halo[2] + width]
             true_row = truth[z + corner[0], y + corner[1], corner[2] : corner[2] + width]
-            for x in range(width):
-                row[x] = table[subsets, true_row[x]]
+            # Most rows hold nothing, and to see that takes the least.
+            true_labels = united(true_row)
+            if true_labels:
+                for x in range(width):
+                    row[x] = table[subsets, true_row[x]]
             for s in range(subsets):
                 line = predicted[s, z + corner[0], y + corner[1], corner[2] : corner[2] + width]
+                if not true_labels | united(line):
+                    continue
                 for x in range(width):
                     if line[x] | true_row[x]:
                         pairs[s, line[x], true_row[x]] += 1
@@ -103,14 +108,40 @@ def pack(
 
 
 @njit(cache=True, nogil=True)
-def peel(words: Words, halo: tuple[int, int, int], first: int, last: int, surface: Words) -> None:
-    """Keep of each mask the voxels with a face neighbour outside; beyond the grid is outside."""
+def united(row: NDArray[np.unsignedinteger]) -> np.unsignedinteger:
+    """Give all bits of a row."""
+    bits = row.dtype.type(0)
+    for x in range(row.size):
+        bits |= row[x]
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def peel(words: Words, halo: tuple[int, int, int], first: int, last: int, surface: Words) -> Ints:
+    """Keep of each mask the voxels with a face neighbour outside; beyond the grid is outside.
+
+    Returns:
+        The flat positions of voxels on any surface, in their order.
+    """
     _, height, width = words.shape
+    points = np.empty(width, np.int64)
+    count = 0
     for z in range(first + halo[0], last + halo[0]):
         for y in range(halo[1], height - halo[1]):
             here, up, down = words[z, y], words[z - 1, y], words[z + 1, y]
+            if not united(here):
+                continue
             above, below = words[z, y - 1], words[z, y + 1]
             out = surface[z, y]
             for x in range(halo[2], width - halo[2]):
                 inner = up[x] & down[x] & above[x] & below[x] & here[x - 1] & here[x + 1]
                 out[x] = here[x] & ~inner
+            if count + width > points.size:
+                longer = np.empty(2 * points.size + width, np.int64)
+                longer[:count] = points[:count]
+                points = longer
+            for x in range(halo[2], width - halo[2]):
+                if out[x]:
+                    points[count] = (z * height + y) * width + x
+                    count += 1
+    return points[:count]

@@ -2,41 +2,75 @@
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
-from bts_lightning.metrics.surface import Floats, Ints, Words, lowest
+from bts_lightning.metrics.surface import Floats, Ints, Words, lowest, united
 
+Flags = NDArray[np.bool_]
+
+# Voxels of a row that are mapped together, or not at all: one step of a processor.
+PIECE = 8
 _NONE = np.uint64(0)
+
+
+@njit(cache=True, nogil=True)
+def asked_rows(
+    points: Ints, shape: tuple[int, int, int], corner: tuple[int, int, int], size: tuple[int, int]
+) -> Flags:
+    """Tell which pieces of rows hold a point in any plane: nobody asks for the rest of the map.
+
+    Args:
+        points: flat positions in a volume of this shape.
+        shape: of the volume.
+        corner: where the map begins.
+        size: of the map, H×W.
+    """
+    asked = np.zeros((size[0], (size[1] + PIECE - 1) // PIECE), np.bool_)
+    for i in range(points.size):
+        y = points[i] // shape[2] % shape[1] - corner[1]
+        x = points[i] % shape[2] - corner[2]
+        asked[y, x // PIECE] = True
+    return asked
 
 
 @njit(cache=True, nogil=True)
 def map_planes(
     surface: Words,
     bit: np.uint64,
-    halo: tuple[int, int, int],
+    corner: tuple[int, int, int],
     spacing: tuple[float, float, float],
     first: int,
     last: int,
+    asked: Flags,
     beside: Floats,
+    filled: Flags,
     within: Floats,
 ) -> None:
-    """Measure, in each plane by itself, from every voxel to the nearest one that has the bit.
+    """Measure, in each plane by itself, from every voxel asked for to the nearest with the bit.
 
     Args:
-        surface: words with a margin of `halo`.
+        surface: words.
         bit: a single one.
-        halo: the margin.
+        corner: of the map in the words.
         spacing: mm.
-        first: plane to begin with, so that threads can share the work.
+        first: plane of the map to begin with, so that threads can share the work.
         last: plane to stop before.
-        beside: D×H×W without the margin, filled with the squared distance along the row.
-        within: the same, filled with the squared distance within the plane.
+        asked: pieces of rows that are needed, for all planes.
+        beside: D×H×W of the map, filled with the squared distance along rows that have the bit.
+        filled: D×H, tells which rows have it.
+        within: D×H×W, filled with the squared distance within the plane.
     """
     _, height, width = within.shape
     rows = np.empty(height, np.int64)
     for z in range(first, last):
         count = 0
         for y in range(height):
-            words = surface[z + halo[0], y + halo[1], halo[2] : halo[2] + width]
+            words = surface[z + corner[0], y + corner[1], corner[2] : corner[2] + width]
+            filled[z, y] = united(words) & bit != _NONE
+            if not filled[z, y]:
+                continue
+            rows[count] = y
+            count += 1
             nearest = beside[z, y]
             nearest[:] = np.inf
             at = -1
@@ -45,24 +79,35 @@ def map_planes(
                     at = x
                 if at >= 0:
                     nearest[x] = ((x - at) * spacing[2]) ** 2
-            if at < 0:
-                continue
-            rows[count] = y
-            count += 1
             for x in range(width - 1, -1, -1):
                 if words[x] & bit:
                     at = x
                 if at >= x:
                     nearest[x] = min(nearest[x], ((at - x) * spacing[2]) ** 2)
         for y in range(height):
-            best = within[z, y]
-            best[:] = np.inf
-            # The plainest way, and the fastest: compilers make it eight voxels a step.
-            for i in range(count):
-                step = ((rows[i] - y) * spacing[1]) ** 2
-                nearest = beside[z, rows[i]]
-                for x in range(width):
-                    best[x] = min(best[x], step + nearest[x])
+            start, stop = 0, 0
+            while stop < width:
+                start, stop = _next_run(asked[y], stop, width)
+                best = within[z, y, start:stop]
+                best[:] = np.inf
+                # The plainest way, and the fastest: compilers make it eight voxels a step.
+                for i in range(count):
+                    step = ((rows[i] - y) * spacing[1]) ** 2
+                    nearest = beside[z, rows[i], start:stop]
+                    for x in range(stop - start):
+                        best[x] = min(best[x], step + nearest[x])
+
+
+@njit(cache=True, nogil=True)
+def _next_run(asked: Flags, first: int, width: int) -> tuple[int, int]:
+    """Find the next voxels of a row, from `first` on, that are asked for; none if it ends there."""
+    piece = first // PIECE if first < width else asked.size
+    while piece < asked.size and not asked[piece]:
+        piece += 1
+    begin = piece
+    while piece < asked.size and asked[piece]:
+        piece += 1
+    return min(begin * PIECE, width), min(piece * PIECE, width)
 
 
 @njit(cache=True, nogil=True)
@@ -70,12 +115,13 @@ def gather(
     surface: Words,
     points: Ints,
     bits: np.uint64,
-    halo: tuple[int, int, int],
+    corner: tuple[int, int, int],
     spacing: tuple[float, float, float],
     beside: Floats,
+    filled: Flags,
     within: Floats,
 ) -> tuple[Floats, Ints]:
-    """Give the squared distances of the points that have these bits, sorted by bit.
+    """Give the squared distances of these bits of the points, sorted by bit.
 
     Returns:
         The distances, and where those of each of the 64 bits begin.
@@ -92,17 +138,18 @@ def gather(
     ends = starts.copy()
     squares = np.empty(starts[-1])
     _, height, width = surface.shape
+    whole = spacing[0] % 1 == 0 and spacing[1] % 1 == 0 and spacing[2] % 1 == 0
     for i in range(points.size):
         point = points[i]
         mine = flat[point] & bits
-        if mine == _NONE:
-            continue
         square = _nearest(
-            point // (height * width) - halo[0],
-            point // width % height - halo[1],
-            point % width - halo[2],
+            point // (height * width) - corner[0],
+            point // width % height - corner[1],
+            point % width - corner[2],
             spacing,
+            whole,
             beside,
+            filled,
             within,
         )
         while mine != _NONE:
@@ -115,23 +162,34 @@ def gather(
 
 @njit(cache=True, nogil=True)
 def _nearest(
-    z: int, y: int, x: int, spacing: tuple[float, float, float], beside: Floats, within: Floats
+    z: int,
+    y: int,
+    x: int,
+    spacing: tuple[float, float, float],
+    whole: bool,
+    beside: Floats,
+    filled: Flags,
+    within: Floats,
 ) -> float:
     """Look through planes outward; add up in the order of SciPy's map, for medpy's last digit."""
     depth, height, _ = within.shape
-    best, plane, up = within[z, y, x], z, 0.0
-    for k in range(1, depth):
+    best, plane, up = np.inf, 0, 0.0
+    # The point may lie before the map's first plane or behind its last.
+    for k in range(max(0, -z, z - depth + 1), max(z, depth - 1 - z) + 1):
         step = (k * spacing[0]) ** 2
         if step >= best:
             break
-        if z >= k and step + within[z - k, y, x] < best:
-            best, plane, up = step + within[z - k, y, x], z - k, step
-        if z + k < depth and step + within[z + k, y, x] < best:
-            best, plane, up = step + within[z + k, y, x], z + k, step
+        for there in (z - k, z + k):
+            if 0 <= there < depth and step + within[there, y, x] < best:
+                best, plane, up = step + within[there, y, x], there, step
+    if whole:
+        # Sums of whole numbers are the same in any order.
+        return best
     for k in range(height):
         step = (k * spacing[1]) ** 2
-        if y >= k and step + beside[plane, y - k, x] == within[plane, y, x]:
-            return up + step + beside[plane, y - k, x]
-        if y + k < height and step + beside[plane, y + k, x] == within[plane, y, x]:
-            return up + step + beside[plane, y + k, x]
+        for row in (y - k, y + k):
+            if row < 0 or row >= height or not filled[plane, row]:
+                continue
+            if step + beside[plane, row, x] == within[plane, y, x]:
+                return up + step + beside[plane, row, x]
     return np.inf
