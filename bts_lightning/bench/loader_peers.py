@@ -1,6 +1,7 @@
 """How TorchIO, MONAI, nnU-Net and nibabel deliver patches, each as its documentation says."""
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ from bts_lightning.modalities import MODALITIES
 PROCESSES = 2
 # A list of four cases ends at once; a repeated one lets worker processes live on.
 REPEATS = 500
-QUEUE = 8
+VOLUMES_IN_QUEUE = 4
+# A crop leaves the cache as it was, so the whole case need not be copied first.
+WITHOUT_COPIES = "CacheDataset without copies"
 
 
 class Peers:
@@ -31,6 +34,7 @@ class Peers:
     def __init__(self, phantom: Path, cases: list[Any], patch: int, batch: int) -> None:
         # Half of these packages warn about the other half.
         warnings.filterwarnings("ignore")
+        threading.excepthook = _report
         self.home, self.cases, self.patch, self.batch = phantom, cases, patch, batch
         self.size = (patch,) * 3
         self._monai: dict[tuple[str, bool], Any] = {}
@@ -39,19 +43,18 @@ class Peers:
     def plain(self) -> list[Contender]:
         """Give what delivers patches without augmentation."""
         return [
-            self.nnunet(1),
             self.nnunet(PROCESSES),
             *(self.monai("CacheDataset", workers) for workers in (0, PROCESSES)),
+            self.monai(WITHOUT_COPIES, 0),
             self.monai("PersistentDataset", PROCESSES),
             *(self.torchio(samples) for samples in (4, 1)),
-            self.nibabel(),
         ]
 
     def augmented(self) -> list[Contender]:
         """Give what delivers augmented patches, as near to nnU-Net's recipe as each comes."""
         return [
             self.nnunet(PROCESSES, augment=True),
-            self.monai("CacheDataset", PROCESSES, augment=True),
+            self.monai(WITHOUT_COPIES, PROCESSES, augment=True),
             self.torchio(4, augment=True),
         ]
 
@@ -60,7 +63,7 @@ class Peers:
         turn = iter(range(1_000_000))
         return {
             "blosc2 by nnU-Net's loader": lambda: self._nnunet_single.generate_train_batch(),
-            "MONAI CacheDataset, in memory": lambda: self._monai_dataset("CacheDataset")[
+            "MONAI CacheDataset, one sample": lambda: self._monai_dataset("CacheDataset")[
                 next(turn)
             ],
             "nibabel, five .nii.gz read whole": lambda: self._read_and_crop(next(turn)),
@@ -103,6 +106,7 @@ class Peers:
 
     def torchio(self, samples: int, *, augment: bool = False) -> Contender:
         """Fill a queue with patches of whole volumes."""
+        length = samples * VOLUMES_IN_QUEUE
 
         @contextmanager
         def begin() -> Iterator[Iterator[int]]:
@@ -119,7 +123,7 @@ class Peers:
             ]
             queue = tio.Queue(
                 tio.SubjectsDataset(_repeated(subjects), transform=transform),
-                max_length=QUEUE,
+                max_length=length,
                 samples_per_volume=samples,
                 sampler=tio.UniformSampler(self.patch),
                 num_workers=PROCESSES,
@@ -129,21 +133,7 @@ class Peers:
 
         more = ", augmentation" if augment else ""
         name = f"TorchIO Queue, {samples} a volume{more}, {PROCESSES} processes"
-        return Contender(name, begin, ahead=QUEUE, cycle=QUEUE)
-
-    def nibabel(self) -> Contender:
-        """Read five whole files for each patch."""
-
-        @contextmanager
-        def begin() -> Iterator[Iterator[int]]:
-            def arrive() -> Iterator[int]:
-                for number in range(1_000_000):
-                    self._read_and_crop(number)
-                    yield 1
-
-            yield arrive()
-
-        return Contender("nibabel, .nii.gz read for each patch", begin, ahead=1, cycle=1)
+        return Contender(name, begin, ahead=length, cycle=length)
 
     def _read_and_crop(self, number: int) -> np.ndarray:
         images, label = self.files[number % len(self.files)]
@@ -219,13 +209,18 @@ class Peers:
     def _new_monai_dataset(self, kind: str, augmentation: list[Any]) -> Any:
         data, t = import_module("monai.data"), import_module("monai.transforms")
         keys = ["image", "label"]
+        tuned = kind == WITHOUT_COPIES
+        places = {f"{x}_indices_key": f"label_{x}_indices" for x in ("fg", "bg")} if tuned else {}
         steps = [
             t.LoadImaged([*MODALITIES, "label"]),
             t.EnsureChannelFirstd([*MODALITIES, "label"]),
             t.ConcatItemsd(list(MODALITIES), "image"),
             t.SelectItemsd(keys),
+            t.CropForegroundd(keys, "image", allow_smaller=True),
             t.NormalizeIntensityd("image", nonzero=True, channel_wise=True),
-            t.RandCropByPosNegLabeld(keys, "label", self.size, num_samples=1),
+            *([t.FgBgToIndicesd("label")] if tuned else []),
+            t.RandCropByPosNegLabeld(keys, "label", self.size, num_samples=1, **places),
+            t.SelectItemsd(keys),
             *augmentation,
         ]
         items = [
@@ -237,7 +232,12 @@ class Peers:
             return data.PersistentDataset(items, t.Compose(steps), self.home.parent / "monai")
         # Each case is cached once, however often it is named.
         return data.CacheDataset(
-            items, t.Compose(steps), num_workers=PROCESSES, progress=False, hash_as_key=True
+            items,
+            t.Compose(steps),
+            num_workers=PROCESSES,
+            progress=False,
+            copy_cache=not tuned,
+            hash_as_key=True,
         )
 
     def _monai_augmentation(self) -> list[Any]:
@@ -267,6 +267,12 @@ class Peers:
             tio.RandomAnisotropy(downsampling=(1, 2), p=0.25),
             tio.RandomFlip((0, 1, 2)),
         ]
+
+
+def _report(failure: threading.ExceptHookArgs) -> None:
+    """Pass over threads of batchgenerators that complain when their processes are ended."""
+    if failure.thread is None or "results_loop" not in failure.thread.name:
+        threading.__excepthook__(failure)
 
 
 def _arrivals(loader: DataLoader[Any], count: Callable[[Mapping[str, Any]], int]) -> Iterator[Any]:
