@@ -58,6 +58,12 @@ def _parser(verb: str, module: Any) -> _Parser:
     return parser
 
 
+def _usage(verb: str) -> str:
+    """Tell what a family is and its options."""
+    parser = _parser(verb, import_module(f"bts_lightning.bench.{verb}"))
+    return f"{verb}: {parser.description}\n  {parser.format_usage().removeprefix('usage: ')}"
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, smaller; a first look")
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
@@ -109,7 +115,9 @@ def _measure_all(words: Sequence[str]) -> int:
 
     parser = _Parser(prog="bts bench", description=__doc__, allow_abbrev=False)
     _add_common(parser)
-    parser.epilog = "single families: " + "; ".join(f"{k}: {v}" for k, v in FAMILIES.items())
+    if {"-h", "--help"} & set(words):
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = "\n".join(_usage(verb) for verb in VERBS)
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), help="the page")
     args = parser.parse_args(list(words))
     began = time.monotonic()
