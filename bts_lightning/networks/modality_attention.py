@@ -57,15 +57,15 @@ class ModalityAttention(nn.ModuleList):
                 tie = tie + nothing_of(layers) if self.training else tie
                 continue
             score = full_precision(self._score(m, x[m], presence, reference, once))
-            if rows is None:
-                score = torch.where(presence.keep(m), score, -torch.inf)
+            if not isinstance(rows, slice):
+                score = torch.where(pick(presence.keep(m), rows), score, -torch.inf)
             scores.append((m, rows, score))
 
         top = None if self.is_bounded else largest(scores, len(reference))
         total = fused = full_precision(torch.zeros_like(reference))
         for m, rows, score in scores:
             weight = (score if top is None else score - pick(top, rows)).exp()
-            own = torch.where(presence.keep(m), x[m], 0) if rows is None else pick(x[m], rows)
+            own = presence.own(x[m], m)
             total = add_rows(total, rows, weight)
             fused = add_rows(fused, rows, weight * own)
         return (fused / total).to(reference.dtype) + tie
@@ -79,7 +79,7 @@ class ModalityAttention(nn.ModuleList):
     ) -> Tensor:
         rows, layers = presence.rows(m), list(self[m].children())
         if once is None:
-            own = torch.where(presence.keep(m), x, 0) if rows is None else pick(x, rows)
+            own = presence.own(x, m)
             score: Tensor = self[m](torch.cat([own, pick(reference, rows)], dim=1))
             return score
         other = convolve_part(reference, self.convolution(m), slice(self.width, None))
