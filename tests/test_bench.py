@@ -25,9 +25,11 @@ from bts_lightning.bench import (
     parse,
     peers,
     recipes,
+    subsets,
     synthetic,
 )
 from bts_lightning.bench.naive import segment_naively, write_volume
+from bts_lightning.bench.race import spread_masks
 from bts_lightning.bench.recipes import Recipe
 from bts_lightning.bench.result import (
     Claim,
@@ -42,7 +44,7 @@ from bts_lightning.bench.result import (
 from bts_lightning.bench.timing import Timing, failures, take_turns
 from bts_lightning.errors import UserError
 from bts_lightning.inference import Protocol, segment
-from bts_lightning.modalities import COMPLETE, parse_subset
+from bts_lightning.modalities import COMPLETE, SUBSETS, parse_subset
 
 
 def result(family: str = "loader", device: str = "cpu", measured: float = 7.0) -> Result:
@@ -244,6 +246,7 @@ def test_recipes_are_what_the_configuration_builds(name: str) -> None:
 
 def test_recipe_takes_changes() -> None:
     assert Recipe("a2fseg:variant=paper,width=4,poolings=2").net().divisor == 4
+    assert Recipe("a2fseg").tree["net"]["variant"] == "official"
 
 
 def test_early_fusion_gains_nothing_from_encoding_once() -> None:
@@ -281,6 +284,38 @@ def test_the_naive_loop_gives_our_label_maps(
     ours = segment(net, loss, image, COMPLETE, protocol, subsets)
     assert (naive != ours).mean() < 1e-3
     assert not net.training
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 15])
+def test_the_masks_of_the_loop_are_no_larger_than_all_fifteen_are(count: int) -> None:
+    masks = spread_masks(count)
+    sizes = [sum(SUBSETS[m]) for m in masks]
+    assert len(set(masks)) == count
+    assert 1.9 < np.mean(sizes) <= 32 / 15
+
+
+def test_both_sides_of_the_race_agree_and_every_stage_has_its_seconds(tmp_path: Path) -> None:
+    args = Namespace(
+        networks=["a2fseg:variant=paper,width=4,poolings=2"],
+        window=16,
+        size="20x16x16",
+        overlap=None,
+        precision=None,
+        masks=15,
+        rounds=1,
+        quick=False,
+        no_peers=True,
+        device=torch.device("cpu"),
+        command="",
+        scratch=tmp_path,
+    )
+    found = subsets.measure(args)
+    times, stages = (table.rows for table in found.tables)
+    assert float(times[0][-1] or 0) < 1e-3
+    assert [row[1] for row in stages] == ["loop", "loop, absent skipped", "ours"]
+    assert all(isinstance(seconds, float) for seconds in stages[-1][2:])
+    # The loop computes what no pass needs: arithmetic alone says at least this.
+    assert float(times[0][6] or 0) > 8
 
 
 def test_predictions_differ_from_truth_and_from_each_other() -> None:

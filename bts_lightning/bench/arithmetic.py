@@ -1,4 +1,4 @@
-"""Count the arithmetic of encoders and decoders, on tensors without content."""
+"""Count the arithmetic of encoders and decoders."""
 
 from dataclasses import dataclass
 
@@ -33,13 +33,20 @@ class Cost:
         return self.naive / (self.encode + self.decode_all)
 
 
-def count(recipe: Recipe, window: int) -> Cost:
-    """Count the convolutions and matrix products of one window."""
+def count(recipe: Recipe, window: int, device: torch.device | None = None) -> Cost:
+    """Count the convolutions and matrix products of one window.
+
+    Tensors without content will do, but for networks whose work for many subsets depends on which
+    they are: those run on a device.
+    """
     with torch.device("meta"):
         net = recipe.net().eval()
-    image = torch.empty(1, 4, *[window] * 3, device="meta")
-    present = torch.ones(1, 4, dtype=torch.bool, device="meta")
-    subsets = torch.tensor(SUBSETS, device="meta")
+    where = torch.device("meta")
+    if net.shares_decoding and device is not None:
+        where, net = device, recipe.net().to(device).eval()
+    image = torch.zeros(1, 4, *[window] * 3, device=where)
+    present = torch.ones(1, 4, dtype=torch.bool, device=where)
+    subsets = torch.tensor(SUBSETS, device=where)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         features = net.encode(image, present)
         encode = counter.get_total_flops()

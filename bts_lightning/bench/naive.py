@@ -15,10 +15,11 @@ from torch import Tensor
 
 from bts_lightning.inference import Clock, Protocol
 from bts_lightning.inference.clock import stage
+from bts_lightning.inference.convolutions import OneDNN
 from bts_lightning.inference.protocol import AUTOCAST
 from bts_lightning.inference.windows import importance, lay_out
 from bts_lightning.losses import SegmentationLoss
-from bts_lightning.modalities import COMPLETE, Subset
+from bts_lightning.modalities import COMPLETE, REGIONS, Subset
 from bts_lightning.networks.backbone import Backbone
 
 Labels = NDArray[np.uint8]
@@ -41,7 +42,7 @@ def segment_naively(
     skip_absent: bool = False,
     auxiliary: bool = True,
     clock: Clock | None = None,
-    score: Callable[[int, Labels], None] | None = None,
+    score: Callable[[int, Labels], object] | None = None,
 ) -> Labels:
     """Predict the label maps of these subsets, one after the other.
 
@@ -54,7 +55,11 @@ def segment_naively(
     everything = torch.tensor([COMPLETE], device=device)
     maps = []
     dtype = AUTOCAST[protocol.precision]
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+    with (
+        torch.inference_mode(),
+        OneDNN(),  # as ours: the race is of loops, not of convolutions
+        torch.autocast(device.type, dtype, enabled=dtype is not None),
+    ):
         for number, subset in enumerate(subsets):
             with stage(clock, "read"):
                 # Four contiguous channels again, as the loaders there make them.
@@ -83,6 +88,18 @@ def segment_naively(
                 with stage(clock, "metrics"):
                     score(number, maps[-1])
     return np.stack(maps)
+
+
+def dice_of(predicted: Labels, truth: Labels) -> list[float]:
+    """Score the regions of one label map, one after the other."""
+    scores = []
+    for members in REGIONS.values():
+        found, there = (
+            np.logical_or.reduce([labels == member for member in members])
+            for labels in (predicted, truth)
+        )
+        scores.append((2 * (found & there).sum() + 1e-8) / (found.sum() + there.sum() + 1e-8))
+    return scores
 
 
 def _decode(net: Backbone, features: object, auxiliary: bool) -> Tensor:

@@ -5,6 +5,7 @@ itself; `bts_lightning.config` is what checks them.
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +30,7 @@ class Recipe:
     def __init__(self, name: str) -> None:
         self.name = name
         experiment, _, changes = name.partition(":")
-        self.tree = read(experiment)
+        self.tree = deepcopy(read(experiment))  # files are read once, for all recipes
         if "_target_" not in (self.tree.get("net") or {}):
             raise UserError(f"experiment {experiment} has no network; {_networks()}")
         for change in filter(None, changes.split(",")):
