@@ -17,7 +17,7 @@ from bts_lightning.bench import recipes, synthetic
 from bts_lightning.bench.machine import start
 from bts_lightning.bench.recipes import Recipe
 from bts_lightning.bench.result import Cell, Claim, Result, Table
-from bts_lightning.bench.timing import seconds_of, synchronise
+from bts_lightning.bench.timing import Timing, seconds_of, synchronise
 from bts_lightning.data.augment import Augment
 from bts_lightning.data.patches import PatchLoader
 from bts_lightning.data.samples import PatchDataset
@@ -33,7 +33,7 @@ PEAK_EDGE = {"cpu": 1024, "cuda": 8192}
 # Design target: the step of A2FSeg on a GPU against its official network at its precision.
 TARGET = 2.0
 # Kernels are chosen and compiled before the clock runs.
-WARM = 3
+WARM = {"cpu": 1, "cuda": 3}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modes", help=f"of {', '.join(MODES)}; separated by commas")
     parser.add_argument("--patch", type=int, help="edge (the published one; 48 on a CPU)")
     parser.add_argument("--batch", type=int, default=1, help="samples a step (%(default)s)")
-    parser.add_argument("--steps", type=int, help="timed steps (10; 5 on a CPU)")
+    parser.add_argument("--steps", type=int, help="timed steps (10; 4 on a CPU)")
     parser.add_argument("--loader", action="store_true", help="also with a real loader")
 
 
@@ -84,7 +84,7 @@ def measure(args: argparse.Namespace) -> Result:
     kind = args.device.type
     names = args.networks or NETWORKS[kind]
     modes = [MODES[word] for word in (args.modes or CHOSEN[kind]).split(",")]
-    steps = args.steps or (2 if args.quick else 5 if kind == "cpu" else 10)
+    steps = args.steps or (2 if args.quick else 4 if kind == "cpu" else 10)
     keep_freed_memory()
     peaks = {mode.dtype: matrix_peak(mode.dtype, args.device) for mode in modes}
     settings = {"batch": args.batch, "steps": steps, "present": "all four modalities"}
@@ -95,23 +95,24 @@ def measure(args: argparse.Namespace) -> Result:
         recipe = Recipe(name)
         patch = args.patch or (recipe.patch if kind == "cuda" else 48)
         arithmetic = count_step(recipe, patch, args.batch)
-        found: dict[Mode, tuple[float, int]] = {}
+        found: dict[Mode, tuple[Timing, int]] = {}
         for mode in modes:
             if mode is OFFICIAL and not name.startswith("a2fseg"):
                 continue
             print(f"{name}, {patch}³, {mode.name}", flush=True)
             row: list[Cell] = [name, patch, mode.name]
             try:
-                seconds, memory = time_step(recipe, mode, patch, args.batch, steps, args.device)
+                timing, memory = time_step(recipe, mode, patch, args.batch, steps, args.device)
             except Exception as error:  # a compiler or memory may be missing; the rest can go on
                 print(f"  {type(error).__name__}: {error}", flush=True)
-                rows.append([*row, *[None] * 4, f"failed: {type(error).__name__}"])
+                rows.append([*row, *[None] * 5, f"failed: {type(error).__name__}"])
                 _free()
                 continue
-            found[mode] = seconds, memory
-            speed = arithmetic / seconds
+            found[mode] = timing, memory
+            speed = arithmetic / timing.median
+            share = f"{speed / peaks[mode.dtype]:.0%}"
             gib = memory / 2**30 if memory else None
-            rows.append([*row, seconds, speed / 1e12, f"{speed / peaks[mode.dtype]:.0%}", gib, ""])
+            rows.append([*row, timing.median, timing.spread, speed / 1e12, share, gib, ""])
             # A lease may end: what there is must be on disk.
             result.save(args.results)
         if name == "a2fseg" and OFFICIAL in found:
@@ -123,18 +124,18 @@ def measure(args: argparse.Namespace) -> Result:
 
 def time_step(
     recipe: Recipe, mode: Mode, patch: int, batch: int, steps: int, device: torch.device
-) -> tuple[float, int]:
-    """Give the median seconds of a step and the peak memory."""
+) -> tuple[Timing, int]:
+    """Give the seconds of steps and the peak memory."""
     _free()
     train = stepper(recipe, mode, patch, device)
     given = synthetic_batch(batch, patch, device)
-    for _ in range(WARM):
+    for _ in range(WARM[device.type]):
         train(given)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = [seconds_of(lambda: train(given)) for _ in range(steps)]
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return float(np.median(seconds)), memory
+    return Timing(seconds), memory
 
 
 def stepper(
@@ -205,7 +206,7 @@ def matrix_peak(dtype: torch.dtype | None, device: torch.device) -> float:
         a = torch.randn(edge, edge, device=device, dtype=dtype or torch.float32)
         b = torch.randn_like(a)
         product: Callable[[], Tensor] = lambda: a @ b  # noqa: E731
-        for _ in range(WARM):
+        for _ in range(WARM[device.type]):
             product()
         # Ten in a row, or the start of a kernel would count.
         seconds = min(seconds_of(lambda: [product() for _ in range(10)]) for _ in range(3)) / 10
@@ -226,9 +227,9 @@ def fed_step(args: argparse.Namespace, recipe: Recipe, mode: Mode) -> Table:
         pin = device.type == "cuda"
         loader = PatchLoader(patches, batch_size=args.batch, workers=threads, pin=pin)
         batches = iter(loader)
-        waited, steps, began = 0.0, 0, 0.0
-        for turn in range(WARM + (4 if device.type == "cpu" else 20)):
-            if turn == WARM:
+        waited, steps, began, warm = 0.0, 0, 0.0, WARM[device.type]
+        for turn in range(warm + (4 if device.type == "cpu" else 20)):
+            if turn == warm:
                 synchronise()
                 waited, began = 0.0, time.perf_counter()
             asked = time.perf_counter()
@@ -239,7 +240,7 @@ def fed_step(args: argparse.Namespace, recipe: Recipe, mode: Mode) -> Table:
                 for k, v in batch.items()
             }
             train(augment(on_device))
-            steps += turn >= WARM
+            steps += turn >= warm
         synchronise()
         whole = time.perf_counter() - began
         batches.close()  # type: ignore[attr-defined]
@@ -257,7 +258,7 @@ def _table(rows: list[list[Cell]], peaks: dict[torch.dtype | None, float], kind:
     shown = ", ".join(f"{named[dtype]} {peak / 1e12:.3g}" for dtype, peak in peaks.items())
     return Table(
         "One training step: forward, backward, optimizer",
-        ["network", "patch", "mode", "s", "TFLOP/s", "of peak", "peak memory, GiB", ""],
+        ["network", "patch", "mode", "s", "±", "TFLOP/s", "of peak", "peak memory, GiB", ""],
         rows,
         [
             f"Matrix product on this device, TFLOP/s: {shown}. Modes: *last* is memory with"
@@ -269,12 +270,14 @@ def _table(rows: list[list[Cell]], peaks: dict[torch.dtype | None, float], kind:
     )
 
 
-def _claims(found: dict[Mode, tuple[float, int]]) -> list[Claim]:
-    best = min((m for m in found if m is not OFFICIAL), key=lambda m: found[m][0], default=None)
-    if best is None:
+def _claims(found: dict[Mode, tuple[Timing, int]]) -> list[Claim]:
+    others = [mode for mode in found if mode is not OFFICIAL]
+    if not others:
         return []
+    best = min(others, key=lambda mode: found[mode][0].median)
     (theirs, held), (ours, needed) = found[OFFICIAL], found[best]
-    claims = [Claim(f"a2fseg step, {best.name} against fp16 as official", TARGET, theirs / ours)]
+    ratio = theirs.median / ours.median
+    claims = [Claim(f"a2fseg step, {best.name} against fp16 as official", TARGET, ratio)]
     if needed:
         claims.append(Claim("a2fseg peak memory, fp16 as official over ours", 1.0, held / needed))
     return claims

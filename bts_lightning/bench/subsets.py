@@ -197,6 +197,7 @@ def _times(rows: list[list[Cell]], masks: int, medpy: float | None) -> Table:
         ],
         rows,
         [" ".join(notes)],
+        "subsets {network} --window {window} --results one",
     )
 
 
