@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bts_lightning.modalities import MODALITIES, SUBSETS
 from bts_lightning.networks.backbone import Backbone, Features, Output
-from bts_lightning.networks.presence import full_precision, stack_modalities
+from bts_lightning.networks.presence import full_precision, is_shared, stack_modalities
 
 # The clip of the official log-variances, and what keeps their inverse finite (U-HVED).
 LOG_VARIANCE_LIMIT = 50.0
@@ -100,6 +100,7 @@ class UHVED(Backbone):
     divisor = 8
     fused_levels = (0, 1, 2, 3)
     learns_from_dropped = True  # posterior and reconstruction are those of all modalities
+    shares_decoding = True
 
     def __init__(
         self,
@@ -136,6 +137,8 @@ class UHVED(Backbone):
 
     def decode(self, features: Features) -> Output:
         """Fuse each scale, sample in training, and decode."""
+        if not self.training and is_shared(features.levels):
+            return Output(self._decode_case(features))
         fused = [self._fuse(features, level) for level in self.fused_levels]
         logits = self.decoder(fused)
         penalties = {}
@@ -151,6 +154,21 @@ class UHVED(Backbone):
         if self.training and self.fusion == "sample":
             mean = mean + torch.randn_like(mean) * precision.rsqrt()
         return mean.to(x.dtype)
+
+    def _decode_case(self, features: Features) -> Tensor:
+        """Decode the subsets of one case, whose Gaussians are products of the same factors."""
+        everything = torch.ones_like(features.real[:1])
+        factors = [experts(features.levels[level][:1], everything) for level in self.fused_levels]
+        rows = []
+        for row in range(len(features.real)):
+            fused = []
+            for level, (weighted, precision) in zip(self.fused_levels, factors, strict=True):
+                some = features.present[level][row].nonzero().flatten().tolist()
+                total = torch.stack([precision[:, m] for m in some]).sum(dim=0).add_(1)
+                mean = torch.stack([weighted[:, m] for m in some]).sum(dim=0).div_(total)
+                fused.append(mean.to(features.levels[level].dtype))
+            rows.append(self.decoder(fused))
+        return torch.cat(rows)
 
     def _divergence(self, features: Features) -> Tensor:
         own = features.original or features

@@ -106,9 +106,11 @@ def is_shared(levels: Sequence[Tensor]) -> bool:
     computed in one batch, and a compiled graph must not depend on the rows.
     """
     finest = levels[0]
+    if finest.is_meta or torch.compiler.is_compiling():
+        return False
     large = finest.device.type != "cuda" or finest[0, 0].numel() >= LARGE
     views = len(finest) > 1 and all(x.stride(0) == 0 for x in levels)
-    return large and views and not torch.compiler.is_compiling()
+    return large and views
 
 
 def nothing_of(module: nn.Module) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bts_lightning.modalities import SUBSETS
 from bts_lightning.networks.backbone import Features
 from bts_lightning.networks.hemis import (
     UHVED,
@@ -138,3 +139,15 @@ def test_training_samples_and_evaluation_does_not() -> None:
     net.fusion = "mean"
     mean = net(image, flags(0)).logits
     torch.testing.assert_close(net.eval()(image, flags(0)).logits, mean)
+
+
+@torch.no_grad()
+def test_subsets_of_a_case_share_the_factors_of_their_gaussians() -> None:
+    net = UHVED(width=4).eval()
+    features = net.encode(torch.randn(1, 4, 16, 16, 16), torch.tensor([[True, False, True, True]]))
+    for level in features.levels:
+        level[:, 1] = float("nan")  # T1c was never there
+    subsets = torch.tensor([s for s in SUBSETS if not s[1]])
+    together = net.decode(features.repeat(len(subsets)).restrict(subsets)).logits
+    alone = [net.decode(features.restrict(subset.view(1, 4))).logits for subset in subsets]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
