@@ -1,6 +1,7 @@
 """The command line `bts`: what it can do, in which words; a verb's code is imported when used."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ FORWARDED = {
     "distill": "train a teacher and its students",
 }
 
+# What nobody but the user can mend.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; what the user can mend is one line, without a traceback."""
@@ -41,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `bts show a2fseg | head` closed the pipe; without this the interpreter complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _run(words: list[str]) -> int:

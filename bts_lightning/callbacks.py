@@ -1,6 +1,7 @@
 """Callbacks that show what a training is doing: scores of all subsets, pictures, throughput."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from numpy.typing import NDArray
 from PIL import Image
 
+from bts_lightning.data.cache import CachedCase
+from bts_lightning.errors import ConfigError
 from bts_lightning.inference import Protocol, segment
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.metrics.score import score
@@ -19,6 +23,7 @@ from bts_lightning.modalities import (
     REGIONS,
     SHOWN_AS,
     Subset,
+    parse_subset,
     subset_name,
     subsets_within,
 )
@@ -43,6 +48,17 @@ class SubsetEvaluation(Callback):
         self.subsets: list[Subset] = protocol.chosen_subsets
         self.scores = SubsetScores(len(self.subsets))
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse validation cases that cannot be scored, before a training that needs the score."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        cases = [data.cases[name] for name in data.split.val]
+        if not any(subsets_within(case.available, self.subsets) for case in cases):
+            raise ConfigError(
+                f"none of the {len(cases)} validation cases has one of evaluation.subsets, so no "
+                "checkpoint can be the best; change them or data.split, or train without: "
+                "callbacks.subsets=null callbacks.best=null"
+            )
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the last validation."""
         self.scores = self.scores.to(pl_module.device)
@@ -64,10 +80,7 @@ class SubsetEvaluation(Callback):
         subsets = subsets_within(case.available, self.subsets)
         if not subsets:
             return
-        net, loss = network_of(pl_module)
-        predicted = segment(
-            net, loss, case.image, case.available, self.protocol, subsets, pl_module.device
-        )
+        predicted = segment_case(pl_module, case, self.protocol, subsets)
         truth = np.asarray(case.label)
         scores = score(
             predicted,
@@ -100,6 +113,14 @@ class SubsetEvaluation(Callback):
         pl_module.log_dict(
             shown, prog_bar=False, sync_dist=False, batch_size=1, rank_zero_only=False
         )
+
+
+def segment_case(
+    module: LightningModule, case: CachedCase, protocol: Protocol, subsets: Sequence[Subset]
+) -> NDArray[np.uint8]:
+    """Give the label maps of a case with the network of a task, one for each subset."""
+    net, loss = network_of(module)
+    return segment(net, loss, case.image, case.available, protocol, subsets, module.device)
 
 
 def network_of(module: LightningModule) -> tuple[Backbone, SegmentationLoss]:
@@ -199,8 +220,6 @@ class Overlays(Callback):
     """
 
     def __init__(self, protocol: Protocol, *, subsets: list[str] | None = None) -> None:
-        from bts_lightning.modalities import parse_subset
-
         self.protocol = protocol
         names = subsets or ["t1+t1c+t2+flair", "t1+t2+flair", "t1c", "flair"]
         self.subsets = [parse_subset(name) for name in names]
@@ -223,16 +242,15 @@ class Overlays(Callback):
         subsets = subsets_within(case.available, self.subsets)
         if not subsets:
             return
-        net, loss = network_of(pl_module)
-        predicted = segment(
-            net, loss, case.image, case.available, self.protocol, subsets, pl_module.device
-        )
+        predicted = segment_case(pl_module, case, self.protocol, subsets)
         sheet = _sheet(np.asarray(case.image), np.asarray(case.label), predicted)
         file = (
             Path(trainer.default_root_dir) / "overlays" / f"epoch_{trainer.current_epoch:04d}.png"
         )
         file.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(file)
+        unfinished = file.with_name(f".{file.name}")
+        sheet.save(unfinished, format="png")
+        unfinished.replace(file)
         caption = f"{case.name}: {', '.join(SHOWN_AS.values())}, truth, then " + ", ".join(
             subset_name(s) for s in subsets
         )

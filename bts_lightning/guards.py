@@ -190,6 +190,22 @@ class SpeedOnCpu(Callback):
             )
 
 
+def check_accelerator(name: str | None, key: str) -> None:
+    """Say in our words that there is no GPU, before anything is built for it."""
+    is_there = torch.cuda.is_available() or (name == "gpu" and torch.backends.mps.is_available())
+    if name in ("gpu", "cuda") and not is_there:
+        raise UserError(
+            f"{key}={name}, but torch {torch.__version__} sees no GPU here; set {key}=cpu, or look "
+            "at the driver (nvidia-smi) and at the build of torch"
+        )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Know the end of memory, of a device or of the machine; torch has no class for the latter."""
+    is_of_device = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_of_device or "DefaultCPUAllocator" in str(error)
+
+
 def advise_on_memory(config: DictConfig) -> str:
     """Say what to lower when memory ran out, with the numbers of this run."""
     data, trainer = config.data, config.trainer

@@ -16,6 +16,7 @@ from bts_lightning.data.reading import BrokenCaseError
 from bts_lightning.data.ready import ReadyCase
 from bts_lightning.errors import UserError
 from bts_lightning.evaluate import load_run, load_task
+from bts_lightning.guards import check_accelerator
 from bts_lightning.inference import Protocol, probabilities
 from bts_lightning.modalities import MODALITIES, Modality, subset_name
 from bts_lightning.task import SegmentationTask
@@ -108,8 +109,7 @@ def _write(
 def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: no GPU is visible here; use --device cpu")
+    check_accelerator(name.partition(":")[0], key="--device")
     try:
         return torch.device(name)
     except RuntimeError as error:

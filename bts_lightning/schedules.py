@@ -36,7 +36,7 @@ class Poly(_Factor):
     """Decay as (1 - epoch/epochs)^power: nnU-Net, A2FSeg, RFNet, mmFormer."""
 
     def __init__(self, optimizer: Optimizer, *, epochs: int, power: float = 0.9) -> None:
-        self.epochs = epochs
+        self.epochs = _some(epochs)
         self.power = power
         super().__init__(optimizer)
 
@@ -60,7 +60,7 @@ class WarmupCosine(_Factor):
         warmup_epochs: int = 50,
         zero_start: bool = False,
     ) -> None:
-        self.epochs = epochs
+        self.epochs = _some(epochs)
         self.warmup_epochs = warmup_epochs
         self.zero_start = zero_start
         super().__init__(optimizer)
@@ -71,3 +71,10 @@ class WarmupCosine(_Factor):
             return (epoch + (0 if self.zero_start else 1)) / self.warmup_epochs
         length = max(1, self.epochs - self.warmup_epochs)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - self.warmup_epochs) / length)))
+
+
+def _some(epochs: int) -> int:
+    """Refuse the -1 of a training without end, after which nothing can fall."""
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; this schedule ends, so set trainer.max_epochs")
+    return epochs

@@ -98,10 +98,13 @@ class SegmentationTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and, if there is one, the schedule."""
-        optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
-        if self.make_schedule is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer)}
+        try:
+            optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+            if self.make_schedule is None:
+                return optimizer
+            return {"optimizer": optimizer, "lr_scheduler": self.make_schedule(optimizer)}
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"task.optimizer or task.schedule: {error}") from error
 
     @property
     def main_factor(self) -> float:

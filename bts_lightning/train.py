@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
@@ -18,9 +18,16 @@ from bts_lightning import runs
 from bts_lightning.allocator import keep_freed_memory
 from bts_lightning.callbacks import EpochLines
 from bts_lightning.checkpoints import WholeCheckpoints
-from bts_lightning.errors import UserError
-from bts_lightning.guards import PreemptedError, Preemption, advise_on_memory
+from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.guards import (
+    PreemptedError,
+    Preemption,
+    advise_on_memory,
+    check_accelerator,
+    is_out_of_memory,
+)
 from bts_lightning.loggers import Csv, report_failure
+from bts_lightning.merge import one_line
 from bts_lightning.quiet import hush
 from bts_lightning.schema import signature
 from bts_lightning.targets import find_class
@@ -68,7 +75,11 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
         console.print(f"run     {run}" + (f", going on from {resume.name}" if resume else ""))
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
-    except torch.OutOfMemoryError as error:
+    except MisconfigurationException as error:
+        raise ConfigError(one_line(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(advise_on_memory(config)) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -102,6 +113,7 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig]
 
 def _trainer(config: DictConfig, run: Path) -> Trainer:
     """Build the trainer, with callbacks and loggers that write into the run."""
+    check_accelerator(config.trainer.get("accelerator"), "trainer.accelerator")
     callbacks: list[Callback] = [runs.Provenance(run, config)]
     for name, node in (config.callbacks or {}).items():
         takes = signature(find_class(node._target_, f"callbacks.{name}")).arguments
@@ -139,7 +151,7 @@ def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:
         try:
             return file, runs.read_checkpoint(file)
         except UserError as error:
-            console.print(f"[yellow]{error}; the one before it is used instead[/]")
+            console.print(f"[yellow]{error}; trying the one before it[/]")
     if candidates:
         raise UserError(f"none of the checkpoints in {candidates[0].parent} can be read")
     return None, {}
