@@ -6,7 +6,9 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from bts_lightning.data.splits import PARTS, Part, Split
 from bts_lightning.errors import UserError
+from bts_lightning.merge import one_line
 
 # How one process tells those that Lightning starts for the other devices where the run lives.
 RUN_VARIABLE = "BTS_RUN"
@@ -91,9 +95,10 @@ class Provenance(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write once the data are known."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        check_split(self.run, data, PARTS)
         if not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         facts = {
             "commit": commit(),
             "versions": versions(),
@@ -105,6 +110,23 @@ class Provenance(Callback):
         }
         write_text(self.run / "provenance.json", json.dumps(facts, indent=2) + "\n")
         data.split.save(self.run / "split.json")
+
+
+def check_split(run: Path, data: Any, parts: Sequence[Part]) -> None:
+    """Refuse a split of the same data that mixes up what a run trains, validates and tests on."""
+    file = run / "split.json"
+    # Another data set may call other patients by the same names.
+    if not file.exists() or Path(OmegaConf.load(config_file(run)).data.root) != data.root:
+        return
+    before = Split.load(file)
+    for part, other in permutations(PARTS, 2):
+        both = sorted(set(getattr(before, other)) & set(getattr(data.split, part)))
+        if both and part in parts:
+            raise UserError(
+                f"{len(both)} cases, {both[0]} first, were in the {other} part when {run} began "
+                f"and are in its {part} part now, because the data or the split have changed; "
+                f"data.split={file} keeps the first one"
+            )
 
 
 def best_checkpoint(run: Path) -> Path:
@@ -134,7 +156,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {file}") from error
     except Exception as error:
-        raise UserError(f"{file} cannot be read ({_first_line(error)}); truncated?") from error
+        raise UserError(
+            f"{file} cannot be read ({one_line(error).partition('. ')[0]}); truncated?"
+        ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{file} is not a checkpoint of a training: it has no state_dict")
     return content
@@ -145,7 +169,8 @@ def load_weights(task: nn.Module, checkpoint: dict[str, Any], file: Path) -> Non
     try:
         task.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()[:120]
+        reason = str(error).splitlines()[1].strip(" \t.")
+        reason = reason if len(reason) < 250 else f"{reason[:200]} …"
         raise UserError(
             f"{file} was trained with another network than this configuration builds ({reason}); "
             "use the config.yaml that stands with it"
@@ -217,7 +242,3 @@ def _agreed_by_torchrun() -> str:
         # A restart of the workers must come back to the folder of the first start.
         store.compare_set(key, "", time.strftime("%Y%m%d-%H%M%S"))
     return str(store.get(key).decode())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

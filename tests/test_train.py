@@ -1,6 +1,7 @@
 """Training from the command line's words: every experiment, interruptions, guards."""
 
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,25 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(
     printed = capsys.readouterr().out
     assert f"{newest.name} cannot be read" in printed.replace("\n", "")
     assert "going on from epoch_0000.ckpt" in printed
+
+
+def test_data_that_have_grown_cannot_mix_up_the_parts_of_a_run(
+    phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(phantom, "data"))
+    words = [*TINY, *NOT_VALIDATED, "data.root=data", "trainer.max_epochs=1"]
+    assert train(*words) == 0, capsys.readouterr().err
+    run = the_run()
+    first = sorted(data.glob("BraTS2021_*"))[0]
+    for number in range(9000, 9008):
+        name = f"BraTS2021_0{number}"
+        shutil.copytree(first, data / name)
+        for file in (data / name).iterdir():
+            file.rename(file.with_name(file.name.replace(first.name, name)))
+    for verb in (["train", "--allow", "tests"], ["evaluate", "--part", "train"]):
+        assert main([*verb, str(run)]) == 2
+        assert f"data.split={run}/split.json keeps the first one" in capsys.readouterr().err
+    assert train(str(run), f"data.split={run}/split.json", "trainer.max_epochs=2") == 0
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights(
