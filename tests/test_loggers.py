@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bts_lightning import loggers
 from bts_lightning.loggers import Csv, Wandb, has_credentials, read_metrics
 
 
@@ -33,6 +34,20 @@ def test_a_torn_last_row_is_dropped(tmp_path: Path):
         file.write("1,lo")
     logger.rewind(5)
     assert read_metrics(tmp_path / "metrics.csv") == {"loss": [(0, 1.0)]}
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_tensorboard_is_used_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool
+):
+    if is_installed:
+        pytest.importorskip("tensorboard")
+    else:
+        monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    board = loggers.Board(save_dir=str(tmp_path))
+    board.log_metrics({"val/t1c+flair/dice/ET": 0.5}, step=1)
+    board.finalize("success")
+    assert bool(list(tmp_path.glob("tensorboard/events*"))) == is_installed
 
 
 def test_wandb_goes_offline_by_itself_without_credentials(
