@@ -158,7 +158,9 @@ def _terminal_table(results: Sequence[Result], metric: str) -> Table:
     title = f"{_SHOWN[metric][0]}, mean over {len(results[0].table.subsets)} subsets"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for i, heading in enumerate(["experiment", "trainings", *REGION_NAMES]):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=bool(i))
+        table.add_column(
+            heading, justify="right" if i else "left", no_wrap=bool(i), overflow="fold"
+        )
     first = 2 + len(REGION_NAMES) * list(_SHOWN).index(metric)
     for row in _rows(results):
         table.add_row(*row[:2], *row[first : first + len(REGION_NAMES)])
