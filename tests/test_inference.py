@@ -209,6 +209,19 @@ def test_half_precision_network_stays_near() -> None:
     assert 0 < abs(full - half).max() < 0.05
 
 
+@pytest.mark.parametrize(
+    ("shares", "windows", "most"), [(False, 1, 1), (True, 1, 15), (True, 2, 2), (False, 2, 2)]
+)
+def test_a_cpu_decodes_subsets_together_only_where_that_shares_work(
+    shares: bool, windows: int, most: int
+) -> None:
+    net, rows = make(), []
+    net.shares_decoding = shares
+    net.head.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    segment(net, RegionLoss(), case(12, 8, 8), ALL, Protocol(window=8, batch_windows=windows))
+    assert max(rows) == most
+
+
 def test_memory_running_out_halves_the_batch() -> None:
     net, loss, image = make(Forgetful), RegionLoss(), case(8, 8, 8)
     expected = segment(make(), loss, image, ALL, Protocol(window=8, batch_subsets=1))

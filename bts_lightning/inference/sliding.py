@@ -149,7 +149,9 @@ class _Predictor:
         self.at_once = protocol.batch_subsets
         if self.at_once is None and device.type != "cuda":
             # On a CPU more at once only leave the caches: 15 at once took 1.0 to 2 times as long.
-            self.at_once = len(subsets) if net.shares_decoding else 1
+            # Only views of a single window can share their work; more windows would be copied.
+            shares = net.shares_decoding and protocol.batch_windows == 1
+            self.at_once = len(subsets) if shares else 1
 
     def predict(
         self, patch: Tensor, rows: NDArray[np.int64]
