@@ -6,11 +6,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import numpy as np
 import pandas as pd
-from lightning import Callback, LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
@@ -19,23 +17,14 @@ from rich.console import Console
 from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.allocator import keep_freed_memory
-from bts_lightning.callbacks import network_of
-from bts_lightning.data.cache import CachedCase, write_prediction
+from bts_lightning.case_scorer import CaseScorer, rows_file
 from bts_lightning.data.splits import Part
 from bts_lightning.errors import UserError
-from bts_lightning.inference import Protocol, segment
-from bts_lightning.metrics.score import Scores, score
-from bts_lightning.modalities import (
-    REGIONS,
-    SUBSETS,
-    Subset,
-    parse_subset,
-    subset_name,
-    subsets_within,
-)
+from bts_lightning.guards import check_accelerator
+from bts_lightning.inference import Protocol
 from bts_lightning.quiet import hush
-from bts_lightning.report.slices import CaseSlices, choose_slices, keep_slices, save_slices
-from bts_lightning.report.table import COLUMNS, METRICS, EvaluationTable, read_rows
+from bts_lightning.report.slices import keep_slices
+from bts_lightning.report.table import EvaluationTable, read_rows
 from bts_lightning.report.write import choose_cases, write_report
 from bts_lightning.task import SegmentationTask
 
@@ -80,6 +69,7 @@ def evaluate(
     scorer = CaseScorer(folder, protocol, predictions=predictions)
     data.prepare_data()
     data.setup("test")
+    runs.check_split(run, data, [part])
     facts = _protocol_facts(run, config, protocol, checkpoint, data, part)
     if trainer.is_global_zero:
         _open_folder(folder, facts)
@@ -117,110 +107,15 @@ def load_task(config: DictConfig, checkpoint: Path) -> SegmentationTask:
     return task.eval()
 
 
-class CaseScorer(Callback):
-    """Segment, score and write down one case after the other; each appears whole or not at all."""
-
-    def __init__(self, folder: Path, protocol: Protocol, *, predictions: bool = False) -> None:
-        self.folder = folder
-        self.protocol = protocol
-        self.predictions = predictions
-        names = protocol.subsets
-        self.subsets = [parse_subset(n) for n in names] if names else list(SUBSETS)
-
-    def on_test_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Do a case that no earlier evaluation has finished."""
-        case: CachedCase | None = batch["case"]
-        if case is None or _rows_file(self.folder, case.name).exists():
-            return
-        subsets = subsets_within(case.available, self.subsets)
-        if not subsets:
-            _write_rows(self.folder, case.name, [])
-            return
-        net, loss = network_of(pl_module)
-        predicted = segment(
-            net,
-            loss,
-            case.image,
-            case.available,
-            self.protocol,
-            subsets,
-            pl_module.device,
-        )
-        if self.predictions or case.label is None:
-            for subset, label_map in zip(subsets, predicted, strict=True):
-                out = self.folder / "predictions" / subset_name(subset) / f"{case.name}.nii.gz"
-                write_prediction(case, label_map, out)
-        rows: list[dict[str, Any]] = []
-        if case.label is not None:
-            truth = np.asarray(case.label)
-            scores = score(
-                predicted,
-                truth,
-                case.geometry.spacing,
-                hd95=self.protocol.hd95,
-                empty=self.protocol.empty,
-            )
-            rows = case_rows(case.name, subsets, scores)
-            names = [subset_name(subset) for subset in subsets]
-            save_slices(self.folder, _slices(case, truth, predicted, names))
-        _write_rows(self.folder, case.name, rows)
-
-
-def case_rows(case: str, subsets: Sequence[Subset], scores: Scores) -> list[dict[str, Any]]:
-    """Lay the scores of a case out as rows of the evaluation table."""
-    return [
-        {
-            "case": case,
-            "subset": subset_name(subset),
-            "region": region,
-            **{name: float(getattr(scores, name)[s, r]) for name in METRICS},
-        }
-        for s, subset in enumerate(subsets)
-        for r, region in enumerate(REGIONS)
-    ]
-
-
-def _slices(
-    case: CachedCase, truth: np.ndarray, predicted: np.ndarray, names: list[str]
-) -> CaseSlices:
-    geometry, box = case.geometry, case.geometry.box
-    return choose_slices(
-        case.name,
-        np.asarray(case.image),
-        truth,
-        predicted,
-        names,
-        spacing=geometry.spacing,
-        affine=np.asarray(geometry.affine),
-        start=(box[0][0], box[1][0], box[2][0]),
-    )
-
-
-def _write_rows(folder: Path, case: str, rows: list[dict[str, Any]]) -> None:
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    runs.write_text(_rows_file(folder, case), table.to_csv(index=False))
-
-
-def _rows_file(folder: Path, case: str) -> Path:
-    """Name the file of one case's rows; quoted, because a manifest may call a case `a/b`."""
-    return folder / "rows" / f"{quote(case, safe='')}.csv"
-
-
 def _trainer(config: DictConfig, device: str | None) -> Trainer:
     """Keep what the configuration says about devices, and nothing about training."""
     given = {k: config.trainer.get(k) for k in ("accelerator", "devices", "num_nodes", "strategy")}
     settings = {name: value for name, value in given.items() if value is not None}
+    check_accelerator(device or settings.get("accelerator"), key="--device")
     if device is not None:
         settings |= {"accelerator": {"cuda": "gpu"}.get(device, device), "devices": 1}
-    return Trainer(
-        **settings,
+    trainer: Trainer = configuration.build(
+        {"_target_": "lightning.Trainer", **settings},
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -228,6 +123,7 @@ def _trainer(config: DictConfig, device: str | None) -> Trainer:
         enable_progress_bar=console.is_terminal,
         use_distributed_sampler=False,
     )
+    return trainer
 
 
 def _protocol_facts(
@@ -280,12 +176,12 @@ def _open_folder(folder: Path, facts: dict[str, Any]) -> None:
 def _finish(folder: Path, data: Any, part: str, facts: dict[str, Any]) -> None:
     """Join the rows of all cases, each exactly once, into table, summary and report."""
     names = sorted(getattr(data.split, part))
-    missing = [name for name in names if not _rows_file(folder, name).exists()]
+    missing = [name for name in names if not rows_file(folder, name).exists()]
     if missing:
         raise UserError(
             f"{len(missing)} cases were not evaluated, {missing[0]} first; run it again"
         )
-    tables = [read_rows(_rows_file(folder, name)) for name in names]
+    tables = [read_rows(rows_file(folder, name)) for name in names]
     empty = [name for name, table in zip(names, tables, strict=True) if table.empty]
     unscored = [name for name in empty if not data.cases[name].is_labelled]
     unshown = [name for name in empty if name not in unscored]
