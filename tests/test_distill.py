@@ -348,6 +348,7 @@ def test_the_page_says_what_came_out_whichever_way() -> None:
     assert "+ teacher against alone: +0.00 [0.00, 0.00] points" in text
     assert "| ○ ● ○ ○ | +0.00 [0.00, 0.00] | 1.000 | +4.00* [4.00, 4.00] | 0.047 |" in text
     assert "| images | 1.000 | 0.250 |" in text
+    assert "| mean: alone | mean: + teacher | mean: + aligned teacher | WT: alone |" in text
     worse = markdown(made, claim(cases=3, aligned=-0.02))
     assert "−3.00 [−3.00, −3.00] points of mean Dice over the subsets (p 0.750)" in worse
     assert "With 3 cases no cell can reach p &lt; 0.05: that takes at least 8." in worse

@@ -17,6 +17,7 @@ from bts_lightning.report.statistics import fewest_cases
 from bts_lightning.report.summary import count_cases
 from bts_lightning.report.table import REGION_NAMES
 
+COLUMNS = ("mean", *REGION_NAMES)
 PUBLISHED = (
     "Mind the Gap (arXiv 2409.19366) claims +1.75 points of mean Dice for an aligned teacher."
 )
@@ -122,21 +123,22 @@ def _gains(claim: Claim) -> Sheet:
 
 
 def _dice(claim: Claim) -> Sheet:
-    columns = [*REGION_NAMES, "mean"]
-    heads = [f"{ARMS[arm]}: {column}" for arm in claim.dice for column in columns]
+    # The arms side by side and their mean first: a page shows half of the columns.
+    heads = [f"{column}: {ARMS[arm]}" for column in COLUMNS for arm in claim.dice]
+    lines = [[grid[s] for grid in claim.dice.values()] for s in range(len(claim.subsets))]
+    lines.append([grid.mean(axis=0) for grid in claim.dice.values()])
+    names = [*map(_marks, claim.subsets), f"mean over {len(claim.subsets)}"]
     rows = [
-        [_marks(name), *(text for grid in claim.dice.values() for text in _regions(grid[s]))]
-        for s, name in enumerate(claim.subsets)
+        [name, *(text for column in zip(*map(_cells, line), strict=True) for text in column)]
+        for name, line in zip(names, lines, strict=True)
     ]
-    means = [grid.mean(axis=0) for grid in claim.dice.values()]
-    rows.append([f"mean over {len(rows)}", *(text for m in means for text in _regions(m))])
     return Sheet("Dice of the students (%)", ["T1 T1c T2 FLAIR", *heads], rows, sums=1)
 
 
 def _teachers(plan: Plan, claim: Claim) -> Sheet:
-    rows = [[_words(name), *_regions(dice)] for name, dice in claim.teachers.items()]
+    rows = [[_words(name), *_cells(dice)] for name, dice in claim.teachers.items()]
     note = f"All four modalities. The aligned teacher has {' '.join(plan.align)}."
-    return Sheet("Dice of the teachers (%)", ["", *REGION_NAMES, "mean"], rows, [note])
+    return Sheet("Dice of the teachers (%)", ["", *COLUMNS], rows, [note])
 
 
 def _gaps(claim: Claim) -> Sheet:
@@ -182,8 +184,9 @@ def _gain(gain: Gain) -> str:
     return f"{gain.mean:+.2f}{star}{ends}".replace("-", "−")
 
 
-def _regions(dice: np.ndarray) -> list[str]:
-    return [f"{value:.2f}" if np.isfinite(value) else "–" for value in (*dice, dice.mean())]
+def _cells(dice: np.ndarray) -> list[str]:
+    """Write the columns of a row of Dice by region."""
+    return [f"{value:.2f}" if np.isfinite(value) else "–" for value in (dice.mean(), *dice)]
 
 
 def _marks(subset: str) -> str:
