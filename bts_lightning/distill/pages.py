@@ -48,7 +48,7 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
     ]
     for contrast in claim.contrasts:
         is_sure = contrast.mean.p < ALPHA
-        chance = "which chance hardly explains" if is_sure else "which may be chance"
+        chance = "more than the choice of cases explains" if is_sure else "which the choice of cases may explain"
         said.append(
             f"{ARMS[contrast.other]} against {ARMS[contrast.reference]}: {_gain(contrast.mean)} "
             f"points of mean Dice over the subsets (p {p_value(contrast.mean.p) or 'unknown'}), "
