@@ -74,8 +74,13 @@ MIXED = {
     "nnunet": ["rfnet", "nnunet"],
     "smoke": ["unet_small"],
 }
-# `torch.compile` takes half a minute.
-SLOW = ("fast",)
+# `torch.compile` takes a while, and torch 2.13 imports on the way what it deprecates itself.
+MARKS = {
+    "fast": [
+        pytest.mark.slow,
+        pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    ]
+}
 
 
 def small(words: list[str]) -> list[str]:
@@ -89,10 +94,7 @@ def small(words: list[str]) -> list[str]:
 def everything() -> list[Any]:
     names = [path.stem for path in sorted(EXPERIMENTS.glob("*.yaml")) if path.stem != "base"]
     return [
-        pytest.param(
-            MIXED.get(name, [name]), id=name, marks=[pytest.mark.slow] if name in SLOW else []
-        )
-        for name in names
+        pytest.param(MIXED.get(name, [name]), id=name, marks=MARKS.get(name, ())) for name in names
     ]
 
 
