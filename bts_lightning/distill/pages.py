@@ -47,12 +47,11 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
         f"the teacher with {' '.join(plan.align)}. {' '.join(plan.words)}"
     ]
     for contrast in claim.contrasts:
-        is_sure = contrast.mean.p < ALPHA
-        chance = "more than the choice of cases explains" if is_sure else "which the choice of cases may explain"
+        chance = "more than" if contrast.mean.p < ALPHA else "no more than"
         said.append(
             f"{ARMS[contrast.other]} against {ARMS[contrast.reference]}: {_gain(contrast.mean)} "
             f"points of mean Dice over the subsets (p {p_value(contrast.mean.p) or 'unknown'}), "
-            f"{chance}."
+            f"{chance} the choice of cases explains."
         )
     heads = ((name, gaps[HEAD]) for name, gaps in claim.gaps.items() if HEAD in gaps)
     apart = ", ".join(f"{gap.distance:.3f} in the {_words(name)}" for name, gap in heads)
