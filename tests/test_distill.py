@@ -344,7 +344,7 @@ def test_the_page_says_what_came_out_whichever_way() -> None:
     made = plan("kd_unet", *TINY)
     text = markdown(made, claim())
     assert "+ aligned teacher against alone: +3.00* [3.00, 3.00] points" in text
-    assert "(p 0.023), more than the choice of cases explains" in text
+    assert "(p 0.023), more than the choice of cases can explain" in text
     assert "+ teacher against alone: +0.00 [0.00, 0.00] points" in text
     assert "| ○ ● ○ ○ | +0.00 [0.00, 0.00] | 1.000 | +4.00* [4.00, 4.00] | 0.047 |" in text
     assert "| images | 1.000 | 0.250 |" in text

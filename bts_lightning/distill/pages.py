@@ -51,7 +51,7 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
         said.append(
             f"{ARMS[contrast.other]} against {ARMS[contrast.reference]}: {_gain(contrast.mean)} "
             f"points of mean Dice over the subsets (p {p_value(contrast.mean.p) or 'unknown'}), "
-            f"{chance} the choice of cases explains."
+            f"{chance} the choice of cases can explain."
         )
     heads = ((name, gaps[HEAD]) for name, gaps in claim.gaps.items() if HEAD in gaps)
     apart = ", ".join(f"{gap.distance:.3f} in the {_words(name)}" for name, gap in heads)
