@@ -200,20 +200,18 @@ def test_commands_of_the_page_parse_for_every_row() -> None:
     rows: list[dict[str, str]] = []
     columns: list[str] = []
     commands = []
-    for line in [*PAGE.read_text(encoding="utf-8").splitlines(), ""]:
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line[1:-1].split("|")]
-        if line.startswith("|---"):
-            rows = []
-        elif line.startswith("|") and not rows and not columns:
-            columns = cells
-        elif line.startswith("|"):
+        if not line.startswith("|"):
+            columns = []
+        elif not columns:
+            columns, rows = cells, []
+        elif not line.startswith("|---"):
             rows.append(dict(zip(columns, cells, strict=True)))
         if match := re.match(r"One row again: `(.*)`\.", line):
             commands += [match[1].format(**row) for row in rows]
         elif match := re.match(r"`(bts bench .*?)`", line):
             commands.append(match[1])
-        if not line.startswith("|"):
-            columns = []
     assert len(commands) > 30
     for command in commands:
         words = shlex.split(command)

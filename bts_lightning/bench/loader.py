@@ -39,8 +39,9 @@ TARGETS = {
 }
 NOTES = (
     "MONAI *without copies*: `copy_cache=False`, and the foreground of a case found once. It gives"
-    " float32, so a patch has 2.2 times the bytes of ours. Both then work near the speed of memory,"
-    " where a ratio much above 2.2 is not there to be won.",
+    " float32, 2.2 times the bytes of ours, in memory that is new for each batch, and so hangs on"
+    " how fast the system gives memory (next table): between runs on one machine its rate varied"
+    " fourfold, from a tenth to a third of ours.",
 )
 
 

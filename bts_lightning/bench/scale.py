@@ -76,7 +76,7 @@ def _cases(found: dict[int, dict[str, float]]) -> Table:
             "Memory: the most that the process held for itself at any time, without pages of files,"
             " which the system takes back when it needs them."
         ],
-        "scale --cases {cases} --ranks= --results one",
+        "scale --cases {cases} --ranks= --results scratch/one",
     )
 
 
@@ -212,7 +212,7 @@ def _ranks(root: Path, ranks: list[int]) -> Table:
         ["ranks", "patches/s", "× one", "whole command, s"],
         rows,
         [f"{os.cpu_count()} cores in all."],
-        "scale --cases= --ranks {ranks} --results one",
+        "scale --cases= --ranks {ranks} --results scratch/one",
     )
 
 

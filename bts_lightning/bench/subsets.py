@@ -194,7 +194,7 @@ def _times(rows: list[list[Cell]], masks: int, medpy: float | None) -> Table:
         ],
         rows,
         [" ".join(notes)],
-        "subsets {network} --window {window} --results one",
+        "subsets {network} --window {window} --results scratch/one",
     )
 
 
