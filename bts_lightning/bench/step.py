@@ -266,7 +266,8 @@ def _table(rows: list[list[Cell]], peaks: dict[torch.dtype | None, float], kind:
             " of the same wiring and arithmetic, run as A2FSeg's repository runs its own: fp16"
             " autocast with a scaled loss, contiguous, not compiled. Its own code was not run."
         ],
-        f"step {{network}} --patch {{patch}} --modes {{mode}} --device {kind} --results scratch/one",
+        f"step {{network}} --patch {{patch}} --modes {{mode}} --device {kind}"
+        " --results scratch/one",
     )
 
 
