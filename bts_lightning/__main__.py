@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -64,7 +65,7 @@ def _run(words: list[str]) -> int:
         raise UserError(f"unknown verb {words[0]!r}; {did_you_mean(words[0], verbs)}")
     args, rest = parser.parse_known_args(words)
     if "words" in args:
-        args.words += _as_overrides(rest)
+        args.words += _as_overrides(rest, verbs[words[0]])
     elif rest:
         verbs.get(words[0], parser).error(f"there is no option {' '.join(rest)}")
     return int(args.handler(args))
@@ -142,12 +143,15 @@ def _runs_a_network(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", help="cpu or cuda (a GPU if there is one)")
 
 
-def _as_overrides(rest: list[str]) -> list[str]:
+def _as_overrides(rest: list[str], verb: Parser) -> list[str]:
     """Let `--net.width=8` pass, as Weights & Biases writes it."""
     for word in rest:
         if word.startswith("-") and "=" not in word:
+            known = [option for action in verb._actions for option in action.option_strings]
+            near = get_close_matches(word, known, n=1, cutoff=0.8)
             raise UserError(
                 f"unknown option {word}; overrides are written key=value or --key=value"
+                + "".join(f"; did you mean {option}?" for option in near)
             )
     return rest
 

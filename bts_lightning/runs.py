@@ -58,7 +58,9 @@ def find_run(where: str | Path | None, experiment: str | None = None, root: Path
         known = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         hint = f"there are runs of: {', '.join(known)}" if known else "train one first"
         raise UserError(f"no run below {below}; {hint}")
-    return found[-1].parent
+    # One that stopped before its first epoch ended has nothing to evaluate.
+    trained = [file for file in found if checkpoints(file.parent)]
+    return (trained or found)[-1].parent
 
 
 def require_data(config: DictConfig) -> None:

@@ -66,6 +66,7 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
     data = configuration.build(config.data)
     task: SegmentationTask = configuration.build(config.task)
     task.prepare_fit()
+    _check_patch(task, data)
     trainer = _trainer(config, run)
     if resume:
         runs.load_weights(task, content, resume)  # refuses a checkpoint of another network
@@ -142,6 +143,23 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
         enable_model_summary=is_terminal,
     )
     return trainer
+
+
+def _check_patch(task: SegmentationTask, data: Any) -> None:
+    """Refuse a patch that the network cannot halve, or of which the last halving leaves a voxel."""
+    patch = tuple(getattr(data, "patch", ()))
+    if not patch:
+        return
+    try:
+        task.net.check_size(patch)
+    except ValueError as error:
+        raise ConfigError(f"data.patch: {error}") from error
+    name, least = type(task.net).__name__, task.net.divisor
+    if 1 < max(patch) == least:
+        raise ConfigError(
+            f"data.patch is {least}, of which {name} leaves one voxel after its last halving; that "
+            f"cannot be normalised, so give {2 * least} or halve less often"
+        )
 
 
 def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:

@@ -69,6 +69,7 @@ def test_no_verb_prints_the_help_and_fails(capsys):
         ("phantom out --case 3", "there is no option --case 3; see: bts phantom --help"),
         ("compare", "the following arguments are required: RUN|EXPERIMENT"),
         ("predict a --out b --t1x c", "unknown option --t1x; overrides are written key=value"),
+        ("predict a --out b --t1ce c", "or --key=value; did you mean --t1c?"),
         ("evaluate", "name one run, as runs/a2fseg/20260131-120000, or experiment; got none"),
         ("evaluate a b seed=1", "name one run, as runs/a2fseg/20260131-120000, or experiment; got"),
         ("evaluate tiny", "no run below runs/tiny; train one first"),

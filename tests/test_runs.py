@@ -66,6 +66,14 @@ def test_the_newest_run_of_an_experiment_is_found(tmp_path: Path):
     assert runs.find_run(None, "a2fseg", tmp_path) == newest
 
 
+def test_a_run_without_a_checkpoint_is_not_the_newest(tmp_path: Path):
+    trained = make_run(tmp_path / "a2fseg" / "1", age=100)
+    (trained / "checkpoints").mkdir(exist_ok=True)
+    (trained / "checkpoints" / "epoch_0000.ckpt").touch()
+    make_run(tmp_path / "a2fseg" / "2", age=10)
+    assert runs.find_run(None, "a2fseg", tmp_path) == trained
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"is not a run: it has no config\.yaml"):
         runs.find_run(tmp_path)

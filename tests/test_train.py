@@ -302,6 +302,8 @@ def test_validation_logs_every_cell_and_keeps_the_best(phantom: Path) -> None:
         (["a2fsg"], "did you mean a2fseg?"),
         (["a2fseg", "smoke", "trainer.accelerator=gpu"], "gpu|GPU|CUDA"),
         (["a2fseg", "net.out_channels=4"], "set net.out_channels=3"),
+        (["uhemis", "smoke", "data.patch=33"], r"data.patch: .* multiples of 8.*\(40, 40, 40\)"),
+        (["unet", "smoke", "data.patch=32"], "data.patch is 32, of which UNet leaves one voxel"),
     ],
 )
 def test_what_cannot_work_is_one_line(
