@@ -375,7 +375,8 @@ def test_files_are_closed_with_the_data_set(cases: list[FileCase]) -> None:
 def test_more_cases_than_file_handles_can_be_read(tmp_path: Path) -> None:
     cases = [write_case(tmp_path, f"case{i}", size=(4, 4, 4)) for i in range(80)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (120, hard))
+    open_now = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 100, hard))
     try:
         names = [batch["case"][0] for batch in PatchLoader(PatchDataset(cases, patch=4))]
     finally:
