@@ -4,6 +4,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -190,10 +191,13 @@ def _opened(cases: Sequence[ReadableCase], number: int) -> tuple[Array, Array]:
 def _cases_to_hold() -> int:
     """Say how many cases may stay open: mapping one anew takes a third of the time of a patch.
 
-    Each holds two file handles; a third of what the process may have is left to others.
+    Each holds two file handles; a third of those that are still free is left to others.
     """
-    handles, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return handles // 3 if handles > 0 else 4096
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return 4096
+    in_use = sum(1 for _ in Path("/dev/fd").iterdir())  # Linux and macOS have it
+    return max(1, (limit - in_use) // 3)
 
 
 @lru_cache(maxsize=4)
