@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,6 +20,10 @@ _BEAT_EVERY = 10.0
 # A step and a checkpoint fit in; after that a training that was asked to stop is killed.
 _PATIENCE = 300.0
 _LOG, _BEACON = "output.log", "worker.json"
+# The line of the log with which a command begins; one that goes on stands below the one before.
+_START = "$ "
+# What wandb says at the end of every process is no reason.
+_CHATTER = "wandb: "
 
 
 class Training:
@@ -30,6 +35,8 @@ class Training:
         self._beaten = 0.0
         run.mkdir(parents=True, exist_ok=True)
         with (run / _LOG).open("ab") as log:
+            log.write(f"{_START}{shlex.join(command)}\n".encode())
+            log.flush()
             # A session of its own: Ctrl-C reaches the sweep only, which then stops it in order.
             self._process = subprocess.Popen(
                 list(command),
@@ -83,6 +90,11 @@ def leave_sign(run: Path, training: int | None = None) -> None:
     write_text(run / _BEACON, json.dumps(sign) + "\n")
 
 
+def take_sign_away(run: Path) -> None:
+    """Say that nobody works on a run any more."""
+    (run / _BEACON).unlink(missing_ok=True)
+
+
 def is_worked_on(run: Path) -> bool:
     """Say whether a worker, here or on another machine, still looks after a run."""
     sign = _sign(run)
@@ -119,14 +131,15 @@ def end_orphan(run: Path) -> None:
 
 
 def reason(run: Path, code: int) -> str:
-    """Say in one line why a training ended badly."""
+    """Say in one line why the last command in a run ended badly."""
     if code == -signal.SIGKILL:
         return "killed, which is what the system does when memory runs out"
     try:
         lines = (run / _LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         lines = []
-    said = [line for line in lines if line.strip()]
+    begins = max((i for i, line in enumerate(lines) if line.startswith(_START)), default=-1)
+    said = [s for s in lines[begins + 1 :] if s.strip() and not s.startswith(_CHATTER)]
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
     return (errors or said or [f"exit status {code}"])[-1].strip()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
@@ -24,6 +25,7 @@ from bts_lightning.processes import (
     leave_sign,
     reason,
     sigterm_as_interrupt,
+    take_sign_away,
 )
 from bts_lightning.study_report import Result, write_study
 
@@ -71,8 +73,8 @@ def main(words: Sequence[str]) -> int:
             raise UserError(f"--only is {args.only}; the study has units 0 to {len(units) - 1}")
         # Meant for the training, which saves its state; we only have to live on.
         signal.signal(signal.SIGUSR1, lambda number, frame: None)
-        return _work(units[args.only : args.only + 1], len(units))
-    failed = _work(units, len(units))
+        return _work(units, args.only)
+    failed = _work(units)
     if failed == 130:
         return failed
     done = [unit for unit in units if unit.evaluation]
@@ -102,7 +104,7 @@ def _parser() -> Parser:
 def _plan(args: argparse.Namespace, rest: Sequence[str]) -> tuple[Path, list[Unit]]:
     """List the trainings of a study, after all that can be wrong with them was looked for."""
     overrides = [*args.words, *rest]
-    if args.experiments is None:
+    if not (args.experiments or "").strip():
         raise UserError(_SEVERAL)
     for word in overrides:
         if not is_override(word):
@@ -118,7 +120,10 @@ def _plan(args: argparse.Namespace, rest: Sequence[str]) -> tuple[Path, list[Uni
         raise UserError(f"--seeds is {args.seeds}; give 1 or more")
     if args.folds is not None and args.folds < 3:
         raise UserError(f"--folds is {args.folds}; one tests, one validates, so give 3 or more")
-    experiments = [tuple(group.split()) for group in shlex.split(args.experiments)]
+    try:
+        experiments = [tuple(group.split()) for group in shlex.split(args.experiments)]
+    except ValueError:
+        raise UserError(f"{args.experiments}: a quote is not closed; {_SEVERAL}") from None
     names = [_file_name("+".join(group)) for group in experiments]
     if len(set(names)) < len(names):
         raise UserError(f"{args.experiments}: an experiment stands there twice")
@@ -156,22 +161,22 @@ def _unit(
     )
 
 
-def _work(units: Sequence[Unit], count: int) -> int:
+def _work(units: Sequence[Unit], only: int | None = None) -> int:
     """Bring one unit after the other to its evaluation; a failing one does not stop the rest."""
     failed = 0
     for number, unit in enumerate(units, 1):
-        if unit.evaluation:
+        if unit.evaluation or only not in (None, number - 1):
             continue
         if is_worked_on(unit.run):
-            console.print(f"{unit.title}: somebody works on it; left out")
+            console.print(f"{unit.title}: somebody works on it; left out", markup=False)
             failed = 1
             continue
-        console.print(f"[bold]{number}/{count}[/] {unit.title}: {unit.run}")
+        console.print(f"[bold]{number}/{len(units)}[/] {escape(f'{unit.title}: {unit.run}')}")
         try:
             with sigterm_as_interrupt():
                 _bring_on(unit)
         except UserError as error:
-            console.print(f"[red]failed[/]: {error}", markup=True)
+            console.print(f"[red]failed[/]: {escape(str(error))}")
             failed = 1
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on")
@@ -182,11 +187,15 @@ def _work(units: Sequence[Unit], count: int) -> int:
 def _bring_on(unit: Unit) -> None:
     """Train, or go on training, and evaluate."""
     end_orphan(unit.run)
-    if not unit.is_trained:
-        words = [str(unit.run)] if runs.is_run(unit.run) else unit.words
-        _run(unit, "train", *words)
-        runs.write_text(unit.run / "trained", "")
-    _run(unit, "evaluate", str(unit.run), *_allowed(unit.words))
+    again = [str(unit.run), *_allowed(unit.words)]
+    try:
+        if not unit.is_trained:
+            _run(unit, "train", *(again if runs.is_run(unit.run) else unit.words))
+            runs.write_text(unit.run / "trained", "")
+        _run(unit, "evaluate", *again)
+    finally:
+        # A job that Slurm starts again on another machine must not wait for what has ended here.
+        take_sign_away(unit.run)
 
 
 def _run(unit: Unit, *words: str) -> None:

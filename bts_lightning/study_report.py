@@ -12,6 +12,7 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bts_lightning.compare import Evaluation, compare_evaluations
 from bts_lightning.errors import UserError
@@ -163,7 +164,8 @@ def _terminal_table(results: Sequence[Result], metric: str) -> Table:
         )
     first = 2 + len(REGION_NAMES) * list(_SHOWN).index(metric)
     for row in _rows(results):
-        table.add_row(*row[:2], *row[first : first + len(REGION_NAMES)])
+        # An override in the name may hold brackets, which rich would take for a style.
+        table.add_row(Text(row[0]), row[1], *row[first : first + len(REGION_NAMES)])
     return table
 
 

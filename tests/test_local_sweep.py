@@ -18,6 +18,7 @@ from rich.console import Console
 
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.local_sweep import run_local
+from bts_lightning.processes import Training, reason
 from bts_lightning.sweep_file import read_sweep
 from bts_lightning.sweep_store import Store, number_of
 
@@ -116,6 +117,13 @@ def test_a_failing_trial_does_not_stop_the_rest(tmp_path: Path):
     assert "trial 0 failed: out of memory; lower one of: x" in text
     assert "trial 1 failed: killed, which is what the system does when memory runs out" in text
     assert "error: out of memory" not in (tmp_path / "sweep" / "result.md").read_text()
+
+
+def test_the_reason_is_that_of_the_last_attempt(tmp_path: Path):
+    late = "import atexit; atexit.register(print, 'wandb: Find logs'); raise OSError('late')"
+    for program in ("import sys; sys.exit('error: stopped by SIGTERM')", late):
+        code = Training([sys.executable, "-c", program], tmp_path, {}).wait()
+    assert reason(tmp_path, code) == "OSError: late"
 
 
 def test_a_sweep_in_which_all_fails_gives_up(tmp_path: Path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bts_lightning import study
+from bts_lightning import runs, study
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.report.paired import pair
 from bts_lightning.report.table import EvaluationTable
@@ -63,6 +63,8 @@ def test_without_folds_the_experiment_says_how_to_split(here: Path):
         (["tiny", "--folds", "2"], "give 3 or more"),
         (["tiny", "--seeds", "0"], "give 1 or more"),
         ([], "name the experiments in one word"),
+        ([" "], "name the experiments in one word"),
+        (["tiny 'tiny wider"], "tiny 'tiny wider: a quote is not closed; name the experiments"),
         (["tiny", "data.root=gone"], "data.root is gone, which does not exist"),
         (["tiny tiny"], "stands there twice"),
     ],
@@ -79,6 +81,30 @@ def test_other_overrides_in_the_same_folder_are_refused(here: Path):
     plan("tiny wider", "net.width=4", "--name", "tiny")  # one experiment more is no other study
     with pytest.raises(ConfigError, match="other overrides or folds"):
         plan("tiny", "net.width=8")
+
+
+def test_a_failure_is_told_whole_and_leaves_nobody_at_work(
+    here: Path, capsys: pytest.CaptureFixture[str]
+):
+    units = [study.Unit(f"no[{n}]", 0, None, here / n, (f"no[{n}]",)) for n in ("other", "such")]
+    assert study._work(units, only=1) == 1
+    said = capsys.readouterr().out
+    assert "2/2 no[such], seed 0" in said
+    assert "failed: bts train: no experiment is named 'no[such]'" in said
+    # A job that Slurm starts again on another machine would take the sign for somebody's work.
+    assert not (here / "such" / "worker.json").exists()
+    assert not (here / "other").exists()
+
+
+def test_going_on_trusts_the_packages_that_the_beginning_did(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given: list[tuple[str, ...]] = []
+    monkeypatch.setattr(study, "_run", lambda unit, *words: given.append(words))
+    (unit,) = plan("tiny", "--seeds", "1", "data.root=.", "--allow", "mine")
+    runs.write_text(unit.run / "config.yaml", "")
+    study._bring_on(unit)
+    assert given == [(verb, str(unit.run), "--allow", "mine") for verb in ("train", "evaluate")]
 
 
 def test_the_slurm_script_is_one_unit_a_task(here: Path, capsys: pytest.CaptureFixture[str]):
