@@ -19,6 +19,8 @@ def main(words: Sequence[str]) -> int:
     args = parser.parse_args(list(words))
     if not 1 <= len(args.sweep.split("/")) <= 3 or "" in args.sweep.split("/"):
         raise UserError(f"{args.sweep} is no sweep; write entity/project/id")
+    if args.count is not None and args.count < 1:
+        raise UserError(f"--count is {args.count}; give 1 or more")
     require_account()
     _use_this_python()
     # Trials that fail within seconds are what a sweep over sizes finds; go on after them.

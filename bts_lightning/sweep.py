@@ -101,7 +101,7 @@ def _with_wandb(sweep: Sweep, words: list[str], args: argparse.Namespace) -> int
     names = [word for word in words if not is_override(word)]
     turned_on = [_WANDB] if names else []
     words = [*names, *turned_on, *(word for word in words if is_override(word))]
-    tree = sweep.for_wandb(words, args.count)
+    tree = sweep.for_wandb(words, args.count) | ({"name": args.name} if args.name else {})
     # What wandb does with its projects is on the command line of this process only.
     import wandb
 

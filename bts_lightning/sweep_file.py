@@ -141,6 +141,9 @@ def read_sweep(file: Path, name: str | None = None) -> Sweep:
     goal = metric.get("goal", "minimize")
     if goal not in get_args(Goal):
         raise ConfigError(f"{file}: metric.goal is {goal}; choose {', '.join(get_args(Goal))}")
+    target = metric.get("target")
+    if target is not None and (isinstance(target, bool) or not isinstance(target, int | float)):
+        raise ConfigError(f"{file}: metric.target is {target}; give a number")
     run_cap = tree.get("run_cap")
     if run_cap is not None and (not isinstance(run_cap, int) or run_cap < 1):
         raise ConfigError(f"{file}: run_cap is {run_cap}; give a whole number from 1")
@@ -154,7 +157,7 @@ def read_sweep(file: Path, name: str | None = None) -> Sweep:
         method=method,
         metric=str(metric["name"]),
         goal=goal,
-        target=None if metric.get("target") is None else float(metric["target"]),
+        target=None if target is None else float(target),
         parameters=parameters,
         command=tuple(str(part) for part in command),
         stopping=read_hyperband(tree.get("early_terminate"), str(file)),

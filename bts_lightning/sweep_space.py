@@ -151,7 +151,10 @@ def read_parameters(section: Any, source: str) -> tuple[Parameter, ...]:
         if not isinstance(entry, dict):
             raise ConfigError(f"{where} is {entry}; write {{value: {entry}}} for a constant")
         if set(entry) == {"parameters"}:
-            inner = {f"{name}.{key}": value for key, value in entry["parameters"].items()}
+            nested = entry["parameters"]
+            if not isinstance(nested, dict) or not nested:
+                raise ConfigError(f"{where}.parameters is {nested}; name keys below {name}")
+            inner = {f"{name}.{key}": value for key, value in nested.items()}
             found += read_parameters(inner, source)
         else:
             found.append(_read(str(name), entry, where))

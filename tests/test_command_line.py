@@ -81,6 +81,7 @@ def test_no_verb_prints_the_help_and_fails(capsys):
         ("study", "name the experiments in one word"),
         ("study a2fseg --name", "argument --name: expected one argument; see: bts study --help"),
         ("agent", "the following arguments are required: sweep; see: bts agent --help"),
+        ("agent a/b/c --count 0", "--count is 0; give 1 or more"),
         ("report", "the following arguments are required: RUN; see: bts report --help"),
         ("show tiny net.biass=1", "unknown key 'net.biass'; did you mean net.bias?"),
         ("show tiny net.bias=abc", "net.bias=abc: expected bool, got str"),

@@ -98,6 +98,7 @@ def test_numbers_may_be_written_as_python_does(tmp_path: Path):
         ({"metrik": {}}, "unknown key 'metrik'; did you mean metric?"),
         ({"metric": None}, "metric needs a name"),
         ({"metric": {"name": "a", "goal": "max"}}, "choose minimize, maximize"),
+        ({"metric": {"name": "a", "target": "high"}}, "metric.target is high; give a number"),
         ({"run_cap": 0}, "run_cap is 0"),
         ({"parameters": None}, "parameters is empty"),
         ({"method": "grid"}, "net.dropout: a grid needs values"),

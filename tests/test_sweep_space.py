@@ -127,6 +127,7 @@ def test_a_grid_has_every_combination_the_last_fastest():
         ({"min": "low", "max": 1}, "give a number"),
         ({}, "give value, values, or min and max"),
         (8, "write {value: 8} for a constant"),
+        ({"parameters": ["width"]}, "parameters is ['width']; name keys below net.width"),
     ],
 )
 def test_mistakes_are_named(entry: Any, told: str):

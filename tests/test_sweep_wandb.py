@@ -49,6 +49,7 @@ def test_the_agent_runs_every_cell_though_one_fails(tmp_path: Path):
     (tmp_path / "program.py").write_text(PROGRAM)
     file = tmp_path / "mine.yaml"
     tree = {
+        "name": "that of the file",
         "command": ["${env}", "${interpreter}", "program.py", "${args_no_hyphens}"],
         "method": "grid",
         "metric": METRIC,
@@ -56,7 +57,9 @@ def test_the_agent_runs_every_cell_though_one_fails(tmp_path: Path):
     }
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
     with serve() as (server, address):
-        printed = sweep(tmp_path, address, "--sweep", str(file), "--project", "mine")
+        words = ["--sweep", str(file), "--project", "mine", "--name", "that of the line"]
+        printed = sweep(tmp_path, address, *words)
+    assert server.sweeps["sweep0"]["name"] == "that of the line"
     assert "join    bts agent somebody/mine/sweep0" in printed
     failed, finished = server.runs.values()
     assert (failed.state, finished.state) == ("failed", "finished")
