@@ -1,6 +1,7 @@
 # `make` prints the verbs. Each makes the environment first if it is missing, and never twice.
 # EXP   experiments and overrides, as in EXP="rfnet medmap"      DATA  the data set's folder
-# RUN   a run folder (the newest of EXP by default)              ARGS  more words for the command
+# RUN   a run folder (evaluate: or the newest of EXP)            ARGS  more words for the command
+# PYTHON  what makes the environment, as in `make setup PYTHON=python3.12`
 .DEFAULT_GOAL := help
 .PHONY: help setup check format test test-all demo phantom prepare train evaluate predict compare \
 	sweep agent study bench clean
@@ -20,13 +21,25 @@ ROOT = $(if $(DATA),data.root=$(DATA))
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
+# A verb that cannot do without a variable says so before it makes an environment for minutes.
+need-%:
+	@$(if $($*),,$(error $* is empty; give it, as in: make $(MAKECMDGOALS) $(EXAMPLE)))
+prepare: EXAMPLE := DATA=/data/BraTS2020
+predict: EXAMPLE := RUN=runs/a2fseg/DATE ARGS="--t1c A.nii.gz --out seg.nii.gz"
+compare: EXAMPLE := RUN="runs/a2fseg/DATE runs/rfnet/DATE"
+agent: EXAMPLE := SWEEP=entity/project/id
+
 $(VENV)/.ready: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "$(PYTHON) is not Python 3.11 to 3.13; name one, as in: make setup PYTHON=python3.12" >&2; exit 1; }
+	@echo "making $(VENV): PyTorch and what else pyproject.toml names; minutes, once, mostly download"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 setup: $(VENV)/.ready ## make the environment in .venv
+	@echo "ready: source $(BIN)/activate, or go on with make; make demo shows all"
 
 check: $(VENV)/.ready ## lint, format and types, without changing a file
 	$(BIN)/ruff check .
@@ -49,7 +62,7 @@ demo: $(VENV)/.ready ## phantom, training, 15 subsets and report, in minutes, wi
 phantom: $(VENV)/.ready ## make a phantom data set: DATA=folder
 	$(BTS) phantom $(or $(DATA),scratch) $(ARGS)
 
-prepare: $(VENV)/.ready ## check and cache a data set: DATA=folder
+prepare: need-DATA $(VENV)/.ready ## check and cache a data set: DATA=folder
 	$(BTS) prepare $(DATA) $(ARGS)
 
 train: $(VENV)/.ready ## train EXP on DATA, or continue RUN
@@ -58,16 +71,16 @@ train: $(VENV)/.ready ## train EXP on DATA, or continue RUN
 evaluate: $(VENV)/.ready ## score all 15 subsets: RUN, or the newest run of EXP
 	$(BTS) evaluate $(or $(RUN),$(subst $(space),+,$(EXP))) $(ROOT) $(ARGS)
 
-predict: $(VENV)/.ready ## segment a patient: RUN=folder ARGS="--t1c A.nii.gz --out seg.nii.gz"
+predict: need-RUN $(VENV)/.ready ## segment a patient: RUN=folder ARGS="--t1c A.nii.gz --out seg.nii.gz"
 	$(BTS) predict $(RUN) $(ARGS)
 
-compare: $(VENV)/.ready ## compare evaluated runs: RUN="runs/a/1 runs/b/1"
+compare: need-RUN $(VENV)/.ready ## compare evaluated runs: RUN="runs/a/1 runs/b/1"
 	$(BTS) compare $(RUN) $(ARGS)
 
 sweep: $(VENV)/.ready ## a sweep over EXP; LOCAL=1 without an account, AGENTS=4
 	$(BTS) sweep $(EXP) $(ROOT) $(if $(LOCAL),--local) $(if $(AGENTS),--agents $(AGENTS)) $(ARGS)
 
-agent: $(VENV)/.ready ## join a sweep from another machine: SWEEP=entity/project/id
+agent: need-SWEEP $(VENV)/.ready ## join a sweep from another machine: SWEEP=entity/project/id
 	$(BTS) agent $(SWEEP) $(ARGS)
 
 study: $(VENV)/.ready ## experiments × seeds × folds: EXP="rfnet a2fseg" ARGS="--seeds 3"
@@ -76,6 +89,6 @@ study: $(VENV)/.ready ## experiments × seeds × folds: EXP="rfnet a2fseg" ARGS=
 bench: $(VENV)/.ready ## measure against the peers and write docs/benchmarks.md
 	$(BTS) bench $(ARGS)
 
-clean: ## remove the environment and what tools left; data and runs stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove the environments and what tools left; data and runs stay
+	rm -rf $(VENV) .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find bts_lightning tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -200,6 +200,32 @@ def test_make_verbs_run_commands_that_parse(
             check_bts(shlex.split(expanded)[1:], capsys)
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("verb", "variable"),
+    [("prepare", "DATA"), ("predict", "RUN"), ("compare", "RUN"), ("agent", "SWEEP")],
+)
+def test_a_make_verb_says_what_it_lacks(verb: str, variable: str) -> None:
+    make = ["make", "-n", "-C", str(ROOT), verb, f"{variable}="]
+    done = subprocess.run(make, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"{variable} is empty; give it, as in: make {verb} {variable}=" in done.stderr
+    assert "pip" not in done.stdout
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a clone")
+def test_what_verbs_write_into_a_clone_is_no_change_of_its_code() -> None:
+    # A run that finds changed files in the clone puts a plus behind its commit.
+    ignored = subprocess.run(
+        ["git", "-C", str(ROOT), "check-ignore", "--stdin"],
+        input="runs/x\nsweeps/x\nstudies/x\ndistill/x\nscratch/x\n"
+        "experiments/sweeps/x\nbts_lightning/distill/x\n",
+        capture_output=True,
+        text=True,
+    )
+    assert ignored.stdout.split() == ["runs/x", "sweeps/x", "studies/x", "distill/x", "scratch/x"]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
 def test_python_in_the_docs_names_what_there_is(document: Path) -> None:
     for block in blocks(document):
