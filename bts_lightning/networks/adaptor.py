@@ -1,10 +1,12 @@
 """An input adaptor: single-channel maps of the modalities, aligned ahead of early fusion."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
@@ -85,11 +87,11 @@ class InputAdaptor(Backbone):
 
     def comparable(self, features: Features) -> dict[int, Tensor]:
         """Give the maps, each of which stands for a modality."""
-        return {0: self._maps(features)}
+        return {0: self._maps(features, self._uncounted)}
 
     def anchors(self, features: Features) -> dict[int, Tensor]:
         """Mix the maps of the present modalities."""
-        return {0: self.mix(self._maps(features), features.present[0])}
+        return {0: self.mix(self._maps(features, self._uncounted), features.present[0])}
 
     def mix(self, maps: Tensor, present: Tensor) -> Tensor:
         """Weigh what is present, B×4×1×D×H×W to B×1×D×H×W, in full precision."""
@@ -104,11 +106,17 @@ class InputAdaptor(Backbone):
         distance = (torch.where(_over(present), maps.float(), p) - p).square().flatten(2).mean(2)
         return (0.5 * distance.sum(dim=1) / present.sum(dim=1)).mean()
 
-    def _maps(self, features: Features) -> Tensor:
+    def _maps(self, features: Features, adapt: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         if self.is_grouped:
             return features.levels[0]
-        adapted: Tensor = self.adapt(features.selected(0).squeeze(2))
+        adapted: Tensor = (adapt or self.adapt)(features.selected(0).squeeze(2))
         return adapted.unsqueeze(2)  # B M 1 D H W
+
+    def _uncounted(self, image: Tensor) -> Tensor:
+        """Make the maps once more; batch normalisation has counted this batch already."""
+        buffers = {name: buffer.clone() for name, buffer in self.adapt.named_buffers()}
+        adapted: Tensor = functional_call(self.adapt, buffers, (image,))
+        return adapted
 
     @classmethod
     def small(cls) -> dict[str, Any]:
