@@ -1,6 +1,7 @@
 """The terms by hand, the frozen teacher, and what a student's training refuses."""
 
 import copy
+import json
 import math
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from bts_lightning import config, runs
 from bts_lightning.__main__ import main
-from bts_lightning.data.splits import Split
+from bts_lightning.data.cached_case import CachedCase
+from bts_lightning.data.module import BratsDataModule
+from bts_lightning.data.splits import PARTS, Split
 from bts_lightning.distillation import (
     AnchorTerm,
     DistillationTask,
@@ -326,6 +329,16 @@ def test_incomplete_cases_are_not_distilled_and_counted() -> None:
     assert nobody["distillation/prototypes"].requires_grad, "every rank needs each gradient"
 
 
+def test_a_second_look_at_dense_maps_is_no_step_of_batch_normalisation() -> None:
+    student = InputAdaptor(UNet(width=4, poolings=2), mixing="dense")
+    teacher = InputAdaptor(UNet(width=4, poolings=2), mixing="dense")
+    task = distilling(teacher, student, terms={"anchor": AnchorTerm()}).train()
+    task._step(batch())["distillation/anchor"].backward()
+    looks = [value for name, value in student.adapt.named_buffers() if "batches" in name]
+    assert [int(count) for count in looks] == [1, 1], "the look that checks shapes counts nothing"
+    assert all(p.grad is not None for p in student.adapt.parameters())
+
+
 def test_terms_have_weights_and_switches() -> None:
     def terms(**chosen: Term | None) -> dict[str, Tensor]:
         return distilling(terms=chosen).train()._step(batch())
@@ -502,6 +515,47 @@ def test_a_teacher_that_saw_what_scores_the_student_is_refused(
     found = refused([*TINY, f"data.root={phantom}", f"task.teacher={teacher}", *words], capsys)
     assert line in found
     assert f"such as {leaked}; give the student the teacher's split, data.split=" in found
+
+
+def scans(root: Path, *names: str) -> BratsDataModule:
+    """Describe cases of patients who came back, without a voxel."""
+    data = BratsDataModule(root, split="random")
+    for name in names:
+        case = CachedCase(root / name)
+        case.folder.mkdir(parents=True)
+        told = {"name": name, "patient": name[:-4], "volumes_ml": {"WT": 1}}
+        (case.folder / "case.json").write_text(json.dumps(told))
+        data.cases[name] = case
+    return data
+
+
+@pytest.mark.parametrize(("seen", "is_refused"), [("BraTS-GLI-00000-000", True), ("other", False)])
+def test_a_teacher_that_saw_another_scan_of_a_test_patient_is_refused(
+    seen: str, is_refused: bool
+) -> None:
+    # The student's data set has a later scan of patient 0, and not the one that the teacher saw.
+    data = scans(Path("data"), *(f"BraTS-GLI-0000{i}-001" for i in range(3)))
+    parts = {part: (name,) for part, name in zip(PARTS, sorted(data.cases)[::-1], strict=True)}
+    data._split = Split(**parts, name="ours", fingerprint="")
+    assert data._split.test == ("BraTS-GLI-00000-001",)
+    node = {"data": {"_target_": "bts_lightning.data.module.BratsDataModule", "root": "data"}}
+    net, config = UNet(**UNet.small()), OmegaConf.create(node)
+    teacher = Teacher(Path("teacher"), net, RegionLoss(), config, "sum")
+    train = (seen, *data._split.train)
+    Split(train, data._split.val, (), "theirs", "").save(teacher.run / "split.json")
+    if not is_refused:
+        teacher.check_data(data)
+        return
+    with pytest.raises(ConfigError, match="trained on 1 of the student's 1 test cases"):
+        teacher.check_data(data)
+
+
+def test_a_patch_that_the_teacher_cannot_take_is_refused(
+    teacher: Path, phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, f"data.root={phantom}", f"task.teacher={teacher}"]
+    line = refused([*words, "net.poolings=1", "data.patch=18"], capsys)
+    assert "cannot take data.patch: UNet needs sizes that are multiples of 4" in line
 
 
 def test_a_teacher_of_another_data_set_is_refused(

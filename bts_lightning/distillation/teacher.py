@@ -1,6 +1,7 @@
 """A teacher: the network of a finished run, frozen, checked against what its student may see."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,12 @@ class Teacher:
             )
 
     def check_data(self, data: Any) -> None:
-        """Refuse a teacher that saw a case which the student is chosen by or scored on."""
+        """Refuse a teacher that saw a patient whom the student is chosen by or scored on."""
+        if patch := getattr(data, "patch", None):
+            try:
+                self.net.check_size(tuple(patch))
+            except ValueError as error:
+                raise ConfigError(f"teacher {self.run} cannot take data.patch: {error}") from error
         own = configuration.build(self.config.data)
         for name in ("normalisation", "crop"):
             saw, sees = getattr(own, name, None), getattr(data, name, None)
@@ -111,4 +117,8 @@ class Teacher:
 
 
 def _patients(cases: Iterable[str], known: dict[str, str]) -> list[str]:
-    return [known.get(name, name) for name in cases]
+    """Tell whom cases show; one that is not there may be another scan of a patient who is."""
+    there = set(known.values())
+    # `BraTS-GLI-00005-101` and `Brats18_TCIA01_131_1` are a patient's name and a number.
+    names = ((case, re.sub(r"[-_]\d+$", "", case)) for case in cases)
+    return [known.get(case, stem if stem in there else case) for case, stem in names]
