@@ -162,7 +162,11 @@ def test_the_command_line_refuses_in_one_line(capsys: pytest.CaptureFixture[str]
         assert line in printed
         assert len(printed.splitlines()) == 1
     assert main(["distill", "kd_unet", "--plan", "--subsets", "all"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2 + 3 * 15
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 + 3 * 15
+    # One student for all is scored on all.
+    for students, subsets in {"shared": 15, "per_subset": 4}.items():
+        assert main(["distill", "kd_unet", "--plan", "--students", students]) == 0
+        assert capsys.readouterr().out.splitlines()[0].count(",") == subsets - 1
     assert not Path("distill").exists()
 
 

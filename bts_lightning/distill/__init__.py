@@ -17,6 +17,8 @@ from bts_lightning.merge import is_override
 from bts_lightning.modalities import SUBSETS, parse_subset, subset_name
 from bts_lightning.sweep import share_gpus
 
+# A shared student is trained for all subsets, so it is scored on all of them.
+_USUAL: dict[Students, str] = {"per_subset": "single", "shared": "all"}
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -36,7 +38,7 @@ def main(words: Sequence[str]) -> int:
     plan = make_plan(
         given,
         folder=args.folder / named,
-        subsets=_subsets(args.subsets),
+        subsets=_subsets(args.subsets or _USUAL[args.students]),
         students=args.students,
         align=args.align,
         for_teachers=args.for_teachers,
@@ -61,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bts distill", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("words", nargs="*", metavar="EXPERIMENT|KEY=VALUE", help="as kd_unet data.root=DIR")
-    add("--subsets", default="single", help="single, all, or as t1c,t2+flair (%(default)s)")
+    usual = "single, or all where one student serves them"
+    add("--subsets", help=f"single, all, or as t1c,t2+flair ({usual})")
     add(
         "--students",
         default="per_subset",
@@ -97,6 +100,7 @@ def _subsets(text: str) -> list[str]:
 
 
 def _show(plan: Plan) -> None:
+    console.print(f"subsets  {', '.join(plan.subsets)}")
     for stage in plan.stages:
         after = f"  after {', '.join(stage.needs)}" if stage.needs else ""
         console.print(f"{stage.name:24}{stage.run}{after}")
