@@ -23,7 +23,8 @@ from bts_lightning.distill.gap import Gap, Moments, measure_gaps
 from bts_lightning.distill.joint import join_students
 from bts_lightning.distill.pages import html, markdown
 from bts_lightning.distill.plan import Plan, make_plan
-from bts_lightning.distillation import DistillationTask
+from bts_lightning.distill.result import check_teachers
+from bts_lightning.distillation import DistillationTask, Teacher
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.inference import Protocol
 from bts_lightning.modalities import REGIONS
@@ -358,10 +359,32 @@ def test_the_page_says_what_came_out_whichever_way() -> None:
     assert "With 3 cases no cell can reach p &lt; 0.05: that takes at least 8." in worse
     page = html(made, claim())
     assert page.count("<table>") == 4
+    longer = plan("kd_unet", *TINY, for_teachers=["trainer.max_epochs=7"], for_students=["seed=3"])
+    words = "with adaptor; teachers with trainer.max_epochs=7; students with seed=3. kd_unet"
+    assert words in markdown(longer, claim())
+    assert "teachers with" not in text
     assert "<script" not in page
 
 
 # The whole chain
+
+
+def test_students_of_a_teacher_that_was_trained_again_make_no_table() -> None:
+    made = plan("kd_unet", *TINY, subsets=["t1c"])
+    for stage in made.stages:
+        runs.save_config(stage.run, stage.config)
+        task = build(stage.config.task)
+        content: dict[str, Any] = {"state_dict": task.state_dict()}
+        if stage.needs:
+            teacher = Teacher.of(made.stage(stage.needs[0]).run)
+            content["teacher"] = {"run": str(teacher.run), "sha256": teacher.sha256}
+        (stage.run / "checkpoints").mkdir()
+        torch.save(content, stage.run / "checkpoints" / "best.ckpt")
+    check_teachers(made)
+    again = made.stage("aligned_teacher").run / "checkpoints" / "best.ckpt"
+    torch.save({**torch.load(again), "epoch": 1}, again)
+    with pytest.raises(UserError, match=r"^the teacher of distill/test/aligned/students/t1c has"):
+        check_teachers(made)
 
 
 @pytest.mark.slow

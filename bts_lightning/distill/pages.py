@@ -42,9 +42,13 @@ def sheets(plan: Plan, claim: Claim) -> list[Sheet]:
 def summary(plan: Plan, claim: Claim) -> list[str]:
     """Say in sentences what came out, whichever way."""
     each = "one student for each" if plan.students == "per_subset" else "one student for all"
+    subsets = "1 subset" if len(claim.subsets) == 1 else f"{len(claim.subsets)} subsets"
+    also = ""
+    for whom, words in (("teachers", plan.for_teachers), ("students", plan.for_students)):
+        also += f"; {whom} with {' '.join(words)}" if words else ""
     said = [
-        f"{count_cases(claim.cases)}; {len(claim.subsets)} subsets, {each}; the aligned teacher is "
-        f"the teacher with {' '.join(plan.align)}. {' '.join(plan.words)}"
+        f"{count_cases(claim.cases)}; {subsets}, {each}; the aligned teacher is "
+        f"the teacher with {' '.join(plan.align)}{also}. {' '.join(plan.words)}"
     ]
     for contrast in claim.contrasts:
         chance = "more than" if contrast.mean.p < ALPHA else "no more than"

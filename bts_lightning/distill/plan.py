@@ -41,6 +41,8 @@ class Plan:
         folder: of the chain.
         words: experiments and overrides as given.
         align: the words that make the aligned teacher of the plain one.
+        for_teachers: words for both teachers alone.
+        for_students: words for all students alone.
         arms: per arm the run of each subset; the same for all where one student is shared.
     """
 
@@ -51,6 +53,8 @@ class Plan:
     subsets: tuple[str, ...]
     stages: tuple[Stage, ...]
     arms: dict[str, dict[str, Path]]
+    for_teachers: tuple[str, ...] = ()
+    for_students: tuple[str, ...] = ()
 
     def stage(self, name: str) -> Stage:
         """Find a stage by its name."""
@@ -88,7 +92,17 @@ def make_plan(
             stages.append(Stage(f"{arm}/{student}", run, config, (teacher,) if teacher else ()))
             arms[arm] |= dict.fromkeys(group, run)
     _check(stages, allow)
-    return Plan(folder, tuple(words), align, students, tuple(subsets), tuple(stages), arms)
+    return Plan(
+        folder,
+        tuple(words),
+        align,
+        students,
+        tuple(subsets),
+        tuple(stages),
+        arms,
+        tuple(for_teachers),
+        tuple(for_students),
+    )
 
 
 def _alignment(words: Sequence[str], allow: Sequence[str]) -> str:

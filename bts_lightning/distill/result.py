@@ -8,17 +8,20 @@ import torch
 from rich.console import Console
 
 from bts_lightning import config as configuration
+from bts_lightning import runs
 from bts_lightning.distill.claim import judge
 from bts_lightning.distill.gap import Gap, measure_gaps
 from bts_lightning.distill.joint import join_students
 from bts_lightning.distill.pages import html, markdown, summary
 from bts_lightning.distill.plan import ALIGNED_TEACHER, TEACHER, Plan
 from bts_lightning.distillation import Teacher
+from bts_lightning.errors import UserError
 from bts_lightning.report.table import EvaluationTable, write_whole
 
 
 def write_result(plan: Plan, part: str, device: str | None, console: Console) -> Path:
     """Compute everything again from the tables and checkpoints, and give the Markdown file."""
+    check_teachers(plan)
     arms = {
         arm: join_students(students, plan.folder / arm, part) for arm, students in plan.arms.items()
     }
@@ -32,6 +35,28 @@ def write_result(plan: Plan, part: str, device: str | None, console: Console) ->
         console.print(said, markup=False)
     write_whole(plan.folder / "result.html", html(plan, claim))
     return write_whole(plan.folder / "result.md", markdown(plan, claim))
+
+
+def check_teachers(plan: Plan) -> None:
+    """Refuse students of a teacher that has been trained again since."""
+    names = (TEACHER, ALIGNED_TEACHER)
+    now = {name: Teacher.of(plan.stage(name).run).sha256 for name in names}
+    stale = [
+        str(stage.run)
+        for stage in plan.stages
+        for name in stage.needs
+        if _taught_by(stage.run) != now[name]
+    ]
+    if stale:
+        raise UserError(
+            f"the teacher of {', '.join(stale)} has been trained again since; delete these "
+            "students, and the same command trains them beside the new one"
+        )
+
+
+def _taught_by(run: Path) -> str | None:
+    teacher = runs.read_checkpoint(runs.best_checkpoint(run)).get("teacher")
+    return teacher["sha256"] if teacher else None
 
 
 def teacher_gaps(run: Path, part: str, device: str | None) -> dict[str, Gap]:
