@@ -38,9 +38,11 @@ class CaseScorer(Callback):
     ) -> None:
         """Do a case that no earlier evaluation has finished."""
         case: CachedCase | None = batch["case"]
-        if case is None or rows_file(self.folder, case.name).exists():
+        if case is None:
             return
         subsets = subsets_within(case.available, self.subsets)
+        if self._is_done(case, subsets):
+            return
         if not subsets:
             _write_rows(self.folder, case.name, [])
             return
@@ -54,11 +56,24 @@ class CaseScorer(Callback):
             subsets,
             pl_module.device,
         )
-        if self.predictions or case.label is None:
+        if self._wants_predictions(case):
             for subset, label_map in zip(subsets, predicted, strict=True):
-                out = self.folder / "predictions" / subset_name(subset) / f"{case.name}.nii.gz"
-                write_prediction(case, label_map, out)
+                write_prediction(case, label_map, self._prediction(case, subset))
         _write_rows(self.folder, case.name, self._score(case, subsets, predicted))
+
+    def _is_done(self, case: CachedCase, subsets: Sequence[Subset]) -> bool:
+        """Say whether all that is wanted was written, predictions asked for later included."""
+        if not rows_file(self.folder, case.name).exists():
+            return False
+        return not self._wants_predictions(case) or all(
+            self._prediction(case, subset).exists() for subset in subsets
+        )
+
+    def _wants_predictions(self, case: CachedCase) -> bool:
+        return self.predictions or not case.is_labelled
+
+    def _prediction(self, case: CachedCase, subset: Subset) -> Path:
+        return self.folder / "predictions" / subset_name(subset) / f"{case.name}.nii.gz"
 
     def _score(
         self, case: CachedCase, subsets: Sequence[Subset], predicted: np.ndarray

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
@@ -18,7 +19,7 @@ from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.allocator import keep_freed_memory
 from bts_lightning.case_scorer import CaseScorer, rows_file
-from bts_lightning.data.splits import Part
+from bts_lightning.data.splits import PARTS, Part, Split
 from bts_lightning.errors import UserError
 from bts_lightning.guards import check_accelerator
 from bts_lightning.inference import Protocol
@@ -28,7 +29,7 @@ from bts_lightning.report.table import EvaluationTable, read_rows
 from bts_lightning.report.write import choose_cases, write_report
 from bts_lightning.task import SegmentationTask
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def evaluate(
@@ -54,11 +55,13 @@ def evaluate(
         name: the folder below `RUN/evaluation`; the part of the split by default.
         part: which part of the split.
         checkpoint: another checkpoint than the best.
-        device: `cpu` or `cuda`; chosen by itself by default.
+        device: `cpu`, `cuda` or `cuda:1`; what the configuration says by default.
         predictions: also write the label maps of all subsets as NIfTI.
     """
     hush()
     keep_freed_memory()
+    if name is not None and (Path(name).name != name or name == ".."):
+        raise UserError(f"--name {name}: give the name of a folder in {run / 'evaluation'}")
     config = load_run(run, words, allow)
     checkpoint = checkpoint or runs.best_checkpoint(run)
     folder = run / "evaluation" / (name or part)
@@ -69,6 +72,8 @@ def evaluate(
     scorer = CaseScorer(folder, protocol, predictions=predictions)
     data.prepare_data()
     data.setup("test")
+    if not getattr(data.split, part):
+        raise UserError(f"the {part} part of split {data.split.name} has no case; choose another")
     runs.check_split(run, data, [part])
     facts = _protocol_facts(run, config, protocol, checkpoint, data, part)
     if trainer.is_global_zero:
@@ -107,13 +112,28 @@ def load_task(config: DictConfig, checkpoint: Path) -> SegmentationTask:
     return task.eval()
 
 
+def chosen_device(name: str) -> torch.device:
+    """Read what `--device` says, or name what there is to choose from."""
+    kind, _, number = name.lower().partition(":")
+    kind = "cuda" if kind == "gpu" else kind
+    check_accelerator(kind, key="--device")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.mps.device_count()}
+    if (number and not number.isdecimal()) or int(number or 0) >= there.get(kind, 0):
+        choices = [f"{k}:{i}" if i else k for k, count in there.items() for i in range(count)]
+        raise UserError(f"--device {name} is not here; choose {', '.join(choices)}")
+    return torch.device(kind, int(number)) if number else torch.device(kind)
+
+
 def _trainer(config: DictConfig, device: str | None) -> Trainer:
     """Keep what the configuration says about devices, and nothing about training."""
     given = {k: config.trainer.get(k) for k in ("accelerator", "devices", "num_nodes", "strategy")}
     settings = {name: value for name, value in given.items() if value is not None}
-    check_accelerator(device or settings.get("accelerator"), key="--device")
-    if device is not None:
-        settings |= {"accelerator": {"cuda": "gpu"}.get(device, device), "devices": 1}
+    if device is None:
+        check_accelerator(settings.get("accelerator"), key="--device")
+    else:
+        chosen = chosen_device(device)
+        one = [chosen.index] if chosen.type == "cuda" and chosen.index else 1
+        settings |= {"accelerator": chosen.type, "devices": one}
     trainer: Trainer = configuration.build(
         {"_target_": "lightning.Trainer", **settings},
         logger=False,
@@ -137,17 +157,25 @@ def _protocol_facts(
     """Say everything that can change the table, so that tables are only compared if they may be."""
     return {
         "run": str(run),
-        "experiment": run.parent.name,
+        "experiment": run.resolve().parent.name,
         "network": config.task.net._target_.rpartition(".")[2],
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "commit": runs.commit(),
         "versions": runs.versions(),
-        "split": {"name": data.split.name, "fingerprint": data.split.fingerprint, "part": part},
+        "split": {"name": data.split.name, "fingerprint": _fingerprint(data.split), "part": part},
         "data_fingerprint": data.fingerprint,
         "seed": config.seed,
+        # It changes nothing, but rows of the one pass would prove nothing in its place.
+        "naive": protocol.naive,
         **protocol.facts(),
     }
+
+
+def _fingerprint(split: Split) -> str:
+    """Name the lists of cases themselves, whatever they are called and wherever the data lie."""
+    lists = [getattr(split, part) for part in PARTS]
+    return hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:16]
 
 
 # What may differ between the start of an evaluation and its continuation.
@@ -186,11 +214,12 @@ def _finish(folder: Path, data: Any, part: str, facts: dict[str, Any]) -> None:
     unscored = [name for name in empty if not data.cases[name].is_labelled]
     unshown = [name for name in empty if name not in unscored]
     if unshown:
-        console.print(f"[yellow]these cases have none of the subsets: {', '.join(unshown)}[/]")
+        console.print(f"these cases have none of the subsets: {', '.join(unshown)}", style="yellow")
     if unscored:
         console.print(
-            f"[yellow]not scored, because there is no label: {', '.join(unscored)}; "
-            f"their label maps are in {folder / 'predictions'}[/]"
+            f"not scored, because there is no label: {', '.join(unscored)}; "
+            f"their label maps are in {folder / 'predictions'}",
+            style="yellow",
         )
     scored = [table for table in tables if not table.empty]
     if not scored:

@@ -15,13 +15,12 @@ from bts_lightning.data.prediction import write_probabilities
 from bts_lightning.data.reading import BrokenCaseError
 from bts_lightning.data.ready import ReadyCase
 from bts_lightning.errors import UserError
-from bts_lightning.evaluate import load_run, load_task
-from bts_lightning.guards import check_accelerator
+from bts_lightning.evaluate import chosen_device, load_run, load_task
 from bts_lightning.inference import Protocol, probabilities
 from bts_lightning.modalities import MODALITIES, Modality, subset_name
 from bts_lightning.task import SegmentationTask
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def predict(
@@ -45,16 +44,13 @@ def predict(
         words: overrides, as `evaluation.overlap=0.25`.
         checkpoint: another checkpoint than the best.
         with_probabilities: also write the network's probabilities beside the label map.
-        device: `cpu` or `cuda`; a GPU if there is one by default.
+        device: `cpu`, `cuda` or `cuda:1`; a GPU if there is one by default.
     """
-    if (images is None or not images) == (folder is None):
-        wanted = ", ".join(f"--{name} FILE" for name in MODALITIES)
-        raise UserError(f"give the images of one patient ({wanted}; one is enough) or --folder")
-    if images and not out.name.endswith((".nii.gz", ".nii")):
-        raise UserError(f"--out {out}: one patient's label map is a file that ends in .nii.gz")
+    _check_places(out, images or {}, folder)
     config = load_run(run, words)
     task = load_task(config, checkpoint or runs.best_checkpoint(run))
-    chosen = _device(device)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = chosen_device(device or default)
     task.to(chosen)
     protocol: Protocol = configuration.build(config.evaluation)
     # Images are normalised as those were that the network learned from.
@@ -80,11 +76,35 @@ def predict(
         _write(task, case, protocol, chosen, file, with_probabilities)
         written.append(file)
     for fault in faults:
-        console.print(f"[yellow]left out: {fault}[/]")
+        console.print(f"left out: {fault}", style="yellow")
     if not written:
         raise UserError(f"{folder} has no case that can be segmented")
     console.print(f"{len(written)} label maps in {out}")
     return written
+
+
+def _check_places(out: Path, images: Mapping[Modality, Path], folder: Path | None) -> None:
+    """Refuse, before any work, what cannot be read or written where it is said to lie."""
+    if bool(images) == (folder is not None):
+        wanted = ", ".join(f"--{name} FILE" for name in MODALITIES)
+        both = " and not both" if images else ""
+        raise UserError(
+            f"give the images of one patient ({wanted}; one is enough) or --folder{both}"
+        )
+    is_image = out.name.endswith((".nii.gz", ".nii"))
+    if images and (not is_image or out.is_dir()):
+        raise UserError(f"--out {out}: one patient's label map is a file that ends in .nii.gz")
+    if folder is not None and (is_image or out.is_file()):
+        raise UserError(f"--out {out}: the label maps of --folder go to a folder, one file a case")
+    if file := next((place for place in out.parents if place.is_file()), None):
+        raise UserError(f"--out {out}: {file} is a file and not a folder")
+    given: dict[Path, Modality] = {}
+    for modality, image in images.items():
+        first = given.setdefault(image.resolve(), modality)
+        if first != modality:
+            raise UserError(f"--{first} and --{modality} are both {image}; each has its own file")
+    if overwritten := given.get(out.resolve()):
+        raise UserError(f"--out {out} is the image of --{overwritten}; give another file")
 
 
 def _write(
@@ -104,13 +124,3 @@ def _write(
         name = out.name.removesuffix(".gz").removesuffix(".nii")
         write_probabilities(case, averaged, out.with_name(f"{name}_probabilities.nii.gz"))
     write_prediction(case, label_map.numpy(), out)
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_accelerator(name.partition(":")[0], key="--device")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: choose cpu, cuda or cuda:0") from error

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bts_lightning.__main__ import main
+from bts_lightning.compare import compare
 from bts_lightning.data.phantom import write_phantom
 from bts_lightning.errors import UserError
 from bts_lightning.evaluate import evaluate
@@ -68,6 +69,37 @@ def test_rows_of_two_protocols_never_share_a_table(run: Path) -> None:
     evaluate(run, device="cpu")
     with pytest.raises(UserError, match=r"another hd95; give this one a name"):
         evaluate(run, device="cpu", words=["evaluation.hd95=directed"])
+    # Finished rows of the one pass would pass for a proof.
+    with pytest.raises(UserError, match=r"another naive; give this one a name"):
+        evaluate(run, device="cpu", words=["evaluation.naive=true"])
+
+
+def test_an_evaluation_goes_on_from_wherever_the_run_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["evaluation.subsets=[flair]"]
+    folder = evaluate(run, device="cpu", words=words)
+    monkeypatch.chdir(run)
+    evaluate(Path(), device="cpu", words=words)
+    assert json.loads((folder / "protocol.json").read_text())["experiment"] == "uhemis"
+
+
+def test_splits_of_one_name_that_differ_in_training_alone_are_told_apart(
+    run: Path, phantom: Path, tmp_path: Path
+) -> None:
+    names = sorted(path.name for path in phantom.glob("BraTS*"))
+    folders = []
+    for count in (2, 3):
+        split = split_into(tmp_path, phantom, train=names[1 : 1 + count], test=names[:1])
+        # It was trained on others, and its own split would refuse to be mixed up.
+        (run / "split.json").unlink(missing_ok=True)
+        words = [*split, "evaluation.subsets=[flair]"]
+        folders.append(evaluate(run, device="cpu", name=str(count), words=words))
+    first, second = (json.loads((f / "protocol.json").read_text()) for f in folders)
+    assert first["split"]["name"] == second["split"]["name"]
+    assert first["data_fingerprint"] == second["data_fingerprint"]
+    with pytest.raises(UserError, match="different splits"):
+        compare(folders)
 
 
 def test_a_run_without_checkpoint_is_named(run: Path) -> None:
@@ -91,6 +123,24 @@ def test_predictions_lie_on_the_grid_of_the_files(run: Path, phantom: Path) -> N
     assert written.shape == truth.shape
     np.testing.assert_array_equal(written.affine, truth.affine)
     assert set(np.unique(written.dataobj)) <= {0, 1, 2, 4}
+
+
+def test_predictions_may_be_asked_for_when_all_is_scored(run: Path) -> None:
+    words = ["evaluation.subsets=[flair,t2]"]
+    folder = evaluate(run, device="cpu", words=words)
+    expected = (folder / "cases.csv").read_bytes()
+    evaluate(run, device="cpu", words=words, predictions=True)
+    cases = len(table(folder).case.unique())
+    assert len(list((folder / "predictions").glob("*/*.nii.gz"))) == 2 * cases
+    assert (folder / "cases.csv").read_bytes() == expected
+
+
+def test_a_part_without_cases_is_named(run: Path, phantom: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in phantom.glob("BraTS*"))
+    (run / "split.json").unlink()
+    words = split_into(tmp_path, phantom, train=names[:1], test=names[1:])
+    with pytest.raises(UserError, match="the val part of split train, val, test has no case"):
+        evaluate(run, device="cpu", words=words, part="val")
 
 
 def test_a_case_without_label_is_segmented_and_said_not_to_be_scored(
@@ -139,6 +189,9 @@ def test_a_window_larger_than_the_case_is_padded(run: Path) -> None:
         (["nowhere"], "no run below"),
         ([], "name one run"),
         (["--part", "tset"], "invalid choice"),
+        (["--name", "../elsewhere"], "--name ../elsewhere: give the name of a folder in"),
+        (["--device", "cpu:1"], "--device cpu:1 is not here; choose cpu"),
+        (["--device", "abacus"], "--device abacus is not here; choose cpu"),
         (["evaluation.overlap=2"], "overlap=2"),
         (["evaluation.subsets=[t1ce]"], "unknown modality 't1ce'"),
     ],

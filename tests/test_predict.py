@@ -75,6 +75,36 @@ def test_a_folder_of_cases_is_segmented_with_what_each_has(
 
 
 @pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--t2", "t2.nii.gz", "--out", "t2.nii.gz"], "is the image of --t2"),
+        (
+            ["--t2", "t2.nii.gz", "--flair", "t2.nii.gz", "--out", "s.nii.gz"],
+            "--t2 and --flair are",
+        ),
+        (["--t2", "t2.nii.gz", "--out", "t2.nii.gz/s.nii.gz"], "is a file and not a folder"),
+        (["--t2", "t2.nii.gz", "--folder", ".", "--out", "s.nii.gz"], "and not both"),
+        (["--folder", ".", "--out", "s.nii.gz"], "go to a folder"),
+    ],
+)
+def test_no_file_is_taken_for_another(
+    words: list[str],
+    line: str,
+    trained: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(files["t2"], tmp_path / "t2.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    assert predict(trained, *words) == 2
+    assert line in capsys.readouterr().err
+    assert (tmp_path / "t2.nii.gz").read_bytes() == files["t2"].read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["t2.nii.gz"]
+
+
+@pytest.mark.parametrize(
     ("spoil", "line"),
     [
         ("truncated", "t2.nii.gz"),

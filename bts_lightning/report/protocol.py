@@ -98,7 +98,11 @@ def as_text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Mapping) and "fingerprint" in value:
-        others = ", ".join(as_text(value[key]) for key in value if key != "fingerprint")
+        others = ", ".join(
+            f"part {value[key]}" if key == "part" else as_text(value[key])
+            for key in value
+            if key != "fingerprint"
+        )
         return f"{others} (fingerprint {value['fingerprint']})"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {as_text(inner)}" for key, inner in value.items())
