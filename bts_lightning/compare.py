@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bts_lightning.errors import UserError
@@ -47,6 +48,8 @@ def compare_evaluations(
     evaluations: Sequence[Evaluation], out: Path | None = None, console: Console | None = None
 ) -> int:
     """Do the same with evaluations that are open, or were put together from several."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder, for table and figures")
     for other in evaluations[1:]:
         check_comparable(evaluations[0], other)
     comparisons = [_against(evaluations[0], other) for other in evaluations[1:]]
@@ -152,7 +155,8 @@ def _print(comparison: Comparison, console: Console) -> None:
 
 def _terminal_table(comparison: Comparison, paired: Paired) -> Table:
     heading = COMPARED[paired.metric][0]
-    table = Table(title=f"{heading}: {comparison.title}", title_justify="left", box=box.SIMPLE_HEAD)
+    title = escape(f"{heading}: {comparison.title}")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("T1 T1c T2 FLAIR", no_wrap=True)
     for region in REGION_NAMES:
         table.add_column(region, justify="right")
@@ -177,7 +181,7 @@ def _name(folder: Path, parts: int) -> str:
 
 def _split(protocol: dict[str, Any]) -> object:
     split = protocol.get("split")
-    # The fingerprint decides: two names may be given to one list of cases.
+    # The fingerprint decides: two names may be given to the same lists of cases.
     if isinstance(split, dict) and "fingerprint" in split:
         return split["fingerprint"], split.get("part")
     return split

@@ -85,6 +85,18 @@ def test_files_hold_table_page_and_figures(tmp_path: Path) -> None:
     assert "<c>" not in page
 
 
+def test_names_in_brackets_are_no_markup(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name, rows(3)) for name in ("a", "[b]")]
+    assert "[b] against" in printed(runs, width=200)
+
+
+def test_files_go_to_a_folder(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name, rows(3)) for name in ("a", "b")]
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match=r"--out .* is a file; give a folder"):
+        compare(runs, tmp_path / "out")
+
+
 def test_terminal_table_fits_eighty_columns(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "a", rows(12)), make_run(tmp_path, "b", rows(12, noise=7))]
     assert max(map(len, printed(runs, width=80).splitlines())) <= 80
