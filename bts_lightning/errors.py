@@ -21,6 +21,10 @@ class DataError(UserError):
     """A file or a data set is wrong; the text names it."""
 
 
+class EveryRankError(UserError):
+    """All processes of a training stop for it at the same step; the first one says so."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser of a command line that complains in one line, as everything else does."""
 

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig
 from torch import Tensor
 
-from bts_lightning.errors import UserError
+from bts_lightning.errors import EveryRankError, UserError
 from bts_lightning.modalities import subset_name
 
 
@@ -101,7 +101,7 @@ class Preemption(Checkpoint):
         trainer.save_checkpoint(_place(trainer, "interrupted"), weights_only=False)
         name = self.received.name if self.received else "another rank"
         if self.received == signal.SIGUSR1 and self.requeue and trainer.is_global_zero:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+            _requeue(os.environ["SLURM_JOB_ID"])
         self._stop = PreemptedError(
             f"stopped by {name} in epoch {trainer.current_epoch}, step {trainer.global_step}"
         )
@@ -116,6 +116,15 @@ class Preemption(Checkpoint):
             return told
         flag = torch.tensor(int(told), device=trainer.strategy.root_device)
         return bool(trainer.strategy.reduce(flag, reduce_op="sum") > 0)
+
+
+def _requeue(job: str) -> None:
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
+    except FileNotFoundError:  # as in a container that does not hold Slurm
+        done = False
+    if not done:
+        rank_zero_info(f"Slurm did not take job {job} back; submit it again")
 
 
 def _place(trainer: Trainer, name: str) -> Path:
@@ -138,23 +147,37 @@ class FiniteLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         """Compare on every rank, so that none waits for one that has stopped."""
-        bad = (~torch.isfinite(loss.detach())).any().int()
+        own = loss.detach()
+        bad = (~torch.isfinite(own)).any().int()
         if trainer.world_size > 1:
             bad = trainer.strategy.reduce(bad, reduce_op="sum")
         if not bad:
             return
         file = _place(trainer, "before_nonfinite")
         trainer.save_checkpoint(file, weights_only=False)
-        batch = self._batch or {}
-        cases = [
-            f"{case} ({subset_name(row)})"
-            for case, row in zip(batch["case"], batch["present"].tolist(), strict=True)
-        ]
-        raise UserError(
-            f"the loss is {float(loss.detach())} in epoch {trainer.current_epoch}, "
+        guilty = _from_all_ranks(trainer, [] if own.isfinite() else [(float(own), self._cases())])
+        cases = [case for _, names in guilty for case in names]
+        raise EveryRankError(
+            f"the loss is {guilty[0][0]} in epoch {trainer.current_epoch}, "
             f"step {trainer.global_step}, for {', '.join(cases)}; the weights before this step are "
             f"in {file}. Look at these cases, or lower task.optimizer.lr"
         )
+
+    def _cases(self) -> list[str]:
+        batch = self._batch or {}
+        return [
+            f"{case} ({subset_name(row)})"
+            for case, row in zip(batch["case"], batch["present"].tolist(), strict=True)
+        ]
+
+
+def _from_all_ranks(trainer: Trainer, items: list[Any]) -> list[Any]:
+    """Join the lists of all ranks, in their order."""
+    if trainer.world_size == 1:
+        return items
+    parts: list[list[Any]] = [[] for _ in range(trainer.world_size)]
+    torch.distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
 
 
 class SpeedOnCpu(Callback):

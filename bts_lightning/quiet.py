@@ -25,6 +25,8 @@ def hush() -> None:
     warnings.filterwarnings("ignore", message=r"The number of training batches .* is smaller")
     # Patches are read by threads; Lightning counts worker processes.
     warnings.filterwarnings("ignore", message=r"The '.*dataloader' does not have many workers")
+    # Scores are added up over ranks before they are logged.
+    warnings.filterwarnings("ignore", message=r"It is recommended to use `self\.log\('val/")
     # Checkpoints of a run that goes on lie where they always were.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=r"The dirpath has changed from")

@@ -10,6 +10,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from bts_lightning import runs
 from bts_lightning.allocator import keep_freed_memory
 from bts_lightning.callbacks import EpochLines
 from bts_lightning.checkpoints import WholeCheckpoints
-from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.errors import ConfigError, EveryRankError, UserError
 from bts_lightning.guards import (
     PreemptedError,
     Preemption,
@@ -48,6 +49,9 @@ def train(words: Sequence[str], allow: Sequence[str] = ()) -> int:
         # A training that was stopped has not failed: a sweep stops those that fall behind.
         if not isinstance(error.__cause__, PreemptedError):
             report_failure()
+        # Lightning kills the first process as soon as another one has failed.
+        if isinstance(error, EveryRankError) and getattr(rank_zero_only, "rank", 0) != 0:
+            return 0
         raise
     finally:
         # It is for the processes of this training; the next one, in a notebook, has its own run.
@@ -89,7 +93,7 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
             f"no space left on the disk of {run}; free some, then continue with: bts train {run}"
         ) from error
     except PreemptedError as stop:
-        raise UserError(f"{stop}; continue with: bts train {run}") from stop
+        raise EveryRankError(f"{stop}; continue with: bts train {run}") from stop
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         console.print(f"done    {_summary(trainer, metrics)}\nnext    bts evaluate {run}")

@@ -1,6 +1,8 @@
 """Two processes give what one gives, in training and in evaluation."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,22 +27,33 @@ TINY = [
     "evaluation.subsets=[flair,t1+t1c+t2+flair]",
 ]
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
+NOT_VALIDATED = ["trainer.limit_val_batches=0", "callbacks.best=null", "callbacks.subsets=null"]
 
 
-def bts(*words: str, folder: Path) -> str:
-    """Run the command line in a process of its own, as ranks start others by running it again."""
+def bts(*words: str, folder: Path, code: int = 0) -> str:
+    """Run the command line in a process of its own, as ranks start others by running it again.
+
+    Gives what was printed as errors, by all ranks.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("BTS_", "PL_"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-m", "bts_lightning", *words],
         cwd=folder,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=500,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    try:
+        _, printed = process.communicate(timeout=500)
+    except subprocess.TimeoutExpired:
+        # A rank that has lost the others waits half an hour for them, and holds the pipes.
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"no end in sight: {process.communicate()[1][-3000:]}") from None
+    assert process.returncode == code, printed[-3000:]
+    return printed
 
 
 def the_run(folder: Path) -> Path:
@@ -86,6 +99,17 @@ def test_the_table_does_not_depend_on_the_ranks_nor_on_an_interruption(two_ranks
 
 def test_ranks_may_lack_different_modalities(phantom: Path, tmp_path: Path) -> None:
     present = "callbacks.present._target_=tests.training_parts.Present"
-    words = [*TINY, *TWO, "--allow", "tests", present, f"data.root={phantom}"]
-    bts("train", *words, "trainer.limit_val_batches=0", "callbacks.best=null", folder=tmp_path)
+    words = [*TINY, *TWO, *NOT_VALIDATED, "--allow", "tests", present, f"data.root={phantom}"]
+    # With the checkpoints of epochs all ranks would ask for the means of the epoch at one place.
+    bts("train", *words, "callbacks.recent=null", "trainer.max_epochs=2", folder=tmp_path)
     assert read_metrics(the_run(tmp_path) / "logs" / "metrics.csv")["train/loss_epoch"]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_told_once_by_the_first(
+    phantom: Path, tmp_path: Path
+) -> None:
+    poison = ["callbacks.poison._target_=tests.training_parts.PoisonAt", "callbacks.poison.rank=1"]
+    words = [*TINY, *TWO, *NOT_VALIDATED, "--allow", "tests", *poison, f"data.root={phantom}"]
+    printed = bts("train", *words, "callbacks.poison.step=1", folder=tmp_path, code=2)
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert re.search(r"the loss is nan in epoch 0, step 1, for BraTS2021_\d+ \([^)]*\);", line)

@@ -25,16 +25,17 @@ class SignalAt(Callback):
 
 
 class PoisonAt(Callback):
-    """Put NaN into one modality that is there."""
+    """Put NaN into one modality that is there, on one rank."""
 
-    def __init__(self, *, step: int) -> None:
+    def __init__(self, *, step: int, rank: int = 0) -> None:
         self.step = step
+        self.rank = rank
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Poison the batch of that step."""
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
             here = int(batch["present"][0].nonzero()[0])
             batch["image"][0, here] = float("nan")
 
