@@ -39,3 +39,25 @@ class WholeCheckpoints(TorchCheckpointIO):
             raise
         finally:
             temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read one, also of a run that was moved.
+
+        Lightning forgets which score was the best when a checkpoint names another folder than its
+        own, and the next validation would overwrite `best.ckpt` whatever it gives.
+        """
+        checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        folder = os.path.realpath(Path(path).parent)
+        for key, state in checkpoint.get("callbacks", {}).items():
+            if isinstance(state, dict) and "best_k_models" in state:
+                checkpoint["callbacks"][key] = _moved(state, state["dirpath"], folder)
+        return checkpoint
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """Give the state of a `ModelCheckpoint` with all its paths in another folder."""
+    if isinstance(value, dict):
+        return {_moved(name, old, new): _moved(item, old, new) for name, item in value.items()}
+    if isinstance(value, str) and Path(value).is_relative_to(old):
+        return str(Path(new) / Path(value).relative_to(old))
+    return value

@@ -227,6 +227,21 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(
     assert "going on from epoch_0000.ckpt" in printed
 
 
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(phantom: Path) -> None:
+    words = [*TINY, f"data.root={phantom}", "trainer.check_val_every_n_epoch=1"]
+    assert train(*words, "trainer.max_epochs=1") == 0
+    run = the_run().rename("moved")
+    newest = run / "checkpoints" / "epoch_0000.ckpt"
+    content = torch.load(newest, weights_only=True)
+    for state in content["callbacks"].values():
+        if state.get("monitor") == "val/dice/mean":  # as if no later epoch came near it
+            state["best_model_score"] = state["kth_value"] = torch.tensor(1.0)
+            state["best_k_models"] = dict.fromkeys(state["best_k_models"], torch.tensor(1.0))
+    torch.save(content, newest)
+    assert train(str(run), "trainer.max_epochs=2") == 0
+    assert runs.read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"] == 0
+
+
 def test_data_that_have_grown_cannot_mix_up_the_parts_of_a_run(
     phantom: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,6 +292,14 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert train(str(run), "net.width=8", "trainer.max_epochs=2") == 2
     assert "was trained with another network" in capsys.readouterr().err
     assert config.load([str(run / "config.yaml")]).net.width == 4
+
+
+def test_the_line_of_an_epoch_shows_scores_of_this_epoch_only(
+    phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*TINY, f"data.root={phantom}", "trainer.max_epochs=3") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert ["val/dice/mean" in line for line in lines] == [False, True, False]
 
 
 def test_validation_logs_every_cell_and_keeps_the_best(phantom: Path) -> None:
