@@ -19,6 +19,7 @@ from bts_lightning.errors import UserError
 
 # W&B's own servers, before its move and since.
 _PUBLIC_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+_HEADER = ["step", "metric", "value"]
 
 
 class Wandb(WandbLogger):
@@ -122,7 +123,7 @@ class Csv(Logger):
         with self.file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             if new:
-                writer.writerow(("step", "metric", "value"))
+                writer.writerow(_HEADER)
             writer.writerows((step, name, repr(float(value))) for name, value in metrics.items())
 
     @rank_zero_only
@@ -137,7 +138,8 @@ class Csv(Logger):
         with self.file.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
         # Lightning counts the row of a step from 0, `global_step` the steps that are done.
-        kept = [rows[0], *(row for row in rows[1:] if len(row) == 3 and int(row[0]) < step)]
+        # A full disk can leave a file without its first row.
+        kept = [_HEADER, *(row for row in rows[1:] if len(row) == 3 and int(row[0]) < step)]
         temporary = self.file.with_suffix(".part")
         with temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(kept)

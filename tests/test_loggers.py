@@ -36,6 +36,15 @@ def test_a_torn_last_row_is_dropped(tmp_path: Path):
     assert read_metrics(tmp_path / "metrics.csv") == {"loss": [(0, 1.0)]}
 
 
+@pytest.mark.parametrize("left", ["", "step,met"])
+def test_a_table_of_which_a_full_disk_left_nothing_begins_anew(tmp_path: Path, left: str):
+    (tmp_path / "metrics.csv").write_text(left)
+    logger = Csv(save_dir=str(tmp_path))
+    logger.rewind(0)
+    logger.log_metrics({"loss": 1.0}, step=0)
+    assert read_metrics(tmp_path / "metrics.csv") == {"loss": [(0, 1.0)]}
+
+
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_tensorboard_is_used_where_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool
