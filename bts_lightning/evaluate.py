@@ -179,7 +179,7 @@ def _fingerprint(split: Split) -> str:
 
 
 # What may differ between the start of an evaluation and its continuation.
-_MAY_DIFFER = ("commit", "versions", "run", "created", "cases", "unscored", "seconds")
+_MAY_DIFFER = ("commit", "versions", "run", "experiment", "created", "cases", "unscored")
 
 
 def _open_folder(folder: Path, facts: dict[str, Any]) -> None:

@@ -82,6 +82,8 @@ def test_an_evaluation_goes_on_from_wherever_the_run_is_named(
     monkeypatch.chdir(run)
     evaluate(Path(), device="cpu", words=words)
     assert json.loads((folder / "protocol.json").read_text())["experiment"] == "uhemis"
+    monkeypatch.chdir(run.parent.parent)
+    evaluate(Path(shutil.move(run, "moved")), device="cpu", words=words)
 
 
 def test_splits_of_one_name_that_differ_in_training_alone_are_told_apart(

@@ -41,6 +41,12 @@ def test_policy_is_told_with_the_table() -> None:
     assert "left out of the means" in text
 
 
+def test_the_part_of_the_split_is_told() -> None:
+    split = {"name": "random, seed 0", "fingerprint": "5a17", "part": "val"}
+    text = markdown(summary(split=split))
+    assert "- split: random, seed 0, part val (fingerprint 5a17)" in text
+
+
 def test_cases_that_cannot_show_a_subset_are_counted() -> None:
     text = markdown(summary(rows(12, lacking={3: (True, False, True, True)}), unscored=["z9"]))
     assert "1 case acquired without some modality" in text
