@@ -42,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        # Lightning leaves at SIGTERM with status 0, as if all were done.
+        if type(stop).__name__ != "SIGTERMException":
+            raise
+        print("error: stopped by SIGTERM", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         # `bts show a2fseg | head` closed the pipe; without this the interpreter complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

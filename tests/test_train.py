@@ -189,6 +189,27 @@ def test_a_signal_in_the_last_step_of_all_lets_the_training_end(phantom: Path) -
     assert runs.read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"] == 1
 
 
+def test_a_signal_before_the_first_step_is_no_success(
+    phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = "callbacks.stop._target_=tests.training_parts.TermBeforeTraining"
+    words = [*TINY, f"data.root={phantom}", stop, "trainer.num_sanity_val_steps=1"]
+    assert train(*words) == 2
+    assert "error: stopped by SIGTERM" in capsys.readouterr().err
+
+
+def test_slurm_out_of_reach_is_one_line(
+    phantom: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("PATH", "")
+    stop = "callbacks.stop._target_=tests.training_parts.SignalAt"
+    told = [stop, "callbacks.stop.step=1", f"callbacks.stop.number={int(signal.SIGUSR1)}"]
+    assert train(*TINY, *NOT_VALIDATED, f"data.root={phantom}", *told) == 2
+    assert "stopped by SIGUSR1" in capsys.readouterr().err
+    assert (the_run() / "checkpoints" / "interrupted.ckpt").exists()
+
+
 def test_curves_begin_anew_where_no_checkpoint_was_left(phantom: Path) -> None:
     words = [*TINY, f"data.root={phantom}", *NOT_VALIDATED, "trainer.max_epochs=1"]
     assert train(*words) == 0

@@ -24,6 +24,14 @@ class SignalAt(Callback):
             os.kill(os.getpid(), self.number)
 
 
+class TermBeforeTraining(Callback):
+    """Send SIGTERM while nothing is trained yet."""
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Send it to this process."""
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 class PoisonAt(Callback):
     """Put NaN into one modality that is there, on one rank."""
 
