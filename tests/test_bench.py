@@ -18,6 +18,7 @@ from bts_lightning import config
 from bts_lightning.bench import (
     FAMILIES,
     arithmetic,
+    device_for,
     loader,
     main,
     metrics,
@@ -35,6 +36,7 @@ from bts_lightning.bench.result import (
     Claim,
     Result,
     Table,
+    again,
     chosen,
     markdown,
     read_all,
@@ -217,6 +219,61 @@ def test_commands_of_the_page_parse_for_every_row() -> None:
         words = shlex.split(command)
         assert words[:2] == ["bts", "bench"], command
         parse(words[2:])
+
+
+def test_a_row_is_repeated_with_all_options_that_were_given() -> None:
+    words = "bts bench subsets rfnet a2fseg --masks 15 --overlap 0.5 --device cpu"
+    args = Namespace(command=words, networks=["rfnet", "a2fseg"])
+    assert again(args, "{network} --window {window}") == (
+        "subsets --masks 15 --overlap 0.5 --device cpu {network} --window {window}"
+        " --results scratch/one"
+    )
+
+
+def test_the_command_of_a_result_names_its_device(tmp_path: Path) -> None:
+    words = ["step", "uhemis:width=4", "--modes=fp32", "--patch=16", "--steps=1"]
+    main([*words, f"--results={tmp_path}"])
+    (found,) = read_all([tmp_path])
+    assert found.command.endswith(f" --device {found.device}")
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "has_gpu", "device"),
+    [
+        ("step", None, True, "cuda"),
+        ("step", None, False, "cpu"),
+        ("step", "cpu", True, "cpu"),
+        # These know no GPU; a table must not say that they were measured on one.
+        ("metrics", None, True, "cpu"),
+        ("scale", None, True, "cpu"),
+    ],
+)
+def test_a_gpu_is_measured_where_it_does_something(
+    family: str, asked: str | None, has_gpu: bool, device: str
+) -> None:
+    assert device_for(family, asked, has_gpu=has_gpu) == device
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("metrics --device cuda", "measures the CPU alone"),
+        ("step --modes fp31", "did you mean fp32?"),
+        ("step uhemis:widht=4", "did you mean width?"),
+        ("loader --size 240x240", "give three lengths, as 240x240x155"),
+        ("metrics --size big", "give three lengths, as 240x240x155"),
+        ("scale --cases 1,few", "give numbers from 1 on"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(words: str, line: str) -> None:
+    with pytest.raises(UserError, match=re.escape(line)):
+        main([*words.split(), "--no-peers"])
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "phantom.json").write_text('{"seed": 0}')
+    with pytest.raises(UserError, match=r"phantom\.json is no result of `bts bench`"):
+        main(["page", str(tmp_path), f"--out={tmp_path / 'page.md'}"])
 
 
 def test_tables_print_without_rich(

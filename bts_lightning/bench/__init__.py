@@ -86,11 +86,11 @@ def _measure(module: Any, args: argparse.Namespace, words: Sequence[str]) -> int
 
     from bts_lightning.bench.result import show
 
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but torch finds none; leave it out to measure the CPU")
+    name = device_for(words[0], args.device, has_gpu=torch.cuda.is_available())
+    # Named in the command, so that it repeats the row on a machine that has a GPU too.
+    told = [] if args.device else ["--device", name]
     args.device = torch.device(name)
-    args.command = " ".join(["bts bench", *map(shlex.quote, words)])
+    args.command = " ".join(["bts bench", *map(shlex.quote, [*words, *told])])
     began = time.monotonic()
     result = module.measure(args)
     result.seconds = time.monotonic() - began
@@ -101,6 +101,15 @@ def _measure(module: Any, args: argparse.Namespace, words: Sequence[str]) -> int
     file = result.save(args.results)
     print(f"{result.family}: {result.seconds:.0f} s, {file}; `bts bench page` joins all results")
     return 0
+
+
+def device_for(family: str, asked: str | None, *, has_gpu: bool) -> str:
+    """Choose what to measure: a GPU if there is one and the family does otherwise there."""
+    if asked == "cuda" and family not in ON_GPU:
+        raise UserError(f"bts bench {family} measures the CPU alone; leave out --device cuda")
+    if asked == "cuda" and not has_gpu:
+        raise UserError("--device cuda, but torch finds none; leave it out to measure the CPU")
+    return asked or ("cuda" if has_gpu and family in ON_GPU else "cpu")
 
 
 def _devices() -> list[str]:

@@ -58,7 +58,7 @@ def measure(args: argparse.Namespace) -> Result:
     """Time all contenders on the same label maps and compare their values."""
     rounds = args.rounds or (2 if args.quick else 5)
     sample = args.sample or (3 if args.quick else 6)
-    truth, predicted = full_case(tuple(int(n) for n in args.size.split("x")))
+    truth, predicted = full_case(synthetic.read_grid(args.size))
     result = start(
         "metrics",
         args,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Recipe:
             raise UserError(f"experiment {experiment} has no network; {_networks()}")
         for change in filter(None, changes.split(",")):
             key, _, value = change.partition("=")
+            if key not in (takes := _arguments(self.tree["net"]["_target_"])):
+                raise UserError(f"{experiment} has no {key!r}; {did_you_mean(key, takes)}")
             self.tree["net"][key] = yaml.safe_load(value)
 
     def net(self, **changes: Any) -> Backbone:
@@ -137,11 +140,19 @@ def build(node: Any) -> Any:
     arguments = {key: build(value) for key, value in node.items() if key[0] != "_"}
     if "_target_" not in node:
         return arguments
-    module, _, name = node["_target_"].rpartition(".")
-    target = getattr(import_module(module), name)
+    target = _find(node["_target_"])
     if not node.get("_partial_"):
         return target(**arguments)
     return lambda *given, **more: target(*given, **arguments, **more)
+
+
+def _find(place: str) -> Any:
+    module, _, name = place.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _arguments(place: str) -> list[str]:
+    return list(signature(_find(place)).parameters)
 
 
 def count_weights(net: nn.Module) -> int:

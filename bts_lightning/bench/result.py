@@ -1,11 +1,15 @@
 """What a benchmark found: tables and claims, kept as JSON, so that pages join several machines."""
 
+import argparse
 import json
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bts_lightning.errors import UserError
 
 Cell = str | float | int | None
 # Rows that others are divided by.
@@ -78,10 +82,15 @@ class Result:
     @classmethod
     def read(cls, file: Path) -> "Result":
         """Read what `save` wrote."""
-        content = json.loads(file.read_text(encoding="utf-8"))
-        content["tables"] = [Table(**table) for table in content["tables"]]
-        content["claims"] = [Claim(**claim) for claim in content["claims"]]
-        return cls(**content)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            content["tables"] = [Table(**table) for table in content["tables"]]
+            content["claims"] = [Claim(**claim) for claim in content["claims"]]
+            return cls(**content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file} is no result of `bts bench`; give a folder that holds nothing else"
+            ) from error
 
 
 def read_all(folders: Iterable[Path]) -> list[Result]:
@@ -125,6 +134,13 @@ def chosen(names: Sequence[str], only: str) -> list[str]:
     """Give the rows whose name has `only` in it, and what they are compared with."""
     meant = [name for name in names if only in name]
     return [name for name in names if name in meant or name.startswith(BESIDE)] if meant else []
+
+
+def again(args: argparse.Namespace, row: str) -> str:
+    """Give the words that repeat one row: all options as given, networks and more of the row's."""
+    words = shlex.split(args.command)[2:]
+    kept = [shlex.quote(word) for word in words if word not in args.networks]
+    return " ".join([*kept, row, "--results scratch/one"])
 
 
 def show(result: Result) -> None:

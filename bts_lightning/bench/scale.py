@@ -43,8 +43,7 @@ def measure(args: argparse.Namespace) -> Result:
     if args.child:
         print(json.dumps(work_through(args.child)))
         raise SystemExit
-    counts = [int(n) for n in args.cases.split(",") if n]
-    ranks = [int(n) for n in args.ranks.split(",") if n]
+    counts, ranks = (_numbers(text) for text in (args.cases, args.ranks))
     if args.quick:
         counts, ranks = [n for n in counts if n <= 16], ranks[:1]
     settings = {"grid": "x".join(map(str, SIZE)), "network": NETWORK, "patches": PATCHES}
@@ -61,6 +60,14 @@ def measure(args: argparse.Namespace) -> Result:
     if ranks:
         result.tables.append(_ranks(_some(everything, FOR_RANKS), ranks))
     return result
+
+
+def _numbers(text: str) -> list[int]:
+    """Read an option like `1,4,16`; each number counts once, the smallest first."""
+    words = [word for word in text.split(",") if word]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise UserError(f"got {text}; give numbers from 1 on, as 1,4,16")
+    return sorted({int(word) for word in words})
 
 
 def _cases(found: dict[int, dict[str, float]]) -> Table:
@@ -178,6 +185,7 @@ def _some(everything: Path, count: int) -> Path:
 def _ranks(root: Path, ranks: list[int]) -> Table:
     """Train as `bts train` does, with one core for each process."""
     rows: list[list[Cell]] = []
+    one = None
     place = root.parent
     for count in ranks:
         command = [sys.executable, "-m", "bts_lightning", "train", "uhemis", "smoke"]
@@ -199,20 +207,16 @@ def _ranks(root: Path, ranks: list[int]) -> Table:
         seconds = time.perf_counter() - began
         if done.returncode:
             raise UserError(f"training with {count} ranks failed:\n{done.stderr.strip()[-500:]}")
-        rates = _logged(place / "runs", "speed/patches_per_second")
-        rows.append([count, float(np.median(rates)), seconds])
-    first = rows[0][1]
-    assert isinstance(first, float)
-    for row in rows:
-        rate = row[1]
-        assert isinstance(rate, float)
-        row.insert(2, rate / first)
+        rate = float(np.median(_logged(place / "runs", "speed/patches_per_second")))
+        one = rate if count == 1 else one
+        rows.append([count, rate, rate / one if one else None, seconds])
     return Table(
         "As ranks grow: `bts train uhemis smoke`, one core each",
         ["ranks", "patches/s", "× one", "whole command, s"],
         rows,
         [f"{os.cpu_count()} cores in all."],
-        "scale --cases= --ranks {ranks} --results scratch/one",
+        # One rank too: the others are told by it.
+        "scale --cases= --ranks 1,{ranks} --results scratch/one",
     )
 
 

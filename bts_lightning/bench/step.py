@@ -16,11 +16,12 @@ from bts_lightning.allocator import keep_freed_memory
 from bts_lightning.bench import recipes, synthetic
 from bts_lightning.bench.machine import start
 from bts_lightning.bench.recipes import Recipe
-from bts_lightning.bench.result import Cell, Claim, Result, Table
+from bts_lightning.bench.result import Cell, Claim, Result, Table, again
 from bts_lightning.bench.timing import Timing, seconds_of, synchronise
 from bts_lightning.data.augment import Augment
 from bts_lightning.data.patches import PatchLoader
 from bts_lightning.data.samples import PatchDataset
+from bts_lightning.errors import UserError, did_you_mean
 from bts_lightning.modalities import MODALITIES
 
 # Small forms for a CPU; published ones for a GPU, at their published patch.
@@ -83,14 +84,14 @@ def measure(args: argparse.Namespace) -> Result:
     """Time every network in every mode; a mode that fails gives a row that says why."""
     kind = args.device.type
     names = args.networks or NETWORKS[kind]
-    modes = [MODES[word] for word in (args.modes or CHOSEN[kind]).split(",")]
+    modes = [_mode(word) for word in (args.modes or CHOSEN[kind]).split(",")]
     steps = args.steps or (2 if args.quick else 4 if kind == "cpu" else 10)
     keep_freed_memory()
     peaks = {mode.dtype: matrix_peak(mode.dtype, args.device) for mode in modes}
     settings = {"batch": args.batch, "steps": steps, "present": "all four modalities"}
     result = start("step", args, settings=settings)
     rows: list[list[Cell]] = []
-    result.tables.append(_table(rows, peaks, kind))
+    result.tables.append(_table(rows, peaks, args))
     for name in names:
         recipe = Recipe(name)
         patch = args.patch or (recipe.patch if kind == "cuda" else 48)
@@ -120,6 +121,12 @@ def measure(args: argparse.Namespace) -> Result:
     if args.loader or kind == "cuda":
         result.tables.append(fed_step(args, Recipe(names[0]), modes[-1]))
     return result
+
+
+def _mode(word: str) -> Mode:
+    if word not in MODES:
+        raise UserError(f"there is no mode {word!r}; {did_you_mean(word, MODES)}")
+    return MODES[word]
 
 
 def time_step(
@@ -252,8 +259,10 @@ def fed_step(args: argparse.Namespace, recipe: Recipe, mode: Mode) -> Table:
     )
 
 
-def _table(rows: list[list[Cell]], peaks: dict[torch.dtype | None, float], kind: str) -> Table:
-    named = {None: "TF32" if kind == "cuda" else "fp32", torch.float16: "fp16"}
+def _table(
+    rows: list[list[Cell]], peaks: dict[torch.dtype | None, float], args: argparse.Namespace
+) -> Table:
+    named = {None: "TF32" if args.device.type == "cuda" else "fp32", torch.float16: "fp16"}
     named |= {torch.bfloat16: "bf16"}
     shown = ", ".join(f"{named[dtype]} {peak / 1e12:.3g}" for dtype, peak in peaks.items())
     return Table(
@@ -266,8 +275,7 @@ def _table(rows: list[list[Cell]], peaks: dict[torch.dtype | None, float], kind:
             " of the same wiring and arithmetic, run as A2FSeg's repository runs its own: fp16"
             " autocast with a scaled loss, contiguous, not compiled. Its own code was not run."
         ],
-        f"step {{network}} --patch {{patch}} --modes {{mode}} --device {kind}"
-        " --results scratch/one",
+        again(args, "{network} --patch {patch} --modes {mode}"),
     )
 
 

@@ -9,11 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bts_lightning.errors import UserError
 from bts_lightning.modalities import COMPLETE, SUBSETS, Subset
 
 # The brain of a BraTS case fills about this box of 240×240×155.
 BRAIN = (150, 180, 135)
 FULL = (240, 240, 155)
+
+
+def read_grid(text: str) -> tuple[int, int, int]:
+    """Read an option like `240x240x155`."""
+    lengths = [int(word) for word in text.split("x") if word.isdecimal()]
+    if len(lengths) != 3 or text.count("x") != 2 or min(lengths) < 1:
+        raise UserError(f"--size is {text}; give three lengths, as 240x240x155")
+    z, y, x = lengths
+    return z, y, x
 
 
 @dataclass(frozen=True)
