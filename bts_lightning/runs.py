@@ -20,7 +20,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from bts_lightning.data.splits import PARTS, Part, Split
 from bts_lightning.errors import UserError
-from bts_lightning.merge import one_line
+from bts_lightning.merge import join, one_line
 
 # How one process tells those that Lightning starts for the other devices where the run lives.
 RUN_VARIABLE = "BTS_RUN"
@@ -42,6 +42,32 @@ def new_run(experiment: str, root: Path = RUNS) -> Path:
             folder = folder.with_name(f"{name}-{count}")
     os.environ[RUN_VARIABLE] = str(folder.resolve())
     return folder
+
+
+def refuse_another(run: Path, config: DictConfig) -> None:
+    """Refuse to go on with a training that the same job began with another configuration.
+
+    A job that was requeued may: what it says now is what it said, but for what has been mended.
+    """
+    if not is_run(run) or int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        return
+    before = OmegaConf.to_container(OmegaConf.load(config_file(run)), resolve=False)
+    now = OmegaConf.to_container(config, resolve=False)
+    if changed := _differences(before, now):
+        raise UserError(
+            f"{run} belongs to this job and was begun with another {', '.join(changed[:3])}; give "
+            f"each training of a job a folder, as {RUN_VARIABLE}={run}-2, or go on with that one: "
+            f"bts train {run}"
+        )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """List the dotted keys with other values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = dict.fromkeys([*before, *now])
+        pairs = ((before.get(name), now.get(name), join(key, name)) for name in names)
+        return [changed for old, new, place in pairs for changed in _differences(old, new, place)]
+    return [] if before == now else [key]
 
 
 def find_run(where: str | Path | None, experiment: str | None = None, root: Path = RUNS) -> Path:

@@ -113,7 +113,11 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig]
     if folders:
         return Path(folders[0]), config
     names = [Path(word).stem for word in words if "=" not in word]
-    return runs.new_run("+".join(names) or "base"), config
+    told = runs.RUN_VARIABLE in os.environ
+    run = runs.new_run("+".join(names) or "base")
+    if not told:
+        runs.refuse_another(run, config)
+    return run, config
 
 
 def _trainer(config: DictConfig, run: Path) -> Trainer:

@@ -38,7 +38,8 @@ TINY = [
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("BTS_RUN", "SLURM_JOB_ID", "TORCHELASTIC_USE_AGENT_STORE"):
+    given = ("BTS_RUN", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE")
+    for name in given:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -219,6 +220,22 @@ def test_curves_begin_anew_where_no_checkpoint_was_left(phantom: Path) -> None:
     before = read_metrics(run / "logs/metrics.csv")["train/loss"]
     assert train(str(run)) == 0
     assert read_metrics(run / "logs/metrics.csv")["train/loss"] == before
+
+
+def test_a_second_training_of_a_slurm_job_does_not_go_on_with_the_first(
+    phantom: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    words = [*TINY, *NOT_VALIDATED, f"data.root={phantom}", "trainer.max_epochs=1"]
+    assert train(*words) == 0
+    assert train(*words) == 0  # the job came back
+    assert train(*words, "seed=1") == 2
+    assert "another seed; give each training of a job a folder" in capsys.readouterr().err
+    assert config.load([str(the_run() / "config.yaml")]).seed == 0
+    monkeypatch.setenv("BTS_RUN", "runs/second/1")
+    assert train(*words, "seed=1") == 0
+    assert runs.checkpoints(Path("runs/second/1"))
 
 
 def test_a_seed_reproduces_a_run_and_another_does_not(phantom: Path) -> None:
