@@ -11,10 +11,11 @@ from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.data.brats import find_cases
 from bts_lightning.data.cache import load_case, read_images, write_prediction
+from bts_lightning.data.normalise import Recipe
 from bts_lightning.data.prediction import write_probabilities
 from bts_lightning.data.reading import BrokenCaseError
 from bts_lightning.data.ready import ReadyCase
-from bts_lightning.errors import UserError
+from bts_lightning.errors import DataError, UserError
 from bts_lightning.evaluate import chosen_device, load_run, load_task
 from bts_lightning.inference import Protocol, probabilities
 from bts_lightning.modalities import MODALITIES, Modality, subset_name
@@ -56,7 +57,7 @@ def predict(
     # Images are normalised as those were that the network learned from.
     recipe = configuration.build(config.data).recipe
     if images:
-        case = read_images(images, recipe=recipe)
+        case = _read(images, recipe)
         _write(task, case, protocol, chosen, out, with_probabilities)
         console.print(f"{out}  from {subset_name(case.available)}")
         return [out]
@@ -105,6 +106,14 @@ def _check_places(out: Path, images: Mapping[Modality, Path], folder: Path | Non
             raise UserError(f"--{first} and --{modality} are both {image}; each has its own file")
     if overwritten := given.get(out.resolve()):
         raise UserError(f"--out {out} is the image of --{overwritten}; give another file")
+
+
+def _read(images: Mapping[Modality, Path], recipe: Recipe) -> ReadyCase:
+    try:
+        return read_images(images, recipe=recipe)
+    except BrokenCaseError as error:
+        # The files of one patient have no other name for their case.
+        raise DataError("; ".join(f"{f.file}: {f.reason}" for f in error.faults)) from error
 
 
 def _write(

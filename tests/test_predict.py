@@ -148,5 +148,6 @@ def test_bad_input_is_one_line_that_names_the_file(
     assert predict(trained, *images, "--out", out, *words) == 2
     printed = capsys.readouterr().err.strip()
     assert line in printed
+    assert "case:" not in printed
     assert len(printed.splitlines()) == 1
     assert not out.exists()

@@ -79,7 +79,8 @@ def findings(summary: Summary) -> list[str]:
         if complete in subsets and len(subsets) > 1:
             worst = int(dice.argmin())
             loss = dice[worst] - dice[subsets.index(complete)]
-            losses.append(f"{region} {signed(loss)} ({shown(subsets[worst])} only)")
+            if loss < 0:
+                losses.append(f"{region} {signed(loss)} ({shown(subsets[worst])} only)")
     sentences = {
         "Subsets with T1c against those without, mean Dice in points": gaps,
         "The best single sequence": best,

@@ -9,7 +9,7 @@ import pytest
 
 from bts_lightning.errors import DataError, UserError
 from bts_lightning.report import main
-from bts_lightning.report.page import page
+from bts_lightning.report.page import findings, page
 from bts_lightning.report.summary import summarise
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.report.write import choose_cases, write_report
@@ -78,6 +78,12 @@ def test_numbers_of_the_page_are_those_of_the_table() -> None:
     shares = np.array([case["shapley"] for case in data["cases"]])
     complete = np.array([case["dice"][14] for case in data["cases"]])
     np.testing.assert_allclose(shares.sum(axis=-1), 100 * complete, atol=0.03)
+
+
+def test_nothing_is_lost_where_all_four_are_the_worst() -> None:
+    made = [row | {"dice": 0.0} if row["subset"].count("+") == 3 else row for row in rows(3)]
+    said = findings(summarise(EvaluationTable.from_rows(made), protocol()))
+    assert not [sentence for sentence in said if "worst subset" in sentence]
 
 
 def test_published_numbers_come_with_their_warning_and_protocol() -> None:
