@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import Callback, Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint, RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -36,6 +36,14 @@ from bts_lightning.task import SegmentationTask
 
 # What checkpoints, sweeps and studies watch.
 MONITORED = "val/dice/mean"
+# Arguments of the trainer that are filled in when a run begins.
+SET_ELSEWHERE = {
+    "callbacks": "name each in the section callbacks",
+    "logger": "name each in the section logger, or take one out: logger.wandb=null",
+    "default_root_dir": f"set {runs.RUN_VARIABLE}=FOLDER in the environment",
+    "enable_progress_bar": "take the bar out: callbacks.progress=null",
+    "enable_model_summary": "there is one in a terminal only",
+}
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -122,6 +130,9 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig]
 
 def _trainer(config: DictConfig, run: Path) -> Trainer:
     """Build the trainer, with callbacks and loggers that write into the run."""
+    for name, instead in SET_ELSEWHERE.items():
+        if name in config.trainer:
+            raise ConfigError(f"trainer.{name} has no effect here; {instead}")
     check_accelerator(config.trainer.get("accelerator"), "trainer.accelerator")
     callbacks: list[Callback] = [runs.Provenance(run, config)]
     for name, node in (config.callbacks or {}).items():
@@ -137,8 +148,10 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
     # A terminal gets bars, a file one line an epoch.
     is_terminal = console.is_terminal
     if not is_terminal:
-        live = (RichProgressBar, RichModelSummary)
-        callbacks = [c for c in callbacks if not isinstance(c, live)] + [EpochLines()]
+        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar | ModelSummary)]
+    has_bar = any(isinstance(c, ProgressBar) for c in callbacks)
+    if not has_bar:
+        callbacks.append(EpochLines())
     # Last, so that its checkpoint holds what the others did after the step (averaged weights).
     callbacks.sort(key=lambda callback: isinstance(callback, Preemption))
     trainer: Trainer = configuration.build(
@@ -147,7 +160,7 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
         plugins=[WholeCheckpoints(), *configuration.build(config.trainer.get("plugins") or [])],
         callbacks=callbacks,
         logger=loggers,
-        enable_progress_bar=is_terminal,
+        enable_progress_bar=has_bar,
         enable_model_summary=is_terminal,
     )
     return trainer

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 from bts_lightning import config, runs
 from bts_lightning.__main__ import main
@@ -340,6 +341,22 @@ def test_the_line_of_an_epoch_shows_scores_of_this_epoch_only(
     assert ["val/dice/mean" in line for line in lines] == [False, True, False]
 
 
+def test_a_terminal_gets_the_bar_that_is_named_and_a_file_none(
+    phantom: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*TINY, *NOT_VALIDATED, f"data.root={phantom}", "trainer.max_epochs=1"]
+    other = "callbacks.progress._target_=lightning.pytorch.callbacks.TQDMProgressBar"
+    assert train(*words, other) == 0
+    assert "epoch 1/1" in capsys.readouterr().out
+    monkeypatch.setattr("bts_lightning.train.console", Console(force_terminal=True))
+    assert train(*words, other) == 0
+    assert "epoch 1/1" not in capsys.readouterr().out
+    assert train(*words, "callbacks.progress=null") == 0
+    printed = capsys.readouterr()
+    assert "epoch 1/1" in printed.out
+    assert "it/s" not in printed.out + printed.err
+
+
 def test_validation_logs_every_cell_and_keeps_the_best(phantom: Path) -> None:
     words = [*TINY, f"data.root={phantom}", "trainer.check_val_every_n_epoch=1"]
     assert train(*words, "evaluation.subsets=null", "callbacks.overlays.protocol=${evaluation}",
@@ -364,6 +381,7 @@ def test_validation_logs_every_cell_and_keeps_the_best(phantom: Path) -> None:
         (["a2fseg", "smoke", "trainer.accelerator=gpu"], "gpu|GPU|CUDA"),
         (["a2fseg", "net.out_channels=4"], "set net.out_channels=3"),
         (["uhemis", "smoke", "data.patch=33"], r"data.patch: .* multiples of 8.*\(40, 40, 40\)"),
+        (["unet", "smoke", "trainer.default_root_dir=there"], "set BTS_RUN=FOLDER in the env"),
         (["unet", "smoke", "data.patch=32"], "data.patch is 32, of which UNet leaves one voxel"),
     ],
 )
