@@ -350,12 +350,15 @@ def test_the_page_says_what_came_out_whichever_way() -> None:
     text = markdown(made, claim())
     assert "+ aligned teacher against alone: +3.00* [3.00, 3.00] points" in text
     assert "(p 0.023), more than the choice of cases can explain" in text
+    assert "(p 1.000), no more than the choice of cases can explain" in text
+    assert "\n- + " not in text, "a list in the list, whose plus a page swallows"
     assert "+ teacher against alone: +0.00 [0.00, 0.00] points" in text
     assert "| ○ ● ○ ○ | +0.00 [0.00, 0.00] | 1.000 | +4.00* [4.00, 4.00] | 0.047 |" in text
     assert "| images | 1.000 | 0.250 |" in text
     assert "| mean: alone | mean: + teacher | mean: + aligned teacher | WT: alone |" in text
     worse = markdown(made, claim(cases=3, aligned=-0.02))
     assert "−3.00 [−3.00, −3.00] points of mean Dice over the subsets (p 0.750)" in worse
+    assert "which 3 cases cannot tell from chance" in worse
     assert "With 3 cases no cell can reach p &lt; 0.05: that takes at least 8." in worse
     page = html(made, claim())
     assert page.count("<table>") == 4

@@ -51,11 +51,15 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
         f"the teacher with {' '.join(plan.align)}{also}. {' '.join(plan.words)}"
     ]
     for contrast in claim.contrasts:
-        chance = "more than" if contrast.mean.p < ALPHA else "no more than"
+        chance = "no more than the choice of cases can explain"
+        if contrast.mean.p < ALPHA:
+            chance = "more than the choice of cases can explain"
+        elif claim.cases < fewest_cases(len(claim.contrasts)):
+            chance = f"which {count_cases(claim.cases)} cannot tell from chance"
         said.append(
             f"{ARMS[contrast.other]} against {ARMS[contrast.reference]}: {_gain(contrast.mean)} "
             f"points of mean Dice over the subsets (p {p_value(contrast.mean.p) or 'unknown'}), "
-            f"{chance} the choice of cases can explain."
+            f"{chance}."
         )
     heads = ((name, gaps[HEAD]) for name, gaps in claim.gaps.items() if HEAD in gaps)
     apart = ", ".join(f"{gap.distance:.3f} in the {_words(name)}" for name, gap in heads)
@@ -67,7 +71,7 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
 def markdown(plan: Plan, claim: Claim) -> str:
     """Write all sheets below each other."""
     lines = [f"# Distillation: {plan.folder.name}", ""]
-    lines += [f"- {_plain(text)}" for text in summary(plan, claim)]
+    lines += [_item(text) for text in summary(plan, claim)]
     for sheet in sheets(plan, claim):
         lines += ["", f"## {sheet.title}", ""]
         lines += [f"| {' | '.join(sheet.heads)} |", f"|:--|{'--:|' * (len(sheet.heads) - 1)}"]
@@ -198,6 +202,12 @@ def _marks(subset: str) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _item(text: str) -> str:
+    # Without the backslash a list would begin inside the list.
+    plain = _plain(text)
+    return f"- \\{plain}" if plain.startswith("+") else f"- {plain}"
 
 
 def _plain(text: str) -> str:
