@@ -18,6 +18,9 @@ from torch import Tensor
 from bts_lightning.errors import EveryRankError, UserError
 from bts_lightning.modalities import subset_name
 
+# The CPU's allocator; page-locked memory and other backends; cuBLAS and cuDNN.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
+
 
 class PreemptedError(Exception):
     """A signal asked the training to stop; its state is saved."""
@@ -224,9 +227,9 @@ def check_accelerator(name: str | None, key: str) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Know the end of memory, of a device or of the machine; torch has no class for the latter."""
-    is_of_device = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_of_device or "DefaultCPUAllocator" in str(error)
+    """Know the end of memory, of a device or of the machine; torch has a class for some of it."""
+    has_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return has_class or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def advise_on_memory(config: DictConfig) -> str:
@@ -245,7 +248,8 @@ def advise_on_memory(config: DictConfig) -> str:
     batch = data.get("batch_size", 1)
     if batch > 1:
         half = batch // 2
-        tips.append(f"data.batch_size={half} with trainer.accumulate_grad_batches={batch // half}")
+        steps = trainer.get("accumulate_grad_batches", 1) * (batch // half)
+        tips.append(f"data.batch_size={half} with trainer.accumulate_grad_batches={steps}")
     patch = data.get("patch", 128)
     if isinstance(patch, int) and patch > 64:
         tips.append(f"data.patch={patch - 32} (×{((patch - 32) / patch) ** 3:.2f})")

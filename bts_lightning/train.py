@@ -211,5 +211,6 @@ def _summary(trainer: Trainer, metrics: dict[str, float]) -> str:
     ]
     if not best or best[0] is None:
         return f"{trainer.global_step} steps, no validation yet"
-    at_end = metrics.get(MONITORED, float("nan"))
-    return f"mean Dice {float(best[0]):.4f} at best, {at_end:.4f} at the end"
+    text = f"mean Dice {float(best[0]):.4f} at best"
+    # A training that had been finished before validates nothing now.
+    return text + (f", {metrics[MONITORED]:.4f} at the end" if MONITORED in metrics else "")

@@ -212,6 +212,17 @@ def test_slurm_out_of_reach_is_one_line(
     assert (the_run() / "checkpoints" / "interrupted.ckpt").exists()
 
 
+def test_a_finished_run_can_be_given_again(
+    phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*TINY, f"data.root={phantom}") == 0
+    run = the_run()
+    before = (run / "logs" / "metrics.csv").read_text()
+    assert train(str(run)) == 0
+    assert re.search(r"done +mean Dice 0\.\d+ at best\n", capsys.readouterr().out)
+    assert (run / "logs" / "metrics.csv").read_text() == before
+
+
 def test_curves_begin_anew_where_no_checkpoint_was_left(phantom: Path) -> None:
     words = [*TINY, f"data.root={phantom}", *NOT_VALIDATED, "trainer.max_epochs=1"]
     assert train(*words) == 0
@@ -312,15 +323,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(
     assert all(value.isfinite().all() for value in saved.values())
 
 
+@pytest.mark.parametrize("said", [None, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
 def test_running_out_of_memory_says_what_to_lower(
-    phantom: Path, capsys: pytest.CaptureFixture[str]
+    said: str | None, phantom: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = "callbacks.full._target_=tests.training_parts.OutOfMemoryAt"
-    words = [*TINY, f"data.root={phantom}", full, "callbacks.full.step=1", "data.batch_size=2"]
-    assert train(*words) == 2
+    told = [full, "callbacks.full.step=0", f"callbacks.full.said={said!r}"]
+    size = ["data.batch_size=2", "trainer.accumulate_grad_batches=3"]
+    assert train(*TINY, f"data.root={phantom}", *told, *size) == 2
     line = capsys.readouterr().err
     assert "out of memory" in line
-    assert "data.batch_size=1 with trainer.accumulate_grad_batches=2" in line
+    assert "data.batch_size=1 with trainer.accumulate_grad_batches=6" in line
 
 
 def test_a_checkpoint_of_another_network_is_refused(

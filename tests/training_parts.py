@@ -49,17 +49,18 @@ class PoisonAt(Callback):
 
 
 class OutOfMemoryAt(Callback):
-    """Run out of memory, as a GPU would."""
+    """Run out of memory, as a GPU or one of its libraries would."""
 
-    def __init__(self, *, step: int) -> None:
+    def __init__(self, *, step: int, said: str | None = None) -> None:
         self.step = step
+        self.said = said
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Raise what CUDA raises."""
         if trainer.global_step == self.step:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise RuntimeError(self.said) if self.said else torch.OutOfMemoryError("CUDA is full")
 
 
 class Present(Callback):
