@@ -1,6 +1,7 @@
 """`bts predict`: segment patients with whatever modalities they have."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -69,7 +70,8 @@ def predict(
         found.cases, "segmenting", console=console, disable=not console.is_terminal
     ):
         try:
-            case = load_case(listed, recipe)
+            # Its label, if there is one, has no part in this: not even in where the crop lies.
+            case = load_case(replace(listed, label=None), recipe)
         except BrokenCaseError as error:
             faults += error.faults
             continue
@@ -80,7 +82,7 @@ def predict(
         console.print(f"left out: {fault}", style="yellow")
     if not written:
         raise UserError(f"{folder} has no case that can be segmented")
-    console.print(f"{len(written)} label maps in {out}")
+    console.print(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {out}")
     return written
 
 

@@ -9,8 +9,8 @@ EmptyPolicy = Literal["brats", "brats2023", "nan"]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-# The diagonal of the 240×240×155 grid at 1 mm: the farthest that two voxels of a BraTS volume can
-# lie apart. Until 2022 the field wrote 373.12866, from 2023 the challenge writes 374.
+# The diagonal of the 240×240×155 grid at 1 mm: no two voxels of a BraTS volume lie farther apart.
+# Until 2022 the field wrote 373.12866, from 2023 the challenge writes 374.
 WORST_HD95: dict[EmptyPolicy, float] = {
     "brats": 373.12866,
     "brats2023": 374.0,
