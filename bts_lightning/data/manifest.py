@@ -2,6 +2,7 @@
 
 import csv
 import re
+from io import StringIO
 from pathlib import Path
 from typing import cast, get_args
 
@@ -15,14 +16,16 @@ _COLUMNS = ("case", "patient", *MODALITIES, "label", "labels")
 
 def read_manifest(path: Path) -> DataSet:
     """Read a CSV, one row a case; paths are relative to it, an empty cell was never acquired."""
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        table = csv.DictReader(lines)
-        columns = [column.strip() for column in table.fieldnames or ()]
-        _check_columns(path, columns)
-        rows = [
-            {c: (v or "").strip() for c, v in zip(columns, row.values(), strict=False)}
-            for row in table
-        ]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8 ({error.reason}); save it as such") from error
+    table = csv.DictReader(StringIO(text))
+    columns = [column.strip() for column in table.fieldnames or ()]
+    _check_columns(path, columns)
+    rows = [
+        {c: (v or "").strip() for c, v in zip(columns, row.values(), strict=False)} for row in table
+    ]
     cases: list[Case] = []
     faults: list[Fault] = []
     seen: set[str] = set()
@@ -40,6 +43,8 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     for column in columns:
         if column not in _COLUMNS:
             raise DataError(f"{path}: unknown column {column!r}; {did_you_mean(column, _COLUMNS)}")
+        if columns.count(column) > 1:
+            raise DataError(f"{path} has two columns {column!r}; one of them means another")
     if "case" not in columns or not set(columns) & set(MODALITIES):
         raise DataError(f"{path} needs a column `case` and one or more of {', '.join(MODALITIES)}")
 

@@ -287,6 +287,19 @@ def test_manifest_tells_line_by_line_what_is_wrong(tmp_path: Path) -> None:
         assert words in reasons
 
 
+def test_two_manifest_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    # A reader that keeps the last of them would take T2 for T1.
+    (tmp_path / "manifest.csv").write_text("case,t1,t1,t2\na,1.nii,1c.nii,2.nii\n")
+    with pytest.raises(DataError, match="has two columns 't1'"):
+        find_cases(tmp_path)
+
+
+def test_a_manifest_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_bytes("case,patient,t1\na,Müller,1.nii\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"manifest\.csv is no text in UTF-8"):
+        find_cases(tmp_path)
+
+
 def test_misspelt_manifest_column_names_the_nearest(tmp_path: Path) -> None:
     path = datasets.write_manifest(tmp_path, [{"case": "a", "t1": "a.nii", "fliar": "b.nii"}])
     with pytest.raises(DataError, match="unknown column 'fliar'; did you mean flair"):
