@@ -84,15 +84,16 @@ def open_evaluations(runs: Sequence[Path]) -> list[Evaluation]:
 def check_comparable(first: Evaluation, second: Evaluation) -> None:
     """Refuse a pair whose numbers do not answer the same question."""
     who = f"{first.name} and {second.name}"
+    advice = "evaluate both alike, or choose evaluations that are, as RUN/evaluation/NAME"
     splits = [_split(evaluation.protocol) for evaluation in (first, second)]
     if splits[0] != splits[1]:
         told = " and ".join(as_text(e.protocol.get("split")) for e in (first, second))
-        raise UserError(f"{who} were evaluated on different splits: {told}; evaluate both on one")
+        raise UserError(f"{who} were evaluated on different splits: {told}; {advice}")
     for key, what in POLICIES.items():
         values = [evaluation.protocol.get(key) for evaluation in (first, second)]
         if values[0] != values[1]:
             told = " and ".join(as_text(value) for value in values)
-            raise UserError(f"{who} have different {what}: {told}; evaluate both with one of them")
+            raise UserError(f"{who} have different {what}: {told}; {advice}")
     _check_cases(who, first.table, second.table)
     _check_labels(who, first.table, second.table)
 
