@@ -6,7 +6,7 @@ import sys
 # Numbers of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1
-_UP_TO = 2**30
+_UP_TO = 2**28
 
 
 def keep_freed_memory() -> None:

@@ -108,6 +108,7 @@ def _average(
                 for chunk, predicted in predictor.predict(_flip(patch, axes), rows):
                     with stage(clock, "accumulate"):
                         averages.add(chunk.tolist(), group, _flip(predicted, axes))
+                    del predicted  # or it would lie beside the features of the next window
     return windows, averages
 
 

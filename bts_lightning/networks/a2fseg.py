@@ -16,7 +16,7 @@ from bts_lightning.networks.layers import (
     halving_widths,
     initialise,
 )
-from bts_lightning.networks.local_fusion import attend, average_heads
+from bts_lightning.networks.local_fusion import SHARED_BYTES, attend, average_heads
 from bts_lightning.networks.modality_attention import ModalityAttention, Once, Variant
 from bts_lightning.networks.presence import (
     Presence,
@@ -25,7 +25,7 @@ from bts_lightning.networks.presence import (
     nothing_of,
     pick,
     spread,
-    stack_modalities,
+    stack_pyramids,
 )
 
 # Applied in this order; the parts of nnU-Net's `Generic_UNet` first.
@@ -134,19 +134,22 @@ class A2FSeg(Backbone):
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
         """Run each U-Net on its modality, for the samples that have it."""
         presence = Presence([present], read=self.skip_absent)
-        branches: dict[int, list[Tensor]] = {}
+        if not self.training:
+            return stack_pyramids(lambda m: self._branch(m, image, presence))
+        branches = [self._branch(m, image, presence) for m in range(len(self.unets))]
+        some = next(levels for levels in branches if levels is not None)
         for m, unet in enumerate(self.unets):
-            rows = presence.rows(m)
-            if not is_nobody(rows):
-                levels = unet(pick(image[:, m : m + 1], rows))
-                branches[m] = [spread(x, rows, len(image)) for x in levels]
-        for m, unet in enumerate(self.unets):
-            if m not in branches:
-                tie = nothing_of(unet) if self.training else 0.0
-                some = next(iter(branches.values()))
-                branches[m] = [torch.zeros_like(x) + tie for x in some]
-        pyramids = [branches[m] for m in range(len(MODALITIES))]
-        return tuple(stack_modalities(level) for level in zip(*pyramids, strict=True))
+            if branches[m] is None:
+                branches[m] = [torch.zeros_like(x) + nothing_of(unet) for x in some]
+        return stack_pyramids(branches.__getitem__)
+
+    def _branch(self, m: int, image: Tensor, presence: Presence) -> list[Tensor] | None:
+        """Run a U-Net for the rows that have its modality; give None where none has."""
+        rows = presence.rows(m)
+        if is_nobody(rows):
+            return None
+        levels = self.unets[m](pick(image[:, m : m + 1], rows))
+        return [spread(x, rows, len(image)) for x in levels]
 
     def decode(self, features: Features) -> Output:
         """Fuse the finest features of the present modalities and predict."""
@@ -171,7 +174,10 @@ class A2FSeg(Backbone):
             if self.attention is None:
                 return average_heads(self.head, finest, subsets)
             return attend(self.attention, self.head, finest, subsets)
-        once = self._once(case) if many else None
+        # Half of a gigabyte of finest features makes one to share. A GPU that lacks it says so, and
+        # gets fewer subsets.
+        affordable = case[0].is_cuda or case[0].nbytes <= SHARED_BYTES / 2
+        once = self._once(case) if many and affordable else None
         rows = [self._fuse(case, presence.row(i), once)[0] for i in range(presence.batch)]
         return torch.cat(rows)
 
@@ -184,13 +190,17 @@ class A2FSeg(Backbone):
         if self.fusion_decoder is None:
             reference = presence.average(finest)
         elif once is None:
-            means = [presence.average(x.unbind(dim=1), level) for level, x in enumerate(levels)]
-            averages = self.fusion_decoder(means)
+            averages = self.fusion_decoder(
+                [presence.average(x.unbind(dim=1), level) for level, x in enumerate(levels)]
+            )
             reference = averages[0]
         else:
             terms = [presence.average(parts, step) for step, parts in enumerate(once.skips)]
             bottleneck = presence.average(levels[-1].unbind(dim=1), len(levels) - 1)
             reference = self.fusion_decoder.from_skip_terms(terms, bottleneck)[0]
+
+        if not self.training:
+            averages = []  # at full size half of a gigabyte that nobody reads
 
         if self.attention is not None:
             fused = self.attention(finest, presence, reference, once)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bts_lightning.modalities import MODALITIES, SUBSETS
 from bts_lightning.networks.backbone import Backbone, Features, Output
-from bts_lightning.networks.presence import full_precision, is_shared, stack_modalities
+from bts_lightning.networks.presence import full_precision, is_shared, stack_pyramids
 
 # The clip of the official log-variances, and what keeps their inverse finite (U-HVED).
 LOG_VARIANCE_LIMIT = 50.0
@@ -240,8 +240,7 @@ def double_convolution(inputs: int, width: int, outputs: int) -> nn.Sequential:
 
 def encode_each(encoders: nn.ModuleList, image: Tensor) -> tuple[Tensor, ...]:
     """Run each encoder on its modality and stack the results, per level B×4×C×D×H×W."""
-    pyramids = [encoder(image[:, m : m + 1]) for m, encoder in enumerate(encoders)]
-    return tuple(stack_modalities(level) for level in zip(*pyramids, strict=True))
+    return stack_pyramids(lambda m: encoders[m](image[:, m : m + 1]))
 
 
 def experts(x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from bts_lightning.networks.modality_attention import ModalityAttention
 from bts_lightning.networks.presence import full_precision
 
 # Of what the subsets share, at a time. A whole window of 128³ would need 5 GB in full precision.
-SLAB_BYTES = 2**30
+SHARED_BYTES = 2**30
 # Features by modality.
 Parts = Mapping[int, Tensor]
 
@@ -107,6 +107,6 @@ def _used(subsets: Tensor) -> list[int]:
 def _slabs(x: Tensor, terms: int) -> Iterator[tuple[int, int]]:
     """Cut the depth into even parts of which so many terms fit."""
     depth = x.shape[2]
-    most = max(1, SLAB_BYTES // (terms * x[:, :, 0].numel() * x.element_size()))
+    most = max(1, SHARED_BYTES // (terms * x[:, :, 0].numel() * x.element_size()))
     count = -(-depth // most)
     yield from pairwise(round(depth * i / count) for i in range(count + 1))

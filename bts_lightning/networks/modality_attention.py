@@ -62,9 +62,11 @@ class ModalityAttention(nn.ModuleList):
             scores.append((m, rows, score))
 
         top = None if self.is_bounded else largest(scores, len(reference))
-        total = fused = full_precision(torch.zeros_like(reference))
-        for m, rows, score in scores:
-            weight = (score if top is None else score - pick(top, rows)).exp()
+        total = full_precision(torch.zeros_like(reference))
+        fused = torch.zeros_like(total)
+        while scores:  # taken off, so that each is gone when it has been added
+            m, rows, score = scores.pop(0)
+            weight = score.exp() if top is None else (score - pick(top, rows)).exp_()
             own = presence.own(x[m], m)
             total = add_rows(total, rows, weight)
             fused = add_rows(fused, rows, weight * own)

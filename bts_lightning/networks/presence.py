@@ -1,10 +1,12 @@
 """Work for the modalities that are there: which rows have them, and sums over those."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+from bts_lightning.modalities import MODALITIES
 
 # Rows of a batch: all, some by number, or unknown to Python.
 Rows = slice | Tensor | None
@@ -94,8 +96,8 @@ def spread(x: Tensor, rows: Rows, batch: int, value: float = 0.0) -> Tensor:
 
 
 def add_rows(total: Tensor, rows: Rows, x: Tensor) -> Tensor:
-    """Add to some rows of a batch."""
-    return total.index_add(0, rows, x) if isinstance(rows, Tensor) else total + x
+    """Add to some rows of a batch, in place."""
+    return total.index_add_(0, rows, x) if isinstance(rows, Tensor) else total.add_(x)
 
 
 def is_shared(levels: Sequence[Tensor]) -> bool:
@@ -131,10 +133,50 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
-def stack_modalities(parts: Sequence[Tensor]) -> Tensor:
-    """Stack one tensor per modality to B×M×C×D×H×W, each slot in the memory format it came in."""
-    first = parts[0]
-    if first.is_contiguous() or not first.is_contiguous(memory_format=torch.channels_last_3d):
+def stack_pyramids(encode: Callable[[int], Sequence[Tensor] | None]) -> tuple[Tensor, ...]:
+    """Stack the levels of all modalities, per level B×M×C×D×H×W, zero where there are none.
+
+    Without gradients each pyramid goes to its place as it is made: at full size, all of them beside
+    their copies would take gigabytes.
+
+    Args:
+        encode: gives the levels of a modality, or None.
+    """
+    modalities = range(len(MODALITIES))
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        made = [encode(m) for m in modalities]
+        some = next(levels for levels in made if levels is not None)
+        nothing = [torch.zeros_like(x) for x in some]
+        full = (nothing if levels is None else levels for levels in made)
+        return tuple(_stack(level) for level in zip(*full, strict=True))
+    stacked: list[Tensor] = []
+    for m in modalities:
+        _fill(stacked, m, encode(m))
+    return tuple(stacked)
+
+
+def _fill(stacked: list[Tensor], m: int, levels: Sequence[Tensor] | None) -> None:
+    if levels is None:
+        return
+    if not stacked:
+        stacked += [_room_for(x) for x in levels]
+    for room, x in zip(stacked, levels, strict=True):
+        room[:, m] = x
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    if not _is_channels_last(parts[0]):
         return torch.stack(list(parts), dim=1)
     # A plain stack would undo channels_last_3d, and each convolution would restore it.
     return torch.stack([part.movedim(1, -1) for part in parts], dim=1).movedim(-1, 2)
+
+
+def _room_for(x: Tensor) -> Tensor:
+    """Give zeros for four modalities like this one, in its memory format."""
+    batch, *size = x.movedim(1, -1).shape if _is_channels_last(x) else x.shape
+    room = x.new_zeros(batch, len(MODALITIES), *size)
+    return room.movedim(-1, 2) if _is_channels_last(x) else room
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d)

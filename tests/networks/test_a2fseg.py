@@ -1,5 +1,6 @@
 """What is particular to A2FSeg: its variants, their sizes, and official weights."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,22 @@ def test_absent_unet_is_not_run() -> None:
         net(torch.randn(1, 4, 16, 16, 16), flags(1, 2))
 
 
+@torch.no_grad()
+def test_features_of_one_unet_at_a_time_lie_beside_the_stacked_ones() -> None:
+    net = small().eval()
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def nothing_is_left(*_: object) -> None:
+        assert not any(finest() is not None for finest in made)
+
+    for unet in net.unets:
+        unet.register_forward_pre_hook(nothing_is_left)
+        unet.register_forward_hook(lambda _, __, levels: made.append(weakref.ref(levels[0])))
+    features = net.encode(torch.randn(1, 4, 16, 16, 16), flags(0, 2, 3))
+    assert len(made) == 3
+    assert not features.levels[0][:, 1].any()
+
+
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("count", [3, 7])
 @pytest.mark.parametrize("variant", ["official", "post", "decoder", "base", "paper"])
@@ -111,7 +128,7 @@ def test_linear_work_is_shared_between_subsets(
     many = features.repeat(count).restrict(subsets)
     alone = [net.decode(features.restrict(subset.view(1, 4))).logits for subset in subsets]
     # Slabs of some planes each: neither their borders nor those of the window may show.
-    monkeypatch.setattr(local_fusion, "SLAB_BYTES", 2**20)
+    monkeypatch.setattr(local_fusion, "SHARED_BYTES", 2**20)
     torch.testing.assert_close(net.decode(many).logits, torch.cat(alone))
 
 
