@@ -54,6 +54,12 @@ class WholeCheckpoints(TorchCheckpointIO):
         return checkpoint
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed while it saved has left, as large as a checkpoint."""
+    for left in folder.glob(".*.part"):
+        left.unlink()
+
+
 def _moved(value: Any, old: str, new: str) -> Any:
     """Give the state of a `ModelCheckpoint` with all its paths in another folder."""
     if isinstance(value, dict):

@@ -18,7 +18,7 @@ from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.allocator import keep_freed_memory
 from bts_lightning.callbacks import EpochLines
-from bts_lightning.checkpoints import WholeCheckpoints
+from bts_lightning.checkpoints import WholeCheckpoints, clear_unfinished
 from bts_lightning.errors import ConfigError, EveryRankError, UserError
 from bts_lightning.guards import (
     PreemptedError,
@@ -85,6 +85,7 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
     _rewind(trainer, content["global_step"] if resume else 0)
     if trainer.is_global_zero:
         runs.save_config(run, config)
+        clear_unfinished(run / "checkpoints")
         console.print(f"run     {run}" + (f", going on from {resume.name}" if resume else ""))
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)

@@ -218,7 +218,10 @@ def test_a_finished_run_can_be_given_again(
     assert train(*TINY, f"data.root={phantom}") == 0
     run = the_run()
     before = (run / "logs" / "metrics.csv").read_text()
+    unfinished = run / "checkpoints" / ".epoch_0001.ckpt.4711.part"  # of a process that was killed
+    unfinished.write_bytes(b"half")
     assert train(str(run)) == 0
+    assert not unfinished.exists()
     assert re.search(r"done +mean Dice 0\.\d+ at best\n", capsys.readouterr().out)
     assert (run / "logs" / "metrics.csv").read_text() == before
 
