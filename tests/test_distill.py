@@ -157,6 +157,7 @@ def test_the_command_line_refuses_in_one_line(capsys: pytest.CaptureFixture[str]
         ("kd_unet", "--student", "shared"): "unknown option --student",
         ("kd_unet", "--agents", "0"): "--agents is 0; give 1 or more",
         ("kd_unot",): "did you mean kd_unet?",
+        ("kd_unet", "data.root=nowhere"): "data.root is nowhere, which does not exist",
     }.items():
         assert main(["distill", *words]) == 2
         printed = capsys.readouterr().err.strip()

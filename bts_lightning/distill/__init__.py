@@ -8,6 +8,7 @@ from typing import get_args
 
 from rich.console import Console
 
+from bts_lightning import runs
 from bts_lightning.data.splits import PARTS
 from bts_lightning.distill.chain import Chain
 from bts_lightning.distill.plan import Plan, Students, make_plan
@@ -48,6 +49,8 @@ def main(words: Sequence[str]) -> int:
     if args.plan:
         _show(plan)
         return 0
+    for stage in plan.stages:
+        runs.require_data(stage.config)
     chain = Chain(plan, args.part, share_gpus(args.agents), args.allow, console)
     try:
         chain.run()
