@@ -1,7 +1,11 @@
 """Imports point one way, so that a network or a data set can be added without touching the rest."""
 
 import ast
+import re
+import sys
+import tomllib
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -116,6 +120,22 @@ def test_no_module_imports_itself_through_others():
 
     for module in MODULES:
         visit(module, ())
+
+
+def test_every_package_that_is_imported_is_declared():
+    # What another package brings along may be gone with its next version.
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = [re.split(r"[<>=!~]", line)[0] for line in project["project"]["dependencies"]]
+    nodes = [node for module in MODULES for node in ast.walk(tree(module))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    strangers = {name.partition(".")[0] for name in names} - {
+        *sys.stdlib_module_names,
+        "bts_lightning",
+    }
+    homes = packages_distributions()
+    brought = {homes[name][0].lower().replace("_", "-") for name in strangers}
+    assert brought - {name.lower().replace("_", "-") for name in wanted} == set()
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if part(m) != "networks"])
