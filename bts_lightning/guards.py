@@ -187,6 +187,8 @@ class SpeedOnCpu(Callback):
     """Say after some steps on a CPU how long the whole training would take, if that is days."""
 
     def __init__(self, *, after_steps: int = 3, worth_saying_hours: float = 12.0) -> None:
+        if after_steps < 1:
+            raise ValueError(f"after_steps is {after_steps}; the smallest is 1")
         self.after_steps = after_steps
         self.worth_saying_hours = worth_saying_hours
         self._started = 0.0

@@ -72,6 +72,7 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
     """Train in a run folder, from its newest readable checkpoint if there is one."""
     os.environ[runs.RUN_VARIABLE] = str(run.resolve())
     hush()
+    _check_numbers(config)
     keep_freed_memory()
     seed_everything(config.seed, workers=True, verbose=False)
     resume, content = _newest_readable(run)
@@ -165,6 +166,15 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
         enable_model_summary=is_terminal,
     )
     return trainer
+
+
+def _check_numbers(config: DictConfig) -> None:
+    """Refuse numbers that Lightning takes, and over which it stumbles later."""
+    least = {"seed": 0, "trainer.accumulate_grad_batches": 1, "trainer.check_val_every_n_epoch": 1}
+    for key, lowest in least.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and value < lowest:
+            raise ConfigError(f"{key} is {value}; the smallest is {lowest}")
 
 
 def _check_patch(task: SegmentationTask, data: Any) -> None:
