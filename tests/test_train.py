@@ -339,6 +339,27 @@ def test_running_out_of_memory_says_what_to_lower(
     assert "data.batch_size=1 with trainer.accumulate_grad_batches=6" in line
 
 
+def test_a_long_training_on_a_cpu_says_how_long(
+    phantom: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="lightning.pytorch.utilities.rank_zero")
+    words = [*TINY, *NOT_VALIDATED, f"data.root={phantom}", "trainer.max_epochs=1"]
+    assert train(*words, "callbacks.speed_on_cpu.after_steps=1") == 0
+    assert "on this CPU" not in caplog.text
+    told = ["callbacks.speed_on_cpu.after_steps=1", "callbacks.speed_on_cpu.worth_saying_hours=0"]
+    assert train(*words, *told) == 0
+    assert re.search(r"s a step on this CPU: 3 steps would take \d+\.\d days", caplog.text)
+
+
+def test_speed_and_learning_rate_are_curves(phantom: Path) -> None:
+    words = [*TINY, *NOT_VALIDATED, f"data.root={phantom}", "trainer.max_epochs=1"]
+    assert train(*words) == 0
+    curves = read_metrics(the_run() / "logs" / "metrics.csv")
+    assert [value > 0 for _, value in curves["speed/patches_per_second"]] == [True] * 3
+    assert all(0 <= value <= 1 for _, value in curves["speed/data_wait_share"])
+    assert curves["lr-SGD"][0][1] == pytest.approx(0.01)
+
+
 def test_a_checkpoint_of_another_network_is_refused(
     phantom: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
