@@ -16,7 +16,10 @@ RUN ?=
 ARGS ?=
 empty :=
 space := $(empty) $(empty)
-ROOT = $(if $(DATA),data.root=$(DATA))
+ROOT = $(if $(DATA),'data.root=$(DATA)')
+# A run is named by the experiments without the overrides.
+OVERRIDES = $(foreach word,$(EXP),$(if $(findstring =,$(word)),$(word)))
+NAME = $(subst $(space),+,$(strip $(filter-out $(OVERRIDES),$(EXP))))
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -63,13 +66,13 @@ phantom: $(VENV)/.ready ## make a phantom data set: DATA=folder
 	$(BTS) phantom $(or $(DATA),scratch) $(ARGS)
 
 prepare: need-DATA $(VENV)/.ready ## check and cache a data set: DATA=folder
-	$(BTS) prepare $(DATA) $(ARGS)
+	$(BTS) prepare '$(DATA)' $(ARGS)
 
 train: $(VENV)/.ready ## train EXP on DATA, or continue RUN
 	$(BTS) train $(or $(RUN),$(EXP)) $(ROOT) $(ARGS)
 
 evaluate: $(VENV)/.ready ## score all 15 subsets: RUN, or the newest run of EXP
-	$(BTS) evaluate $(or $(RUN),$(subst $(space),+,$(EXP))) $(ROOT) $(ARGS)
+	$(BTS) evaluate $(or $(RUN),$(NAME) $(OVERRIDES)) $(ROOT) $(ARGS)
 
 predict: need-RUN $(VENV)/.ready ## segment a patient: RUN=folder ARGS="--t1c A.nii.gz --out seg.nii.gz"
 	$(BTS) predict $(RUN) $(ARGS)

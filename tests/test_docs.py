@@ -213,6 +213,26 @@ def test_a_make_verb_says_what_it_lacks(verb: str, variable: str) -> None:
     assert "pip" not in done.stdout
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["train", "DATA=/a b"], ["train", "a2fseg", "data.root=/a b"]),
+        (["prepare", "DATA=/a b"], ["prepare", "/a b"]),
+        (
+            ["evaluate", "EXP=rfnet  medmap net.width=8"],
+            ["evaluate", "rfnet+medmap", "net.width=8"],
+        ),
+        (["evaluate", "EXP=rfnet net.width=8", "RUN=runs/a/1"], ["evaluate", "runs/a/1"]),
+    ],
+)
+def test_make_passes_words_on(given: list[str], line: list[str]) -> None:
+    make = ["make", "-n", "-C", str(ROOT), *given]
+    done = subprocess.run(make, capture_output=True, text=True, check=True)
+    (expanded,) = (line for line in done.stdout.splitlines() if "/bin/bts " in line)
+    assert shlex.split(expanded)[1:] == line
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a clone")
 def test_what_verbs_write_into_a_clone_is_no_change_of_its_code() -> None:
     # A run that finds changed files in the clone puts a plus behind its commit.
