@@ -141,6 +141,7 @@ class Throughput(Callback):
     def __init__(self, *, every_n_steps: int = 20) -> None:
         self.every_n_steps = every_n_steps
         self._ended: float | None = None
+        self._waited_before = 0.0
         self._reset()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -150,11 +151,13 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the wait since the last step."""
-        now = time.monotonic()
+        """Count the time since the last step, and how much of it went into waiting for data."""
+        # What stands between two steps may wait for the device instead, so the loader must tell.
+        now, waited = time.monotonic(), getattr(trainer.train_dataloader, "waited", 0.0)
         if self._ended is not None:
-            self._waited += now - self._ended
-        self._began = now
+            self._between += now - self._ended
+            self._waited += waited - self._waited_before
+        self._began, self._waited_before = now, waited
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -173,14 +176,14 @@ class Throughput(Callback):
             self._worked += time.monotonic() - now
             memory = torch.cuda.max_memory_allocated() / 2**30
             pl_module.log("speed/peak_memory_gib", memory, batch_size=1)
-        elapsed = self._waited + self._worked
+        elapsed = self._between + self._worked
         pl_module.log("speed/patches_per_second", self._patches / elapsed, batch_size=1)
         pl_module.log("speed/data_wait_share", self._waited / elapsed, batch_size=1)
         self._ended = time.monotonic()
         self._reset()
 
     def _reset(self) -> None:
-        self._waited = self._worked = 0.0
+        self._waited = self._between = self._worked = 0.0
         self._patches = self._steps = 0
         self._began = time.monotonic()
 

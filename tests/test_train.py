@@ -360,6 +360,15 @@ def test_speed_and_learning_rate_are_curves(phantom: Path) -> None:
     assert curves["lr-SGD"][0][1] == pytest.approx(0.01)
 
 
+def test_what_is_slow_between_steps_is_no_wait_for_data(phantom: Path) -> None:
+    slow = "callbacks.slow._target_=tests.training_parts.SlowEnds"
+    words = [*TINY, *NOT_VALIDATED, slow, f"data.root={phantom}", "trainer.max_epochs=1"]
+    assert train(*words) == 0
+    curves = read_metrics(the_run() / "logs" / "metrics.csv")
+    assert all(value < 0.2 for _, value in curves["speed/data_wait_share"])
+    assert curves["speed/patches_per_second"][-1][1] < 2
+
+
 def test_a_checkpoint_of_another_network_is_refused(
     phantom: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

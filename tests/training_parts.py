@@ -74,6 +74,16 @@ class Present(Callback):
         batch["present"][:, trainer.global_rank] = True
 
 
+class SlowEnds(Callback):
+    """Take long after a step, as whatever waits for a GPU does."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Wait."""
+        time.sleep(0.5)
+
+
 class SlowSteps(Callback):
     """Make a step last, so that a test can hit it."""
 

@@ -1,5 +1,6 @@
 """Training batches: threads read patches straight into them, a few batches ahead."""
 
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -48,6 +49,9 @@ class PatchLoader:
         frozen: show the first epoch again and again, to overfit.
         finished: tells how many batches of the running epoch are really done; a checkpoint written
             in the middle of a step must not skip the batch that was handed out for it.
+
+    Attributes:
+        waited: seconds that whoever asked for batches has waited for them.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class PatchLoader:
         pin = pin and not patches.transforms
         self._images = _Memory((batch_size, len(MODALITIES), *size), np.float16, pin=pin)
         self._labels = _Memory((batch_size, *size), np.uint8, pin=pin)
+        self.waited = 0.0
         self._resume = (0, 0)
 
     def __len__(self) -> int:
@@ -93,7 +98,13 @@ class PatchLoader:
         self._resume = (0, 0)
         self.sampler.given = first if epoch == self.sampler.epoch else 0
         read = self._by_processes if self.patches.transforms else self._by_threads
-        for batch in read(0 if self.frozen else self.sampler.epoch, self.sampler.given):
+        batches = read(0 if self.frozen else self.sampler.epoch, self.sampler.given)
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - asked
+            if batch is None:
+                return
             self.sampler.given += 1
             yield batch
 
