@@ -143,8 +143,12 @@ class Provenance(Callback):
 def check_split(run: Path, data: Any, parts: Sequence[Part]) -> None:
     """Refuse a split of the same data that mixes up what a run trains, validates and tests on."""
     file = run / "split.json"
+    if not file.exists():
+        return
+    roots = (Path(OmegaConf.load(config_file(run)).data.root), Path(data.root))
+    first, now = (root.expanduser().resolve() for root in roots)
     # Another data set may call other patients by the same names.
-    if not file.exists() or Path(OmegaConf.load(config_file(run)).data.root) != data.root:
+    if first != now:
         return
     before = Split.load(file)
     for part, other in permutations(PARTS, 2):

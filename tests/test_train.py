@@ -308,7 +308,9 @@ def test_data_that_have_grown_cannot_mix_up_the_parts_of_a_run(
         shutil.copytree(first, data / name)
         for file in (data / name).iterdir():
             file.rename(file.with_name(file.name.replace(first.name, name)))
-    for verb in (["train", "--allow", "tests"], ["evaluate", "--part", "train"]):
+    same = f"data.root={data.resolve()}"
+    evaluate = ["evaluate", "--part", "train"]
+    for verb in (["train", "--allow", "tests"], evaluate, [*evaluate, same]):
         assert main([*verb, str(run)]) == 2
         assert f"data.split={run}/split.json keeps the first one" in capsys.readouterr().err
     assert train(str(run), f"data.split={run}/split.json", "trainer.max_epochs=2") == 0
