@@ -150,6 +150,8 @@ def _child(container: Any, name: Any, key: str, supplied: Collection[str]) -> An
         hint = f"; {did_you_mean(refers_to[1], SECTIONS)}" if lost and refers_to else ""
         text = str(error).splitlines()[0]
         raise ConfigError(f"{key}={raw[name]}: {text}{hint}") from error
+    if OmegaConf.is_config(value) and OmegaConf.is_interpolation(container, name):
+        key = _key(value)  # what is wrong there must be mended where it was written
     return _plan(value, key, supplied)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bts_lightning.config import build, check, load, show
+from bts_lightning.config import SUPPLIED, build, check, load, show
 from bts_lightning.errors import ConfigError
 from tests import parts
 
@@ -255,6 +255,11 @@ def test_a_path_arrives_as_a_path(read):
 )
 def test_a_mistake_is_refused_in_one_line(refusal, line, text):
     assert text in refusal(line)
+
+
+def test_a_mistake_is_named_where_it_was_written_not_where_it_is_referred_to():
+    with pytest.raises(ConfigError, match=r"'evaluation.overlp'; did you mean evaluation.overlap"):
+        check(load(["a2fseg", "evaluation.overlp=0.3"]), supplied=SUPPLIED)
 
 
 @pytest.mark.parametrize(
