@@ -58,7 +58,10 @@ def check(
             raise ConfigError(
                 f"{name} has no value yet; name an experiment that sets it, as in: bts train a2fseg"
             )
-        value = _child(config, name, name, supplied)
+        try:
+            value = _child(config, name, name, supplied)
+        except RecursionError as error:
+            raise ConfigError(f"{name} refers to itself by ${{...}}") from error
         if name == "seed":
             _fit(value, int, name)
         elif name not in MAPPINGS:
@@ -99,8 +102,6 @@ def _key(node: Any) -> str:
 
 def _plan(value: Any, key: str, supplied: Collection[str]) -> Any:
     """Turn a resolved value into plain Python, with a checked Plan for each node."""
-    if key.count(".") > 40:
-        raise ConfigError(f"{key.split('.')[0]} refers to itself: {key[:60]}…")
     if OmegaConf.is_list(value):
         return [_child(value, i, join(key, i), supplied) for i in range(len(value))]
     if not OmegaConf.is_dict(value):
