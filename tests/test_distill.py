@@ -131,12 +131,20 @@ def test_the_pull_alone_can_be_taken_away() -> None:
 def test_what_cannot_be_planned_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"something around the network already.*--align"):
         plan("rfnet_medmap", "net.width=4")
+    for word in ("nnunet", "base"):
+        with pytest.raises(ConfigError, match="net has no value yet; name an experiment"):
+            plan(word)
     with pytest.raises(ConfigError, match=r"did you mean net\.width"):
         plan("kd_unet", *TINY, "net.widht=4")
     with pytest.raises(ConfigError, match="needs no input adaptor"):
         plan("kd_rfnet", "net.width=4", align=["adaptor"])
     with pytest.raises(ConfigError, match="reads 4 channels"):
         plan("kd_unet", *TINY, for_students=["net.out_channels=3"])
+    # Two teachers and two students would have been trained before this one cannot.
+    with pytest.raises(ConfigError, match=r"student UNet has no features.*mix-in adaptor"):
+        plan("kd_unet", "kd_anchor", *TINY)
+    with pytest.raises(ConfigError, match="train both with the same widths"):
+        plan("kd_rfnet", "kd_anchor", "net.width=4", for_students=["net.width=8"])
 
 
 def test_another_recipe_needs_another_name() -> None:

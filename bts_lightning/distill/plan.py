@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 from pathlib import Path
 from typing import Literal
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.availability import Only, Uniform15
-from bts_lightning.distillation import DistillationTask
+from bts_lightning.distillation import AnchorTerm, DistillationTask
+from bts_lightning.distillation.answer import Answer
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.modalities import COMPLETE, subset_name
+from bts_lightning.modalities import COMPLETE, MODALITIES, subset_name
+from bts_lightning.networks.backbone import Backbone
 from bts_lightning.targets import find_class
 from bts_lightning.task import SegmentationTask
 
@@ -108,7 +112,14 @@ def make_plan(
 def _alignment(words: Sequence[str], allow: Sequence[str]) -> str:
     """Choose the mix-in that aligns a network: by where it mixes the modalities."""
     config = configuration.load(words, allow=allow)
-    raw = OmegaConf.to_container(config.task, resolve=False)
+    raw = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(raw, dict)
+    for name in ("net", "task"):
+        if raw.get(name, "???") == "???":
+            raise ConfigError(
+                f"{name} has no value yet; name an experiment that sets it, as in: bts distill unet"
+            )
+    raw = raw["task"]
     if isinstance(raw, dict) and isinstance(raw.get("net"), dict):
         raise ConfigError(
             f"task.net of {' '.join(words)} is something around the network already; name the "
@@ -172,9 +183,30 @@ def _check(stages: Sequence[Stage], allow: Sequence[str]) -> None:
     for stage in stages:
         configuration.check(stage.config, allow=allow, supplied=configuration.SUPPLIED)
         _check_same(stage)
-    tasks = {OmegaConf.to_yaml(s.config.task, resolve=True): s.config.task for s in stages}
-    for task in tasks.values():
-        configuration.build(task)
+    nets = {stage.name: stage.config.task for stage in stages if not stage.needs}
+    tasks = {OmegaConf.to_yaml(s.config.task, resolve=True): s for s in stages}
+    for stage in tasks.values():
+        task = configuration.build(stage.config.task)
+        for name in stage.needs:
+            _check_anchor(task, configuration.build(nets[name]).net)
+
+
+def _check_anchor(student: DistillationTask, teacher: Backbone) -> None:
+    """Let the anchor's term compare features of a small image; the others fit any two networks."""
+    terms = [term for term in student.terms.values() if isinstance(term, AnchorTerm)]
+    step = 2 * lcm(student.net.divisor, teacher.divisor)
+    size = (max(step, 16 // step * step),) * 3
+    image = torch.zeros(1, len(MODALITIES), *size)
+    complete = torch.ones(1, len(MODALITIES), dtype=torch.bool)
+    for term in terms:
+        try:
+            own, theirs = (
+                Answer(image, None, net.eval().encode(image, complete), net)
+                for net in (student.net, teacher)
+            )
+        except ValueError:
+            return  # one of them takes the size of its own patch alone
+        term.check(own, theirs)
 
 
 def _check_same(stage: Stage) -> None:
