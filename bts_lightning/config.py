@@ -58,10 +58,7 @@ def check(
             raise ConfigError(
                 f"{name} has no value yet; name an experiment that sets it, as in: bts train a2fseg"
             )
-        try:
-            value = _child(config, name, name, supplied)
-        except RecursionError as error:
-            raise ConfigError(f"{name} refers to itself by ${{...}}") from error
+        value = _child(config, name, name, supplied)
         if name == "seed":
             _fit(value, int, name)
         elif name not in MAPPINGS:
@@ -100,14 +97,21 @@ def _key(node: Any) -> str:
     return str(node._get_full_key(None)) if OmegaConf.is_config(node) else ""
 
 
-def _plan(value: Any, key: str, supplied: Collection[str]) -> Any:
-    """Turn a resolved value into plain Python, with a checked Plan for each node."""
+def _plan(value: Any, key: str, supplied: Collection[str], via: tuple[str, ...] = ()) -> Any:
+    """Turn a resolved value into plain Python, with a checked Plan for each node.
+
+    Args:
+        value: what stands there.
+        key: where it stands.
+        supplied: patterns of keys that the caller gives, so that they may be missing.
+        via: the nodes that references have led to.
+    """
     if OmegaConf.is_list(value):
-        return [_child(value, i, join(key, i), supplied) for i in range(len(value))]
+        return [_child(value, i, join(key, i), supplied, via) for i in range(len(value))]
     if not OmegaConf.is_dict(value):
         return value
     if "_target_" not in value.keys():  # noqa: SIM118
-        return {name: _child(value, name, join(key, name), supplied) for name in value}
+        return {name: _child(value, name, join(key, name), supplied, via) for name in value}
     cls = targets.find_class(_child(value, "_target_", key, ()), join(key, "_target_"))
     is_partial = _fit(value.get("_partial_", False), bool, join(key, "_partial_"))
     takes = signature(cls).arguments
@@ -118,7 +122,7 @@ def _plan(value: Any, key: str, supplied: Collection[str]) -> Any:
         path = join(key, name)
         if name not in takes:
             _require_open(cls, str(name), path)
-        item = _child(value, name, path, supplied)
+        item = _child(value, name, path, supplied, via)
         arguments[str(name)] = _fit(item, takes[name].annotation, path) if name in takes else item
     if not is_partial:
         _require_complete(cls, arguments, key, supplied)
@@ -138,7 +142,9 @@ def _require_complete(
             raise ConfigError(f"{path} has no value yet; {wanted}{advice}")
 
 
-def _child(container: Any, name: Any, key: str, supplied: Collection[str]) -> Any:
+def _child(
+    container: Any, name: Any, key: str, supplied: Collection[str], via: tuple[str, ...] = ()
+) -> Any:
     if OmegaConf.is_missing(container, name):
         raise ConfigError(f"{key} has no value yet")
     try:
@@ -153,7 +159,10 @@ def _child(container: Any, name: Any, key: str, supplied: Collection[str]) -> An
         raise ConfigError(f"{key}={raw[name]}: {text}{hint}") from error
     if OmegaConf.is_config(value) and OmegaConf.is_interpolation(container, name):
         key = _key(value)  # what is wrong there must be mended where it was written
-    return _plan(value, key, supplied)
+        if key in via:
+            raise ConfigError(f"{key} refers to itself: {' → '.join((*via, key))}")
+        via = (*via, key)
+    return _plan(value, key, supplied, via)
 
 
 def _require_open(cls: type, name: str, path: str) -> None:

@@ -313,7 +313,7 @@ def test_an_argument_that_the_caller_supplies_may_be_missing_in_the_yaml(folder)
 
 def test_an_experiment_that_refers_to_itself_is_refused(refusal):
     text = refusal("small", "net={_target_: tests.parts.Aligned, backbone: '${task}'}")
-    assert text.startswith("net refers to itself")
+    assert text == "task refers to itself: task → net → task"
 
 
 # --- building
