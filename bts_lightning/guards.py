@@ -1,8 +1,10 @@
 """Callbacks that stop a training well, and say early what would not end well."""
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -18,6 +20,8 @@ from torch import Tensor
 from bts_lightning.errors import EveryRankError, UserError
 from bts_lightning.modalities import subset_name
 
+# Number of Linux's prctl(2).
+_PARENT_DEATH_SIGNAL = 1
 # The CPU's allocator; page-locked memory and other backends; cuBLAS and cuDNN.
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 
@@ -216,6 +220,15 @@ class SpeedOnCpu(Callback):
                 f"{seconds:.1f} s a step on this CPU: {steps} steps would take {hours / 24:.1f} "
                 "days. For a try add `smoke` (seconds) or train `demo` (minutes); else use a GPU."
             )
+
+
+def end_with_parent() -> None:
+    """Let Linux end this process with the one that started it, in whatever way that one ends.
+
+    A rank that has lost the first one waits for it, on a GPU for minutes, and holds its memory.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
 
 
 def check_accelerator(name: str | None, key: str) -> None:

@@ -25,6 +25,7 @@ from bts_lightning.guards import (
     Preemption,
     advise_on_memory,
     check_accelerator,
+    end_with_parent,
     is_out_of_memory,
 )
 from bts_lightning.loggers import Csv, report_failure
@@ -88,6 +89,8 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
         runs.save_config(run, config)
         clear_unfinished(run / "checkpoints")
         console.print(f"run     {run}" + (f", going on from {resume.name}" if resume else ""))
+    else:
+        end_with_parent()
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     except MisconfigurationException as error:

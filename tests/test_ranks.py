@@ -113,3 +113,13 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_told_once_by_the_first(
     printed = bts("train", *words, "callbacks.poison.step=1", folder=tmp_path, code=2)
     (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert re.search(r"the loss is nan in epoch 0, step 1, for BraTS2021_\d+ \([^)]*\);", line)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the others wait")
+def test_when_the_first_rank_fails_alone_the_others_end_with_it(
+    phantom: Path, tmp_path: Path
+) -> None:
+    full = ["callbacks.full._target_=tests.training_parts.OutOfMemoryAt", "callbacks.full.step=1"]
+    words = [*TINY, *TWO, *NOT_VALIDATED, "--allow", "tests", *full, f"data.root={phantom}"]
+    # It comes back once every process has let go of the pipes.
+    assert "error: out of memory" in bts("train", *words, folder=tmp_path, code=2)

@@ -49,7 +49,7 @@ class PoisonAt(Callback):
 
 
 class OutOfMemoryAt(Callback):
-    """Run out of memory, as a GPU or one of its libraries would."""
+    """Run out of memory on the first rank, as a GPU or one of its libraries would."""
 
     def __init__(self, *, step: int, said: str | None = None) -> None:
         self.step = step
@@ -59,8 +59,11 @@ class OutOfMemoryAt(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Raise what CUDA raises."""
-        if trainer.global_step == self.step:
+        if trainer.global_step != self.step:
+            return
+        if trainer.is_global_zero:
             raise RuntimeError(self.said) if self.said else torch.OutOfMemoryError("CUDA is full")
+        time.sleep(1000)  # as another rank does in a collective of NCCL
 
 
 class Present(Callback):
