@@ -14,6 +14,7 @@ from bts_lightning.distill.chain import Chain
 from bts_lightning.distill.plan import Plan, Students, make_plan
 from bts_lightning.distill.result import write_result
 from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.guards import check_accelerator
 from bts_lightning.merge import is_override
 from bts_lightning.modalities import SUBSETS, parse_subset, subset_name
 from bts_lightning.sweep import share_gpus
@@ -35,6 +36,8 @@ def main(words: Sequence[str]) -> int:
         raise UserError("name an experiment, as in: bts distill kd_unet data.root=DIR")
     if args.agents < 1:
         raise UserError(f"--agents is {args.agents}; give 1 or more")
+    # It is for the very end, which may be days away.
+    check_accelerator(args.device, key="--device")
     named = args.name or re.sub(r"[^\w.+-]+", "_", "+".join(names))
     plan = make_plan(
         given,
@@ -83,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--agents", type=int, default=1, help="trainings at a time, which share the GPUs")
     add("--name", help="of the chain (EXPERIMENT)")
     add("--folder", type=Path, default=Path("distill"), help="of all chains (%(default)s)")
-    add("--device", help="to measure the modality gap on: cpu or cuda (a GPU if there is one)")
+    text = "to measure the modality gap on (a GPU if there is one)"
+    add("--device", choices=("cpu", "cuda"), help=text)
     add("--plan", action="store_true", help="list the trainings and stop")
     add("--allow", action="append", default=[], metavar="PACKAGE", help="trust its classes too")
     return parser
