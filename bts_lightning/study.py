@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +31,7 @@ from bts_lightning.processes import (
 from bts_lightning.study_report import Result, write_study
 
 STUDIES = Path("studies")
+_ASK_EVERY = 10.0
 _SEVERAL = "name the experiments in one word, as: bts study \"rfnet a2fseg 'rfnet medmap'\""
 console = Console(highlight=False, soft_wrap=True)
 
@@ -165,7 +167,11 @@ def _work(units: Sequence[Unit], only: int | None = None) -> int:
     """Bring one unit after the other to its evaluation; a failing one does not stop the rest."""
     failed = 0
     for number, unit in enumerate(units, 1):
-        if unit.evaluation or only not in (None, number - 1):
+        if only not in (None, number - 1):
+            continue
+        if only is not None:
+            _outwait(unit)
+        if unit.evaluation:
             continue
         if is_worked_on(unit.run):
             console.print(f"{unit.title}: somebody works on it; left out", markup=False)
@@ -182,6 +188,14 @@ def _work(units: Sequence[Unit], only: int | None = None) -> int:
             console.print("interrupted; the same command goes on")
             return 130
     return failed
+
+
+def _outwait(unit: Unit) -> None:
+    """Let a task that Slurm starts again elsewhere find out that the machine before is dead."""
+    if not unit.evaluation and is_worked_on(unit.run):
+        console.print(f"{unit.title}: waits for who works on it, or is dead", markup=False)
+    while not unit.evaluation and is_worked_on(unit.run):
+        time.sleep(_ASK_EVERY)
 
 
 def _bring_on(unit: Unit) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bts_lightning import runs, study
+from bts_lightning import processes, runs, study
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.report.paired import pair
 from bts_lightning.report.table import EvaluationTable
@@ -94,6 +94,19 @@ def test_a_failure_is_told_whole_and_leaves_nobody_at_work(
     # A job that Slurm starts again on another machine would take the sign for somebody's work.
     assert not (here / "such" / "worker.json").exists()
     assert not (here / "other").exists()
+
+
+def test_a_task_outwaits_a_machine_that_died_with_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(processes, "SILENT_AFTER", 1.0)
+    monkeypatch.setattr(study, "_ASK_EVERY", 0.1)
+    unit = study.Unit("nope", 0, None, here / "nope", ("nope",))
+    runs.write_text(unit.run / "worker.json", '{"host": "gone", "worker": "1:2", "training": null}')
+    assert study._work([unit]) == 1
+    assert "somebody works on it; left out" in capsys.readouterr().out
+    assert study._work([unit], only=0) == 1
+    assert "no experiment is named 'nope'" in capsys.readouterr().out
 
 
 def test_going_on_trusts_the_packages_that_the_beginning_did(
