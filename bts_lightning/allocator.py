@@ -1,12 +1,17 @@
-"""Let a CPU keep the memory that a step frees, because the next one asks for the same."""
+"""Memory of tensors: let a CPU keep what a step frees, and know when there is no more."""
 
 import ctypes
 import sys
 
+import torch
+
 # Numbers of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1
+# Larger blocks are given back: kept, they tear holes of gigabytes into the heap.
 _UP_TO = 2**28
+# What PyTorch, oneDNN and cuDNN say when there is no memory, where torch has no class for it.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 
 
 def keep_freed_memory() -> None:
@@ -23,3 +28,9 @@ def keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, _UP_TO)
     mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Know the end of memory, of a device or of the machine; torch has a class for some of it."""
+    has_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return has_class or any(sign in str(error) for sign in _OUT_OF_MEMORY)

@@ -230,13 +230,29 @@ def test_memory_running_out_halves_the_batch() -> None:
     assert (labels != expected).mean() < 1e-4
 
 
-def test_window_that_never_fits_is_a_clear_error() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("none at all"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),  # of a CPU; it has no class
+    ],
+)
+def test_window_that_never_fits_is_a_clear_error(error: RuntimeError) -> None:
     class Hungry(Blur):
         def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
-            raise torch.OutOfMemoryError("none at all")
+            raise error
 
     with pytest.raises(UserError, match=r"does not fit into the memory of cpu.*smaller"):
         segment(make(Hungry), RegionLoss(), case(8, 8, 8), ALL, Protocol(window=8))
+
+
+def test_another_failure_is_not_taken_for_lack_of_memory() -> None:
+    class Broken(Blur):
+        def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        segment(make(Broken), RegionLoss(), case(8, 8, 8), ALL, Protocol(window=8))
 
 
 def test_training_flags_come_back_even_after_an_error() -> None:

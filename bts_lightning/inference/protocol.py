@@ -39,9 +39,9 @@ class Protocol:
         naive: one whole forward pass for each subset and window, to prove what the one pass gives.
         batch_windows: windows encoded at once.
         batch_subsets: subsets decoded at once. By default on a CPU one, where more are slower, or
-            all for a network that shares work between them; on a GPU what its memory holds. Sums
-            are rounded differently for different sizes: fix it where last digits must agree
-            between machines.
+            all for a network that shares work between them; on a GPU what its memory holds, up to
+            7 GB in all. Sums are rounded differently for different sizes: fix it where last digits
+            must agree between machines.
 
     Example:
         >>> Protocol(window=96, subsets=["t1c+flair"]).size

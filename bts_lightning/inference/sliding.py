@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bts_lightning.allocator import is_out_of_memory
 from bts_lightning.errors import UserError
 from bts_lightning.inference.averages import Averages
 from bts_lightning.inference.clock import Clock, stage
@@ -23,6 +24,8 @@ from bts_lightning.networks.backbone import Backbone, Features
 
 # Of the memory that is free when the first subset has been decoded; the rest is for fragmentation.
 SHARE_OF_MEMORY = 0.8
+# Of a GPU's memory in all: a large card is no reason to shut out what else runs on it.
+MOST_BYTES = 7 * 10**9
 T = TypeVar("T")
 
 
@@ -184,7 +187,7 @@ class _Predictor:
         predicted = self.loss.probabilities(logits)
         if measure:
             one = max(1, torch.cuda.max_memory_allocated(self.device) - before)
-            self.at_once = max(1, int(SHARE_OF_MEMORY * _free_memory(self.device) / one))
+            self.at_once = max(1, int(_room(self.device) / one))
         return predicted.view(len(chunk), windows, *predicted.shape[1:])
 
     def _whole_pass(self, patch: Tensor, chunk: NDArray[np.int64]) -> Tensor:
@@ -200,18 +203,19 @@ class _Predictor:
                 torch.autocast(self.device.type, dtype, enabled=dtype is not None),
             ):
                 return work()
-        except torch.OutOfMemoryError:
-            pass
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
         # Outside the handler, whose traceback would keep alive what the attempt had allocated.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if name == "decode" and self.at_once is not None and self.at_once > 1:
             self.at_once = min(self.at_once, len(self.present)) // 2
         elif not self.averages.leave_device():
+            else_do = ", evaluation.precision=bf16 or the CPU" if self.device.type == "cuda" else ""
             raise UserError(
                 f"one window of {self.protocol.size} does not fit into the memory of "
-                f"{self.device}; set a smaller evaluation.window or evaluation.precision=bf16, "
-                "or use the CPU"
+                f"{self.device}; take a smaller evaluation.window{else_do}"
             )
         return None
 
@@ -221,10 +225,12 @@ def _restart_peak(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device)
 
 
-def _free_memory(device: torch.device) -> int:
-    """Count what the driver has left and what torch holds unused."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+def _room(device: torch.device) -> float:
+    """Count the bytes that subsets decoded together may take."""
+    allocated = torch.cuda.memory_allocated(device)
+    # What the driver has left, and what torch holds unused.
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - allocated
+    return min(SHARE_OF_MEMORY * free, MOST_BYTES - allocated)
 
 
 @contextmanager

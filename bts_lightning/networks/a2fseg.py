@@ -174,10 +174,8 @@ class A2FSeg(Backbone):
             if self.attention is None:
                 return average_heads(self.head, finest, subsets)
             return attend(self.attention, self.head, finest, subsets)
-        # Half of a gigabyte of finest features makes one to share. A GPU that lacks it says so, and
-        # gets fewer subsets.
-        affordable = case[0].is_cuda or case[0].nbytes <= SHARED_BYTES / 2
-        once = self._once(case) if many and affordable else None
+        # From half a gigabyte of finest features on, what is shared would take gigabytes.
+        once = self._once(case) if many and case[0].nbytes <= SHARED_BYTES / 2 else None
         rows = [self._fuse(case, presence.row(i), once)[0] for i in range(presence.batch)]
         return torch.cat(rows)
 
