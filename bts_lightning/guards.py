@@ -22,8 +22,6 @@ from bts_lightning.modalities import subset_name
 
 # Number of Linux's prctl(2).
 _PARENT_DEATH_SIGNAL = 1
-# The CPU's allocator; page-locked memory and other backends; cuBLAS and cuDNN.
-_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 
 
 class PreemptedError(Exception):
@@ -239,12 +237,6 @@ def check_accelerator(name: str | None, key: str) -> None:
             f"{key}={name}, but torch {torch.__version__} sees no GPU here; set {key}=cpu, or look "
             "at the driver (nvidia-smi) and at the build of torch"
         )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Know the end of memory, of a device or of the machine; torch has a class for some of it."""
-    has_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return has_class or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def advise_on_memory(config: DictConfig) -> str:

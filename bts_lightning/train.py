@@ -16,7 +16,7 @@ from rich.console import Console
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
-from bts_lightning.allocator import keep_freed_memory
+from bts_lightning.allocator import is_out_of_memory, keep_freed_memory
 from bts_lightning.callbacks import EpochLines
 from bts_lightning.checkpoints import WholeCheckpoints, clear_unfinished
 from bts_lightning.errors import ConfigError, EveryRankError, UserError
@@ -26,7 +26,6 @@ from bts_lightning.guards import (
     advise_on_memory,
     check_accelerator,
     end_with_parent,
-    is_out_of_memory,
 )
 from bts_lightning.loggers import Csv, report_failure
 from bts_lightning.merge import one_line
