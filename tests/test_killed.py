@@ -19,13 +19,13 @@ from tests.test_train import TINY
 ROOT = Path(__file__).parents[1]
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str, leads_group: bool = False) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("BTS_", "PL_"))}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "bts_lightning", "train", "--allow", "tests", *words]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        text=True, start_new_session=leads_group,
     )  # fmt: skip
 
 
@@ -90,6 +90,21 @@ def test_a_training_killed_without_a_word_ends_with_the_same_weights(
     phantom: Path, tmp_path: Path
 ) -> None:
     assert_killing_changes_nothing(phantom, tmp_path, 2, {10: signal.SIGKILL})
+
+
+def test_workers_go_on_until_a_training_that_is_stopped_has_saved(
+    phantom: Path, tmp_path: Path
+) -> None:
+    words = [*TINY, f"data.root={phantom}", "data.steps_per_epoch=400", "data.workers=1"]
+    words += ["trainer.limit_val_batches=0", "callbacks.best=null", "callbacks.subsets=null"]
+    words += ["data.transforms.flip._target_=torchio.RandomFlip"]  # read by processes
+    process = start(tmp_path, *words, leads_group=True)
+    wait_for_step(tmp_path, process, 2)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, printed = process.communicate(timeout=120)
+    assert "stopped by SIGTERM" in printed
+    assert process.returncode == 2
+    assert (the_run(tmp_path) / "checkpoints" / "interrupted.ckpt").exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Training batches: threads read patches straight into them, a few batches ahead."""
 
+import signal
 import time
 import weakref
 from collections import deque
@@ -166,6 +167,7 @@ class PatchLoader:
             sampler=range(first, len(self)),
             num_workers=self.workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_go_on_at_sigterm,
             pin_memory=self.pin,
             prefetch_factor=self.prefetch if self.workers else None,
             # Its own generator: the default one would take numbers from the training's.
@@ -239,6 +241,15 @@ class _Epoch(Dataset[Batch | UserError]):
         except UserError as error:
             # Raised in a worker, it would reach the user wrapped in the worker's traceback.
             return error
+
+
+def _go_on_at_sigterm(worker: int) -> None:
+    """Leave SIGTERM to the training, which needs its workers until it has saved its state.
+
+    Schedulers and sweeps send it to every process of a training, and torch's loader takes the death
+    of a worker for a failure.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:
