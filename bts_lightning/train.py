@@ -84,6 +84,7 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
     if resume:
         runs.load_weights(task, content, resume)  # refuses a checkpoint of another network
     _rewind(trainer, content["global_step"] if resume else 0)
+    content.clear()  # Lightning reads it again; weights and optimizer would stay in memory twice
     if trainer.is_global_zero:
         runs.save_config(run, config)
         clear_unfinished(run / "checkpoints")
