@@ -99,7 +99,7 @@ class A2FSeg(Backbone):
         skip_absent: bool = True,
         out_channels: int = 3,
     ) -> None:
-        super().__init__(out_channels)
+        super().__init__(out_channels, width=width, poolings=poolings, width_limit=width_limit)
         self.variant = variant
         self.divisor = 2**poolings
         self.final_head_weight = final_head_weight

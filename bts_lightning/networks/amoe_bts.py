@@ -58,6 +58,7 @@ class AMoEBTS(Backbone):
     """
 
     divisor = 16
+    least_width = 2
     fused_levels = tuple(range(DEEPEST + 1))
 
     def __init__(
@@ -76,7 +77,9 @@ class AMoEBTS(Backbone):
         patch: int = 128,
         out_channels: int = 3,
     ) -> None:
-        super().__init__(out_channels)
+        super().__init__(
+            out_channels, width=width, hidden=hidden, gam_hidden=gam_hidden, heads=heads
+        )
         if not 1 <= top_k <= experts:
             raise ConfigError(f"top_k is {top_k}; with {experts} experts it is 1 to {experts}")
         if patch < self.divisor or patch % self.divisor:

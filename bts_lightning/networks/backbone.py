@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
 
 
@@ -98,15 +99,22 @@ class Backbone(nn.Module, ABC):
             of single modalities; an alignment may fill these. Empty for early fusion.
         shares_decoding: `decode` does less work for many subsets of one case together than for
             one after the other.
+        least_width: some part of the network has this share of its width.
     """
 
     divisor: int = 1
+    least_width: int = 1
     learns_from_dropped: bool = False
     fused_levels: tuple[int, ...] = ()
     shares_decoding: bool = False
 
-    def __init__(self, out_channels: int) -> None:
+    def __init__(self, out_channels: int, **sizes: int) -> None:
+        """Keep the number of channels of the prediction; refuse sizes that are none."""
         super().__init__()
+        for name, size in {"out_channels": out_channels, **sizes}.items():
+            least = self.least_width if name == "width" else 1
+            if size < least:
+                raise ConfigError(f"{name} is {size}; {type(self).__name__} needs {least} or more")
         self.out_channels = out_channels
 
     def forward(self, image: Tensor, present: Tensor, available: Tensor | None = None) -> Output:

@@ -38,12 +38,13 @@ class UHeMIS(Backbone):
     """
 
     divisor = 8
+    least_width = 2
     fused_levels = (0, 1, 2, 3)
 
     def __init__(
         self, *, width: int = 8, legacy_zeros: bool = False, out_channels: int = 4
     ) -> None:
-        super().__init__(out_channels)
+        super().__init__(out_channels, width=width)
         self.legacy_zeros = legacy_zeros
         widths = [width * 2**level for level in self.fused_levels]
         halves = [w // 2 for w in widths]
@@ -98,6 +99,7 @@ class UHVED(Backbone):
     """
 
     divisor = 8
+    least_width = 2
     fused_levels = (0, 1, 2, 3)
     learns_from_dropped = True  # posterior and reconstruction are those of all modalities
     shares_decoding = True
@@ -111,7 +113,7 @@ class UHVED(Backbone):
         fusion: Literal["sample", "mean"] = "sample",
         out_channels: int = 4,
     ) -> None:
-        super().__init__(out_channels)
+        super().__init__(out_channels, width=width)
         self.kl_weight = kl_weight
         self.reconstruction_weight = reconstruction_weight
         self.fusion = fusion

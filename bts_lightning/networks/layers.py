@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bts_lightning.errors import ConfigError
 from bts_lightning.networks.backbone import Auxiliary
 
 
@@ -106,6 +107,8 @@ class ExpandingPath(nn.Module):
 
 def halving_widths(width: int, poolings: int, limit: int) -> list[int]:
     """Double the width with each halving of the resolution, up to a limit."""
+    if limit < width:
+        raise ConfigError(f"width_limit is {limit}, less than the width of {width} it limits")
     return [min(width * 2**level, limit) for level in range(poolings + 1)]
 
 

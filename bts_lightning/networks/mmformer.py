@@ -73,7 +73,9 @@ class MMFormer(Backbone):
         legacy_token_layout: bool = False,
         out_channels: int = 4,
     ) -> None:
-        super().__init__(out_channels)
+        super().__init__(
+            out_channels, width=width, token_width=token_width, heads=heads, hidden=hidden
+        )
         if patch % self.divisor or patch < 2 * self.divisor:
             raise ConfigError(
                 f"patch is {patch}; MMFormer needs a multiple of {self.divisor}, "

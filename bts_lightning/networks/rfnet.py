@@ -44,10 +44,11 @@ class RFNet(Backbone):
     """
 
     divisor = 8
+    least_width = 4
     learns_from_dropped = True  # the head of single modalities sees all that the case has
 
     def __init__(self, *, width: int = 16, out_channels: int = 4) -> None:
-        super().__init__(out_channels)
+        super().__init__(out_channels, width=width)
         widths = [width * 2**level for level in range(4)]
         self.fused_levels = tuple(range(len(widths)))
         self.encoders = nn.ModuleList(Encoder(widths) for _ in MODALITIES)

@@ -49,7 +49,7 @@ class UNet(Backbone):
         deep_supervision: bool = True,
         out_channels: int = 3,
     ) -> None:
-        super().__init__(out_channels)
+        super().__init__(out_channels, width=width, poolings=poolings, width_limit=width_limit)
         self.divisor = 2**poolings
         self.availability_channels = availability_channels
         self.deep_supervision = deep_supervision

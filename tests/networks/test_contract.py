@@ -8,8 +8,10 @@ one in its `small` form. Parameters that get no gradient in one step, and why, a
 `UNTRAINED`.
 """
 
+import inspect
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from bts_lightning import config
+from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import SUBSETS, Subset, subset_name
 from bts_lightning.networks.backbone import Backbone, Features, Output
 
@@ -305,6 +308,17 @@ def test_wrong_size_is_refused_with_one_that_fits(net: Backbone) -> None:
     image = torch.zeros(1, 4, size, size, size - 1)
     with pytest.raises(ValueError, match=rf"\({size}, {size}, {size}\)"):
         net(image, torch.ones(1, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("size", [0, -1, 1])
+@pytest.mark.parametrize("node", networks())
+def test_impossible_sizes_are_refused_before_any_work(node: DictConfig, size: int) -> None:
+    takes = inspect.signature(type(build(node))).parameters.values()
+    for name in [argument.name for argument in takes if argument.annotation is int]:
+        with suppress(ConfigError):
+            network = build(node, **{name: size})
+            assert size > 0, f"{name}={size} was taken"
+            network(image_for(network), torch.ones(1, 4, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
