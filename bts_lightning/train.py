@@ -172,12 +172,18 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
 
 
 def _check_numbers(config: DictConfig) -> None:
-    """Refuse numbers that Lightning takes, and over which it stumbles later."""
+    """Refuse numbers that Lightning takes, and over which the training stumbles later."""
     least = {"seed": 0, "trainer.accumulate_grad_batches": 1, "trainer.check_val_every_n_epoch": 1}
     for key, lowest in least.items():
         value = OmegaConf.select(config, key)
         if value is not None and value < lowest:
             raise ConfigError(f"{key} is {value}; the smallest is {lowest}")
+    precision = str(config.trainer.get("precision"))
+    if precision in ("bf16-true", "16-true", "64-true", "64"):
+        raise ConfigError(
+            f"trainer.precision is {precision}; images and losses are in single precision here, so "
+            "take bf16-mixed, 16-mixed or 32-true"
+        )
 
 
 def _check_patch(task: SegmentationTask, data: Any) -> None:

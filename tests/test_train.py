@@ -432,6 +432,7 @@ def test_validation_logs_every_cell_and_keeps_the_best(phantom: Path) -> None:
         (["unet", "smoke", "seed=-1"], "seed is -1; the smallest is 0"),
         (["unet", "smoke", "trainer.accumulate_grad_batches=0"], "is 0; the smallest is 1"),
         (["unet", "smoke", "trainer.check_val_every_n_epoch=0"], "is 0; the smallest is 1"),
+        (["unet", "smoke", "trainer.precision=bf16-true"], "bf16-true; .*take bf16-mixed"),
         (["unet", "smoke", "callbacks.speed_on_cpu.after_steps=0"], "is 0; the smallest is 1"),
         (["unet", "smoke", "trainer.default_root_dir=there"], "set BTS_RUN=FOLDER in the env"),
         (["unet", "smoke", "data.patch=32"], "data.patch is 32, of which UNet leaves one voxel"),
