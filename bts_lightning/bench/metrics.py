@@ -49,14 +49,14 @@ class Contender:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what can be chosen."""
     parser.add_argument("--size", default="240x240x155", help="grid of the case (%(default)s)")
-    parser.add_argument("--rounds", type=int, help="rounds (5, 2 with --quick)")
+    parser.add_argument("--rounds", type=int, help="rounds of ours (15, 2 with --quick)")
     parser.add_argument("--only", default="", help="these rows and ours; leaves the results alone")
     parser.add_argument("--sample", type=int, help="masks for slow peers (6, 3 with --quick)")
 
 
 def measure(args: argparse.Namespace) -> Result:
     """Time all contenders on the same label maps and compare their values."""
-    rounds = args.rounds or (2 if args.quick else 5)
+    rounds = args.rounds or (2 if args.quick else 15)
     sample = args.sample or (3 if args.quick else 6)
     truth, predicted = full_case(synthetic.read_grid(args.size))
     result = start(
