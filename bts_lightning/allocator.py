@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from typing import Any
 
 import torch
 
@@ -20,14 +21,27 @@ def keep_freed_memory() -> None:
     By default each large tensor is mapped, zeroed page by page and unmapped again: 40 % of the CPU
     time of a small training step (docs/training.md). Does nothing where there is no glibc.
     """
+    mallopt = _glibc("mallopt")
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _UP_TO)
+        mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def give_back_freed_memory() -> None:
+    """Give to the system what was freed and kept, before work that needs other sizes."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name: str) -> Any:
+    """Find a function of the C library; None where there is no glibc."""
     if sys.platform != "linux":
-        return
+        return None
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        return getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):
-        return
-    mallopt(_MMAP_THRESHOLD, _UP_TO)
-    mallopt(_TRIM_THRESHOLD, _NEVER)
+        return None
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bts_lightning.allocator import is_out_of_memory
+from bts_lightning.allocator import give_back_freed_memory, is_out_of_memory
 from bts_lightning.errors import UserError
 from bts_lightning.inference.averages import Averages
 from bts_lightning.inference.clock import Clock, stage
@@ -26,6 +26,8 @@ from bts_lightning.networks.backbone import Backbone, Features
 SHARE_OF_MEMORY = 0.8
 # Of a GPU's memory in all: a large card is no reason to shut out what else runs on it.
 MOST_BYTES = 7 * 10**9
+# Of the finest features on a CPU: from here on what encoding has freed and kept is missed.
+LARGE_FEATURES = 2**30
 T = TypeVar("T")
 
 
@@ -170,6 +172,8 @@ class _Predictor:
                 predicted = self._attempt("decode", partial(self._whole_pass, patch, chunk))
             else:
                 chunk = rows[: self.at_once or 1]
+                if _is_large(features):
+                    give_back_freed_memory()
                 predicted = self._attempt("decode", partial(self._decode, features, chunk))
             if predicted is not None:
                 yield chunk, predicted
@@ -218,6 +222,10 @@ class _Predictor:
                 f"{self.device}; take a smaller evaluation.window{else_do}"
             )
         return None
+
+
+def _is_large(features: Features) -> bool:
+    return features.real.device.type == "cpu" and features.levels[0].nbytes >= LARGE_FEATURES
 
 
 def _restart_peak(device: torch.device) -> int:

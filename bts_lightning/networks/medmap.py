@@ -150,10 +150,10 @@ class MedMAP(Backbone):
         shares = torch.where(shares.sum(dim=1, keepdim=True) > 0, shares, kept.float())
         shares = shares / shares.sum(dim=1, keepdim=True)
         # No matrix product, which TF32 would round: a single modality gives exactly itself.
-        x = torch.where(_over(kept, x), x, 0.0)
         total = torch.zeros_like(x[:, 0], dtype=torch.float32)
         for m in range(x.shape[1]):
-            total = total + _over(shares, x)[:, m] * x[:, m]
+            own = torch.where(_over(kept, x)[:, m], x[:, m], 0.0)
+            total = total + _over(shares, x)[:, m] * own
         return total
 
     def pull(self, x: Tensor, weights: Tensor, pulled: Tensor) -> Tensor:
