@@ -219,7 +219,14 @@ def test_a_torn_journal_is_mended(tmp_path: Path):
 def start(file: Path, *words: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "bts_lightning", "sweep", "--local", "--sweep", str(file)]
     folder = ["--folder", str(file.parent), "--name", "sweep"]
-    return subprocess.Popen([*command, *folder, *words], cwd=file.parent, stdout=subprocess.PIPE)
+    # A test run that was started in the background hands down that Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [*command, *folder, *words], cwd=file.parent, stdout=subprocess.PIPE
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_for(file: Path, seconds: float = 60) -> str:
