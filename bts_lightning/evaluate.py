@@ -19,7 +19,7 @@ from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.allocator import keep_freed_memory
 from bts_lightning.case_scorer import CaseScorer, rows_file
-from bts_lightning.data.splits import PARTS, Part, Split
+from bts_lightning.data.splits import Part
 from bts_lightning.errors import UserError
 from bts_lightning.guards import check_accelerator
 from bts_lightning.inference import Protocol
@@ -112,8 +112,10 @@ def load_task(config: DictConfig, checkpoint: Path) -> SegmentationTask:
     return task.eval()
 
 
-def chosen_device(name: str) -> torch.device:
-    """Read what `--device` says, or name what there is to choose from."""
+def chosen_device(name: str | None) -> torch.device:
+    """Read what `--device` says, or name what there is to choose from; else take a GPU if any."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.lower().partition(":")
     kind = "cuda" if kind == "gpu" else kind
     check_accelerator(kind, key="--device")
@@ -155,6 +157,7 @@ def _protocol_facts(
     part: str,
 ) -> dict[str, Any]:
     """Say everything that can change the table, so that tables are only compared if they may be."""
+    split = {"name": data.split.name, "fingerprint": data.split.lists_fingerprint, "part": part}
     return {
         "run": str(run),
         "experiment": run.resolve().parent.name,
@@ -163,19 +166,13 @@ def _protocol_facts(
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "commit": runs.commit(),
         "versions": runs.versions(),
-        "split": {"name": data.split.name, "fingerprint": _fingerprint(data.split), "part": part},
+        "split": split,
         "data_fingerprint": data.fingerprint,
         "seed": config.seed,
         # It changes nothing, but rows of the one pass would prove nothing in its place.
         "naive": protocol.naive,
         **protocol.facts(),
     }
-
-
-def _fingerprint(split: Split) -> str:
-    """Name the lists of cases themselves, whatever they are called and wherever the data lie."""
-    lists = [getattr(split, part) for part in PARTS]
-    return hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:16]
 
 
 # What may differ between the start of an evaluation and its continuation.

@@ -51,8 +51,7 @@ def predict(
     _check_places(out, images or {}, folder)
     config = load_run(run, words)
     task = load_task(config, checkpoint or runs.best_checkpoint(run))
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = chosen_device(device or default)
+    chosen = chosen_device(device)
     task.to(chosen)
     protocol: Protocol = configuration.build(config.evaluation)
     # Images are normalised as those were that the network learned from.

@@ -134,7 +134,7 @@ class Provenance(Callback):
             "processes": trainer.world_size,
             "network": type(pl_module.net).__name__,
             "data_fingerprint": data.fingerprint,
-            "split": {"name": data.split.name, "fingerprint": data.split.fingerprint},
+            "split": {"name": data.split.name, "fingerprint": data.split.lists_fingerprint},
         }
         write_text(self.run / "provenance.json", json.dumps(facts, indent=2) + "\n")
         data.split.save(self.run / "split.json")

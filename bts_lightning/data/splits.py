@@ -48,6 +48,12 @@ class Split:
     fingerprint: str
     missing: tuple[str, ...] = ()
 
+    @property
+    def lists_fingerprint(self) -> str:
+        """Name the lists of cases themselves, whatever they are called and wherever they lie."""
+        lists = [getattr(self, part) for part in PARTS]
+        return hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:16]
+
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)

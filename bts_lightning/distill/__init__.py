@@ -14,7 +14,7 @@ from bts_lightning.distill.chain import Chain
 from bts_lightning.distill.plan import Plan, Students, make_plan
 from bts_lightning.distill.result import write_result
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.guards import check_accelerator
+from bts_lightning.evaluate import chosen_device
 from bts_lightning.merge import is_override
 from bts_lightning.modalities import SUBSETS, parse_subset, subset_name
 from bts_lightning.sweep import share_gpus
@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> int:
     if args.agents < 1:
         raise UserError(f"--agents is {args.agents}; give 1 or more")
     # It is for the very end, which may be days away.
-    check_accelerator(args.device, key="--device")
+    device = chosen_device(args.device)
     named = args.name or re.sub(r"[^\w.+-]+", "_", "+".join(names))
     plan = make_plan(
         given,
@@ -60,7 +60,7 @@ def main(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on with {plan.folder}")
         return 130
-    page = write_result(plan, args.part, args.device, console)
+    page = write_result(plan, args.part, device, console)
     console.print(f"result  {page}\nreport  {page.with_suffix('.html').resolve().as_uri()}")
     return 0
 
@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--agents", type=int, default=1, help="trainings at a time, which share the GPUs")
     add("--name", help="of the chain (EXPERIMENT)")
     add("--folder", type=Path, default=Path("distill"), help="of all chains (%(default)s)")
-    text = "to measure the modality gap on (a GPU if there is one)"
-    add("--device", choices=("cpu", "cuda"), help=text)
+    text = "to measure the modality gap on: cpu, cuda, cuda:1 (a GPU if there is one)"
+    add("--device", help=text)
     add("--plan", action="store_true", help="list the trainings and stop")
     add("--allow", action="append", default=[], metavar="PACKAGE", help="trust its classes too")
     return parser

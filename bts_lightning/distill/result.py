@@ -19,7 +19,7 @@ from bts_lightning.errors import UserError
 from bts_lightning.report.table import EvaluationTable, write_whole
 
 
-def write_result(plan: Plan, part: str, device: str | None, console: Console) -> Path:
+def write_result(plan: Plan, part: str, device: torch.device, console: Console) -> Path:
     """Compute everything again from the tables and checkpoints, and give the Markdown file."""
     check_teachers(plan)
     arms = {
@@ -59,7 +59,7 @@ def _taught_by(run: Path) -> str | None:
     return teacher["sha256"] if teacher else None
 
 
-def teacher_gaps(run: Path, part: str, device: str | None) -> dict[str, Gap]:
+def teacher_gaps(run: Path, part: str, device: torch.device) -> dict[str, Gap]:
     """Measure the modality gap of a teacher on the complete cases of a part, once."""
     teacher = Teacher.of(run)
     file = run / "evaluation" / part / "modality_gap.json"
@@ -70,10 +70,9 @@ def teacher_gaps(run: Path, part: str, device: str | None) -> dict[str, Gap]:
     data = configuration.build(teacher.config.data)
     data.prepare_data()
     data.setup("test")
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     cases = [data.cases[name] for name in getattr(data.split, part)]
     protocol = configuration.build(teacher.config.evaluation)
-    gaps = measure_gaps(teacher.net, cases, protocol, chosen)
+    gaps = measure_gaps(teacher.net, cases, protocol, device)
     content = {
         "checkpoint_sha256": teacher.sha256,
         "gaps": {place: asdict(gap) for place, gap in gaps.items()},
