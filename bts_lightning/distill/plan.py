@@ -183,30 +183,30 @@ def _check(stages: Sequence[Stage], allow: Sequence[str]) -> None:
     for stage in stages:
         configuration.check(stage.config, allow=allow, supplied=configuration.SUPPLIED)
         _check_same(stage)
-    nets = {stage.name: stage.config.task for stage in stages if not stage.needs}
+    teachers = {stage.name: stage.config.task for stage in stages if not stage.needs}
     tasks = {OmegaConf.to_yaml(s.config.task, resolve=True): s for s in stages}
     for stage in tasks.values():
         task = configuration.build(stage.config.task)
-        for name in stage.needs:
-            _check_anchor(task, configuration.build(nets[name]).net)
+        terms = getattr(task, "terms", {}).values()  # a teacher has none
+        for term in (term for term in terms if isinstance(term, AnchorTerm)):
+            for name in stage.needs:
+                _check_anchor(term, task.net, configuration.build(teachers[name]).net)
 
 
-def _check_anchor(student: DistillationTask, teacher: Backbone) -> None:
+def _check_anchor(term: AnchorTerm, student: Backbone, teacher: Backbone) -> None:
     """Let the anchor's term compare features of a small image; the others fit any two networks."""
-    terms = [term for term in student.terms.values() if isinstance(term, AnchorTerm)]
-    step = 2 * lcm(student.net.divisor, teacher.divisor)
+    step = 2 * lcm(student.divisor, teacher.divisor)
     size = (max(step, 16 // step * step),) * 3
     image = torch.zeros(1, len(MODALITIES), *size)
     complete = torch.ones(1, len(MODALITIES), dtype=torch.bool)
-    for term in terms:
-        try:
-            own, theirs = (
-                Answer(image, None, net.eval().encode(image, complete), net)
-                for net in (student.net, teacher)
-            )
-        except ValueError:
-            return  # one of them takes the size of its own patch alone
-        term.check(own, theirs)
+    try:
+        own, theirs = (
+            Answer(image, None, net.eval().encode(image, complete), net)
+            for net in (student, teacher)
+        )
+    except ValueError:
+        return  # one of them takes the size of its own patch alone
+    term.check(own, theirs)
 
 
 def _check_same(stage: Stage) -> None:
