@@ -81,7 +81,7 @@ compare: need-RUN $(VENV)/.ready ## compare evaluated runs: RUN="runs/a/1 runs/b
 	$(BTS) compare $(RUN) $(ARGS)
 
 sweep: $(VENV)/.ready ## a sweep over EXP; LOCAL=1 without an account, AGENTS=4
-	$(BTS) sweep $(EXP) $(ROOT) $(if $(LOCAL),--local) $(if $(AGENTS),--agents $(AGENTS)) $(ARGS)
+	$(BTS) sweep $(EXP) $(ROOT) $(if $(filter-out 0,$(LOCAL)),--local) $(if $(AGENTS),--agents $(AGENTS)) $(ARGS)
 
 agent: need-SWEEP $(VENV)/.ready ## join a sweep from another machine: SWEEP=entity/project/id
 	$(BTS) agent $(SWEEP) $(ARGS)

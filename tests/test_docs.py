@@ -224,6 +224,8 @@ def test_a_make_verb_says_what_it_lacks(verb: str, variable: str) -> None:
             ["evaluate", "rfnet+medmap", "net.width=8"],
         ),
         (["evaluate", "EXP=rfnet net.width=8", "RUN=runs/a/1"], ["evaluate", "runs/a/1"]),
+        (["sweep", "EXP=rfnet", "LOCAL=1"], ["sweep", "rfnet", "--local"]),
+        (["sweep", "EXP=rfnet", "LOCAL=0"], ["sweep", "rfnet"]),
     ],
 )
 def test_make_passes_words_on(given: list[str], line: list[str]) -> None:
