@@ -72,7 +72,7 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
     """Train in a run folder, from its newest readable checkpoint if there is one."""
     os.environ[runs.RUN_VARIABLE] = str(run.resolve())
     hush()
-    _check_numbers(config)
+    _check_values(config)
     keep_freed_memory()
     seed_everything(config.seed, workers=True, verbose=False)
     resume, content = _newest_readable(run)
@@ -171,8 +171,8 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
     return trainer
 
 
-def _check_numbers(config: DictConfig) -> None:
-    """Refuse numbers that Lightning takes, and over which the training stumbles later."""
+def _check_values(config: DictConfig) -> None:
+    """Refuse values that Lightning takes, and over which the training stumbles later."""
     least = {"seed": 0, "trainer.accumulate_grad_batches": 1, "trainer.check_val_every_n_epoch": 1}
     for key, lowest in least.items():
         value = OmegaConf.select(config, key)
@@ -210,7 +210,7 @@ def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:
         try:
             return file, runs.read_checkpoint(file)
         except UserError as error:
-            console.print(f"[yellow]{error}; trying the one before it[/]")
+            console.print(f"{error}; trying the one before it", style="yellow", markup=False)
     if candidates:
         raise UserError(f"none of the checkpoints in {candidates[0].parent} can be read")
     return None, {}
