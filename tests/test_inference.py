@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.inference import Clock, Protocol, probabilities, segment
+from bts_lightning.inference import Clock, Protocol, probabilities, segment, sliding
 from bts_lightning.inference.convolutions import OneDNN
 from bts_lightning.inference.windows import axis_starts, importance
 from bts_lightning.losses import LabelLoss, RegionLoss
@@ -244,6 +244,19 @@ def test_window_that_never_fits_is_a_clear_error(error: RuntimeError) -> None:
 
     with pytest.raises(UserError, match=r"does not fit into the memory of cpu.*smaller"):
         segment(make(Hungry), RegionLoss(), case(8, 8, 8), ALL, Protocol(window=8))
+
+
+def test_memory_given_back_between_subsets_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, loss, image = make(), RegionLoss(), case(12, 8, 8)
+    expected = segment(net, loss, image, ALL, Protocol(window=8))
+    given_back: list[bool] = []
+    real = sliding.give_back_freed_memory
+    monkeypatch.setattr(sliding, "LARGE_FEATURES", 1)
+    monkeypatch.setattr(
+        sliding, "give_back_freed_memory", lambda: given_back.append(real() is None)
+    )
+    np.testing.assert_array_equal(segment(net, loss, image, ALL, Protocol(window=8)), expected)
+    assert len(given_back) == 2 * 15
 
 
 def test_another_failure_is_not_taken_for_lack_of_memory() -> None:

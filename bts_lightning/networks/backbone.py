@@ -99,7 +99,7 @@ class Backbone(nn.Module, ABC):
             of single modalities; an alignment may fill these. Empty for early fusion.
         shares_decoding: `decode` does less work for many subsets of one case together than for
             one after the other.
-        least_width: some part of the network has this share of its width.
+        least_width: the smallest `width`, where a part of the network takes a share of it.
     """
 
     divisor: int = 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bts_lightning.modalities import SUBSETS
-from bts_lightning.networks import local_fusion
+from bts_lightning.networks import a2fseg, local_fusion
 from bts_lightning.networks.a2fseg import A2FSeg, from_official
 from bts_lightning.networks.layers import deep_weights
 from bts_lightning.networks.modality_attention import Variant
@@ -130,6 +130,17 @@ def test_linear_work_is_shared_between_subsets(
     # Slabs of some planes each: neither their borders nor those of the window may show.
     monkeypatch.setattr(local_fusion, "SHARED_BYTES", 2**20)
     torch.testing.assert_close(net.decode(many).logits, torch.cat(alone))
+
+
+@torch.no_grad()
+def test_large_features_are_decoded_without_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = small("official").eval()
+    features = net.encode(torch.randn(1, 4, 16, 16, 16), flags(0, 1, 2, 3))
+    many = features.repeat(15).restrict(torch.tensor(SUBSETS))
+    shared = net.decode(many).logits
+    monkeypatch.setattr(a2fseg, "SHARED_BYTES", 0)
+    monkeypatch.setattr(A2FSeg, "_once", lambda *_: pytest.fail("something was shared"))
+    torch.testing.assert_close(net.decode(many).logits, shared, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
