@@ -74,3 +74,12 @@ def trained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.environ.pop("BTS_RUN", None)
     (config,) = folder.glob("runs/*/*/config.yaml")
     return config.parent
+
+
+@pytest.fixture
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run where there are no runs yet, and where no scheduler has said anything."""
+    monkeypatch.chdir(tmp_path)
+    given = ("BTS_RUN", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE")
+    for name in given:
+        monkeypatch.delenv(name, raising=False)

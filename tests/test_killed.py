@@ -14,7 +14,7 @@ import torch
 
 from bts_lightning import runs
 from bts_lightning.loggers import read_metrics
-from tests.test_train import TINY
+from tests.tiny_training import TINY
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,6 +19,7 @@ from bts_lightning.errors import ConfigError
 from bts_lightning.losses import RegionLoss
 from bts_lightning.networks.unet import UNet
 
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 TINY = [
     *["kd_unet", "smoke", "net.width=4", "net.poolings=2", "net.width_limit=8"],
     *["data.patch=16", "data.steps_per_epoch=2", "trainer.max_epochs=1", "trainer.devices=1"],
@@ -26,13 +27,6 @@ TINY = [
     *["evaluation.window=32", "evaluation.overlap=0"],
 ]
 TEACH = ["no_distillation", "data.availability.subset=t1+t1c+t2+flair"]
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("BTS_RUN", "SLURM_JOB_ID", "TORCHELASTIC_USE_AGENT_STORE"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,54 @@
+"""What callbacks measure, log and print in a training."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bts_lightning import runs
+from bts_lightning.loggers import read_metrics
+from tests.tiny_training import NOT_VALIDATED, TINY, the_run, train
+
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
+
+def test_speed_and_learning_rate_are_curves(phantom: Path) -> None:
+    words = [*TINY, *NOT_VALIDATED, f"data.root={phantom}", "trainer.max_epochs=1"]
+    assert train(*words) == 0
+    curves = read_metrics(the_run() / "logs" / "metrics.csv")
+    assert [value > 0 for _, value in curves["speed/patches_per_second"]] == [True] * 3
+    assert all(0 <= value <= 1 for _, value in curves["speed/data_wait_share"])
+    assert curves["lr-SGD"][0][1] == pytest.approx(0.01)
+
+
+def test_what_is_slow_between_steps_is_no_wait_for_data(phantom: Path) -> None:
+    slow = "callbacks.slow._target_=tests.training_parts.SlowEnds"
+    words = [*TINY, *NOT_VALIDATED, slow, f"data.root={phantom}", "trainer.max_epochs=1"]
+    assert train(*words) == 0
+    curves = read_metrics(the_run() / "logs" / "metrics.csv")
+    assert all(value < 0.2 for _, value in curves["speed/data_wait_share"])
+    assert curves["speed/patches_per_second"][-1][1] < 2
+
+
+def test_the_line_of_an_epoch_shows_scores_of_this_epoch_only(
+    phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*TINY, f"data.root={phantom}", "trainer.max_epochs=3") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert ["val/dice/mean" in line for line in lines] == [False, True, False]
+
+
+def test_validation_logs_every_cell_and_keeps_the_best(phantom: Path) -> None:
+    words = [*TINY, f"data.root={phantom}", "trainer.check_val_every_n_epoch=1"]
+    assert train(*words, "evaluation.subsets=null", "callbacks.overlays.protocol=${evaluation}",
+                 "callbacks.overlays._target_=bts_lightning.callbacks.Overlays") == 0  # fmt: skip
+    run = the_run()
+    curves = read_metrics(run / "logs" / "metrics.csv")
+    for name in ("val/dice/mean", "val/dice/with_t1c", "val/t1c+flair/dice/ET", "train/loss_epoch"):
+        assert len(curves[name]) == 2
+    cells = [name for name in curves if re.fullmatch(r"val/[a-z0-9+]+/dice/(WT|TC|ET)", name)]
+    assert len(cells) == 45
+    best = runs.read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"]
+    scores = [value for _, value in curves["val/dice/mean"]]
+    assert scores[best] == max(scores)
+    assert len(list((run / "overlays").glob("*.png"))) == 2
