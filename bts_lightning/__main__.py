@@ -14,7 +14,7 @@ from typing import Any
 from bts_lightning.errors import Parser, UserError, did_you_mean
 from bts_lightning.modalities import MODALITIES
 
-# These verbs read the rest of the line themselves, in `bts_lightning.VERB.main`.
+# These verbs read the rest of the line themselves, in `bts_lightning.commands.VERB.main`.
 FORWARDED = {
     "demo": "phantom, training, all 15 subsets and the report, in minutes",
     "sweep": "search hyper-parameters, with Weights & Biases or without an account",
@@ -65,7 +65,7 @@ def _run(words: list[str]) -> int:
         parser.print_help()
         return 2
     if words[0] in FORWARDED:
-        code: int = import_module(f"bts_lightning.{words[0]}").main(words[1:])
+        code: int = import_module(f"bts_lightning.commands.{words[0]}").main(words[1:])
         return code
     if not words[0].startswith("-") and words[0] not in verbs:
         raise UserError(f"unknown verb {words[0]!r}; {did_you_mean(words[0], verbs)}")
@@ -172,7 +172,7 @@ def _size(text: str) -> tuple[int, int, int]:
 
 def _run_and_overrides(words: list[str]) -> tuple[Path, list[str]]:
     """Take the run, or the newest run of the experiment, that stands among overrides."""
-    from bts_lightning.runs import find_run
+    from bts_lightning.runs.folder import find_run
 
     names = [word for word in words if "=" not in word]
     if len(names) != 1:
@@ -188,7 +188,7 @@ def _is_place(word: str) -> bool:
 
 
 def _phantom(args: argparse.Namespace) -> int:
-    from bts_lightning.data.phantom import write_phantom
+    from bts_lightning.data.phantom.write import write_phantom
 
     write_phantom(args.out, cases=args.cases, seed=args.seed, size=args.size, preview=args.preview)
     print(f"{args.cases} cases in {args.out}; next: bts prepare {args.out}")
@@ -196,7 +196,7 @@ def _phantom(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from bts_lightning.prepare import prepare_command
+    from bts_lightning.commands.prepare import prepare_command
 
     return prepare_command(
         args.root,
@@ -209,14 +209,14 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from bts_lightning.show import show
+    from bts_lightning.config.table import show
 
     return show(args.words, allow=args.allow)
 
 
 def _train(args: argparse.Namespace) -> int:
     if args.help:
-        from bts_lightning.show import print_experiments, print_keys
+        from bts_lightning.config.table import print_experiments, print_keys
 
         if args.words:
             print_keys(args.words, allow=args.allow)
@@ -225,14 +225,14 @@ def _train(args: argparse.Namespace) -> int:
             print("\nexperiments:")
             print_experiments()
         return 0
-    from bts_lightning.train import train
+    from bts_lightning.commands.train import train
 
     return train(args.words, allow=args.allow)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     run, overrides = _run_and_overrides(args.words)
-    from bts_lightning.evaluate import evaluate
+    from bts_lightning.commands.evaluate import evaluate
 
     evaluate(
         run,
@@ -249,8 +249,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     run, overrides = _run_and_overrides(args.words)
-    from bts_lightning.predict import predict
-    from bts_lightning.targets import allow
+    from bts_lightning.commands.predict import predict
+    from bts_lightning.config.targets import allow
 
     allow(args.allow)
     given = {modality: getattr(args, modality) for modality in MODALITIES}
@@ -268,8 +268,8 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from bts_lightning.compare import compare
-    from bts_lightning.runs import find_run
+    from bts_lightning.commands.compare import compare
+    from bts_lightning.runs.folder import find_run
 
     places = [Path(word) if _is_place(word) else find_run(None, word) for word in args.runs]
     return compare(places, out=args.out)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bts_lightning.data.cache import prepare
-from bts_lightning.data.phantom import write_phantom
+from bts_lightning.data.cache.prepare import prepare
+from bts_lightning.data.phantom.write import write_phantom
 
 # Two workers of pytest on two cores: more threads only wait for each other.
 torch.set_num_threads(1)
@@ -48,7 +48,7 @@ def _global_state() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def trained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a run of a tiny U-HeMIS, trained for one step; tests copy it before they spoil it."""
-    from bts_lightning.train import train
+    from bts_lightning.commands.train import train
 
     folder = tmp_path_factory.mktemp("trained")
     before = Path.cwd()

@@ -20,7 +20,7 @@ import pytest
 
 from bts_lightning import config
 from bts_lightning.__main__ import FORWARDED, _parser, main
-from bts_lightning.merge import find_experiment, is_override
+from bts_lightning.config.merge import find_experiment, is_override
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -135,7 +135,7 @@ def check_experiment(words: list[str], *, has_strangers: bool) -> None:
 
 def check_forwarded(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        importlib.import_module(f"bts_lightning.{verb}").main(["--help"])
+        importlib.import_module(f"bts_lightning.commands.{verb}").main(["--help"])
     known = capsys.readouterr().out
     for word in words:
         if word.startswith("--") and "." not in word:

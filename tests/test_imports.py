@@ -8,8 +8,6 @@ from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
-import pytest
-
 import bts_lightning
 
 ROOT = Path(bts_lightning.__file__).parent
@@ -19,38 +17,35 @@ MODULES = {
     if file != ROOT / "__init__.py"
 }
 
-# From the ground up; a module imports from its own layer or those below. What no layer names is a
-# verb, or a part of one.
-LAYERS = (
-    ("errors", "modalities", "chance", "allocator"),
-    ("targets", "schema", "merge", "config", "availability", "networks", "data"),
-    ("losses", "metrics", "inference", "schedules"),
-    ("task", "distillation", "callbacks", "checkpoints", "guards", "loggers", "runs", "report"),
+# From the ground up; a module imports from its own room and from the floors below.
+FLOORS = (
+    {"errors", "modalities", "chance", "files", "memory"},
+    {"metrics", "losses", "networks", "availability", "report", "config", "loggers", "schedules"},
+    {"inference", "data", "task"},
+    {"bench", "runs"},
+    {"callbacks", "distillation", "study", "sweep"},
+    {"commands"},
+    {"__main__"},
 )
-VERBS = len(LAYERS)
 
-# Who may know what of ours, where the layer alone would allow more.
+# Who may know what, where the floor alone would allow more.
 KNOWS_ONLY = {
     "modalities": set(),
     "errors": set(),
-    "targets": {"errors"},
-    "schema": {"errors"},
-    "merge": {"errors"},
-    "config": {"errors", "targets", "schema", "merge"},
+    "config": {"errors", "config"},
     "availability": {"errors", "modalities", "chance"},
     "networks": {"errors", "modalities", "networks"},
-    "data": {"errors", "modalities", "chance", "availability", "data"},
+    "data": {"errors", "modalities", "chance", "files", "availability", "data"},
 }
+MAY_NOT_NAME = {"report": {"torch", "lightning"}}
 
 
-def part(module: str) -> str:
+def room(module: str) -> str:
     return module.partition(".")[0]
 
 
-def layer(module: str) -> int:
-    if module == "__main__":
-        return VERBS + 1
-    return next((i for i, names in enumerate(LAYERS) if part(module) in names), VERBS)
+def floor(module: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if room(module) in rooms)
 
 
 @cache
@@ -59,8 +54,11 @@ def tree(module: str) -> ast.Module:
 
 
 @cache
-def imports(module: str) -> frozenset[str]:
-    """List the modules of ours that a module imports, inside functions too."""
+def named(module: str) -> frozenset[str]:
+    """List what a module imports, inside functions and as `import_module("bts_lightning.…")` too.
+
+    A string that is handed on as a `_target_` names a class, which is no import.
+    """
     found = set()
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
@@ -68,9 +66,34 @@ def imports(module: str) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: write imports from the top, as bts_lightning.x"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = {name.removeprefix("bts_lightning.") for name in found if "bts_lightning." in name}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= literals(node)
+    return frozenset(found)
+
+
+def literals(call: ast.Call) -> set[str]:
+    """List the modules that a call of `import_module` can name; `{…}` stands for any of a room."""
+    name = call.args[0]
+    if isinstance(name, ast.Constant):
+        return {str(name.value)}
+    parts = name.values if isinstance(name, ast.JoinedStr) else []
+    start = parts[0].value if parts and isinstance(parts[0], ast.Constant) else ""
+    prefix = str(start).removeprefix("bts_lightning.") if str(start).startswith("bts_") else None
+    return {f"bts_lightning.{m}" for m in MODULES if prefix and m.startswith(prefix)}
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """List the modules of ours that a module imports."""
+    ours = {
+        name.removeprefix("bts_lightning.") for name in named(module) if "bts_lightning." in name
+    }
     known = {name if name in MODULES else name.rpartition(".")[0] for name in ours}
     return frozenset(known & set(MODULES) - {module})
+
+
+def arrows() -> list[tuple[str, str]]:
+    return [(module, other) for module in MODULES for other in sorted(imports(module))]
 
 
 def classes(module: str) -> dict[str, list[str]]:
@@ -87,7 +110,7 @@ def derived(package: str, base: str) -> set[str]:
     bases = {
         name: parents
         for module in MODULES
-        if part(module) == package
+        if room(module) == package
         for name, parents in classes(module).items()
     }
     found = {base}
@@ -96,16 +119,52 @@ def derived(package: str, base: str) -> set[str]:
     return found - {base}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_from_its_layer_or_below(module):
-    above = {other for other in imports(module) if layer(other) > layer(module)}
-    assert not above, f"{module} imports upwards: {sorted(above)}"
+def names_in(module: str) -> set[str]:
+    """List every identifier, and the last part of every string that is a `_target_`."""
+    nodes = list(ast.walk(tree(module)))
+    words = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    targets = {w for w in words if isinstance(w, str) and w.startswith("bts_lightning.")}
+    return (
+        {node.id for node in nodes if isinstance(node, ast.Name)}
+        | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        | {node.name for node in nodes if isinstance(node, ast.alias)}
+        | {target.rpartition(".")[2] for target in targets}
+    )
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if part(m) in KNOWS_ONLY])
-def test_the_ground_knows_little_of_ours(module):
-    strangers = {other for other in imports(module) if part(other) not in KNOWS_ONLY[part(module)]}
-    assert not strangers, f"{module} may not know {sorted(strangers)}"
+def none_of(wrong: list[str]) -> None:
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_a_module_imports_from_its_room_or_the_floors_below():
+    none_of(
+        [
+            f"{module} imports {other}"
+            for module, other in arrows()
+            if room(other) != room(module) and floor(other) >= floor(module)
+        ]
+    )
+
+
+def test_the_ground_knows_little_of_ours():
+    none_of(
+        [
+            f"{module} may not know {other}"
+            for module, other in arrows()
+            if room(other) not in KNOWS_ONLY.get(room(module), {room(other)})
+        ]
+    )
+
+
+def test_pages_are_written_without_torch():
+    none_of(
+        [
+            f"{module} imports {name}"
+            for module in MODULES
+            for name in sorted(named(module))
+            if room(name) in MAY_NOT_NAME.get(room(module), ())
+        ]
+    )
 
 
 def test_no_module_imports_itself_through_others():
@@ -120,6 +179,12 @@ def test_no_module_imports_itself_through_others():
 
     for module in MODULES:
         visit(module, ())
+
+
+def test_the_door_shows_few_rooms_and_no_name_repeats_its_room():
+    flat = [module for module, file in MODULES.items() if file.parent == ROOT]
+    assert len(flat) < 12, f"with __init__.py at most 12 files lie in the root: {flat}"
+    none_of([m for m in MODULES if set(m.split(".")[:-1]) & set(re.split(r"[._]", m)[-1:])])
 
 
 def test_every_package_that_is_imported_is_declared():
@@ -138,33 +203,40 @@ def test_every_package_that_is_imported_is_declared():
     assert brought - {name.lower().replace("_", "-") for name in wanted} == set()
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if part(m) != "networks"])
-def test_only_the_experiments_name_a_network(module):
-    others = {other for other in imports(module) if part(other) == "networks"}
-    assert others <= {"networks", "networks.backbone"}, "the contract is all that others may know"
-    assert not names_in(module) & derived("networks", "Backbone")
+def test_only_the_experiments_name_a_network():
+    networks = derived("networks", "Backbone")
+    none_of(
+        [
+            f"{module} imports {other}: the contract is all that others may know"
+            for module, other in arrows()
+            if room(other) == "networks" != room(module)
+            if other not in ("networks", "networks.backbone")
+        ]
+        + [
+            f"{module} names {name}"
+            for module in MODULES
+            if room(module) != "networks"
+            for name in sorted(names_in(module) & networks)
+        ]
+    )
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if part(m) != "data"])
-def test_only_the_experiments_name_a_data_module(module):
-    assert not names_in(module) & derived("data", "LightningDataModule")
-
-
-def names_in(module: str) -> set[str]:
-    """List every identifier, and the last part of every string that is a `_target_`."""
-    nodes = list(ast.walk(tree(module)))
-    words = {node.value for node in nodes if isinstance(node, ast.Constant)}
-    targets = {w for w in words if isinstance(w, str) and w.startswith("bts_lightning.")}
-    return (
-        {node.id for node in nodes if isinstance(node, ast.Name)}
-        | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-        | {node.name for node in nodes if isinstance(node, ast.alias)}
-        | {target.rpartition(".")[2] for target in targets}
+def test_only_the_experiments_name_a_data_module():
+    modules = derived("data", "LightningDataModule")
+    none_of(
+        [
+            f"{module} names {name}"
+            for module in MODULES
+            if room(module) != "data"
+            for name in sorted(names_in(module) & modules)
+        ]
     )
 
 
 def test_the_checks_above_see_what_they_look_for():
     assert derived("networks", "Backbone"), "no network was found"
-    assert "merge" in imports("config")
+    assert "config.merge" in imports("config.build")
+    assert "bench.loader_peers" in imports("bench.loader"), "a literal of import_module"
+    assert "bench.step" in imports("commands.bench"), "one that is put together"
     assert "Backbone" in names_in("task")
-    assert layer("__main__") > layer("train") > layer("task") > layer("losses") > layer("data")
+    assert floor("__main__") > floor("commands.train") > floor("task") > floor("losses")

@@ -3,8 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bts_lightning.allocator import keep_freed_memory
 from bts_lightning.bench import recipes, synthetic
+from bts_lightning.bench.contender import BATCH, Contender
 from bts_lightning.bench.crops import claim_of_crops, own_crops, time_crops
 from bts_lightning.bench.machine import start
 from bts_lightning.bench.result import Cell, Claim, Result, Table, chosen
@@ -23,10 +22,10 @@ from bts_lightning.data.augment import Augment
 from bts_lightning.data.patches import PatchLoader
 from bts_lightning.data.samples import PatchDataset
 from bts_lightning.errors import UserError
+from bts_lightning.memory import keep_freed_memory
 
 NEEDS_PEERS = True
 PEERS = ("torchio", "monai", "nnunetv2", "batchgeneratorsv2", "blosc2", "nibabel")
-BATCH = 2
 # Around a tumour voxel, which takes time to find: nnU-Net's 33 % are one of a batch of two.
 FOREGROUND = 0.5
 # So many samples that no epoch ends while the clock runs.
@@ -47,22 +46,6 @@ NOTES = (
     " how fast the system gives memory (next table): between runs on one machine its rate varied"
     " fourfold, from a tenth to a third of ours.",
 )
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A way to get patches.
-
-    Attributes:
-        start: opens it; what it gives yields the number of patches that just arrived.
-        ahead: patches that may be waiting when the first one is given; these are not timed.
-        cycle: patches after which its work repeats; whole cycles are timed.
-    """
-
-    name: str
-    start: Callable[[], AbstractContextManager[Iterator[int]]]
-    ahead: int = 8
-    cycle: int = BATCH
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -254,8 +237,8 @@ def _chosen(contenders: list[Contender], only: str) -> list[Contender]:
 
 
 def _phantoms(scratch: Path, count: int, size: tuple[int, int, int]) -> list[Any]:
-    from bts_lightning.data.cache import prepare
-    from bts_lightning.data.phantom import write_phantom
+    from bts_lightning.data.cache.prepare import prepare
+    from bts_lightning.data.phantom.write import write_phantom
 
     root = write_phantom(scratch / "phantom", cases=count, seed=0, size=size)
     return list(prepare(root))

@@ -16,8 +16,8 @@ import nibabel as nib
 import numpy as np
 from torch.utils.data import DataLoader
 
-from bts_lightning.bench.loader import Contender
-from bts_lightning.data.phantom import case_files
+from bts_lightning.bench.contender import Contender
+from bts_lightning.data.phantom.write import case_files
 from bts_lightning.modalities import MODALITIES
 
 PROCESSES = 2

@@ -1,8 +1,6 @@
 """Scores of one case: 15 subsets × 3 regions, Dice and HD95, and whether all agree."""
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -10,40 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bts_lightning.bench import synthetic
+from bts_lightning.bench.contender import ALL, Scorer, Values
 from bts_lightning.bench.machine import start
 from bts_lightning.bench.result import Cell, Claim, Result, Table, chosen
 from bts_lightning.bench.timing import Timing, failures, take_turns
 from bts_lightning.errors import UserError
 from bts_lightning.metrics.score import score
-from bts_lightning.modalities import REGIONS, SUBSETS
+from bts_lightning.modalities import REGIONS
 
 NEEDS_PEERS = True
 PEERS = ("monai", "medpy", "surface-distance", "simpleitk", "torchmetrics", "scipy")
-ALL = len(SUBSETS) * len(REGIONS)
 # Design targets, whole case.
 TARGETS = {"MONAI": 40.0, "medpy": 400.0}
-
-Values = dict[tuple[int, int], float]
-
-
-@dataclass
-class Contender:
-    """A way to score masks.
-
-    Attributes:
-        work: scores some (subset, region) pairs, into `dice` and `hd95`.
-        masks: how many pairs a call scores; a case has 45.
-        definition: which HD95 of ours it must equal, or `other`.
-        rounds: how often it is timed; one for slow ones.
-    """
-
-    name: str
-    work: Callable[[], object]
-    masks: int = ALL
-    definition: str = "other"
-    rounds: int | None = None
-    dice: Values = field(default_factory=dict)
-    hd95: Values = field(default_factory=dict)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,9 +78,9 @@ def full_case(size: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.uint
 
 def _ours(
     predicted: NDArray[np.uint8], truth: NDArray[np.uint8], threads: int | None, definition: Any
-) -> Contender:
+) -> Scorer:
     name = f"ours, {definition}" + (f", {threads} thread" if threads else "")
-    contender = Contender(name, lambda: None, definition=definition)
+    contender = Scorer(name, lambda: None, definition=definition)
 
     def work() -> None:
         scores = score(predicted, truth, hd95=definition, threads=threads)
@@ -117,12 +93,12 @@ def _ours(
     return contender
 
 
-def seconds_a_case(contender: Contender, timing: Timing) -> float:
+def seconds_a_case(contender: Scorer, timing: Timing) -> float:
     """Scale to all masks of a case."""
     return timing.median * ALL / contender.masks
 
 
-def _times(contenders: list[Contender], timings: dict[str, Timing], again: str) -> Table:
+def _times(contenders: list[Scorer], timings: dict[str, Timing], again: str) -> Table:
     best = seconds_a_case(contenders[0], timings[contenders[0].name])
     rows: list[list[Cell]] = []
     for contender in contenders:
@@ -143,7 +119,7 @@ def _times(contenders: list[Contender], timings: dict[str, Timing], again: str) 
     )
 
 
-def _agreement(contenders: list[Contender]) -> Table:
+def _agreement(contenders: list[Scorer]) -> Table:
     ours = {c.definition: c for c in contenders if c.name.startswith("ours")}
     rows: list[list[Cell]] = []
     for contender in contenders:
@@ -173,7 +149,7 @@ def _largest(theirs: Values, ours: Values) -> float | None:
     return max((abs(value - ours[key]) for key, value in theirs.items()), default=None)
 
 
-def _claims(contenders: list[Contender], timings: dict[str, Timing]) -> list[Claim]:
+def _claims(contenders: list[Scorer], timings: dict[str, Timing]) -> list[Claim]:
     best = {
         c.definition: seconds_a_case(c, timings[c.name])
         for c in reversed(contenders)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bts_lightning.bench.metrics import Contender
+from bts_lightning.bench.contender import Scorer
 from bts_lightning.modalities import REGIONS
 
 Mask = NDArray[np.bool_]
@@ -26,7 +26,7 @@ MODULES = (
 QUICK_SUBSETS = 3
 
 
-def contenders(predicted: Labels, truth: Labels, sample: int, *, quick: bool) -> list[Contender]:
+def contenders(predicted: Labels, truth: Labels, sample: int, *, quick: bool) -> list[Scorer]:
     """Give all of them; slow ones score a sample of the masks."""
     # Half of these packages warn about the other half.
     warnings.filterwarnings("ignore")
@@ -47,10 +47,10 @@ def contenders(predicted: Labels, truth: Labels, sample: int, *, quick: bool) ->
     ]
 
 
-def _monai(predicted: Labels, truth: Labels, subsets: range) -> Contender:
+def _monai(predicted: Labels, truth: Labels, subsets: range) -> Scorer:
     name = "MONAI, DiceMetric and HausdorffDistanceMetric"
     there = torch.from_numpy(_regions(truth))[None].float()
-    contender = Contender(
+    contender = Scorer(
         name, lambda: None, masks=len(subsets) * len(REGIONS), definition="directed", rounds=1
     )
 
@@ -69,9 +69,9 @@ def _monai(predicted: Labels, truth: Labels, subsets: range) -> Contender:
     return contender
 
 
-def _torchmetrics(predicted: Labels, truth: Labels, subsets: range) -> Contender:
+def _torchmetrics(predicted: Labels, truth: Labels, subsets: range) -> Scorer:
     there = torch.from_numpy(_regions(truth))[None].int()
-    contender = Contender(
+    contender = Scorer(
         "torchmetrics, Dice alone", lambda: None, masks=len(subsets) * len(REGIONS), rounds=1
     )
 
@@ -94,9 +94,9 @@ def _one_by_one(
     truth: Labels,
     pairs: list[tuple[int, int]],
     definition: str,
-) -> Contender:
+) -> Scorer:
     there = _regions(truth)
-    contender = Contender(name, lambda: None, len(pairs), definition, rounds=1)
+    contender = Scorer(name, lambda: None, len(pairs), definition, rounds=1)
 
     def work() -> None:
         measure = open_peer()

@@ -1,6 +1,6 @@
 """Write docs/networks.md: what each network costs, and what its documentation says of it.
 
-`python -m bts_lightning.network_table a2fseg "a2fseg net.variant=paper" rfnet > docs/networks.md`
+`python -m bts_lightning.bench.network_page a2fseg rfnet > docs/networks.md`
 """
 
 import inspect
@@ -35,7 +35,7 @@ def main(experiments: Sequence[str]) -> int:
     nodes = {words: config.load(words.split()).task.net for words in experiments}
     print("# Networks\n")
     command = " ".join(f'"{words}"' if " " in words else words for words in experiments)
-    print(f"Written by `python -m bts_lightning.network_table {command}`.\n")
+    print(f"Written by `python -m bts_lightning.bench.network_page {command}`.\n")
     print(_explanation())
     head = ["experiment", "weights (M)", *(f"{size}³: four / one" for size in SIZES)]
     head += ["in encoders", f"training step at {SIZES[0]}³ (GiB)", "original's licence"]

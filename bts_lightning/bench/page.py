@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bts_lightning.bench import FAMILIES, ON_GPU
-from bts_lightning.bench.result import Result, markdown, read_all, shown
+from bts_lightning.bench.result import FAMILIES, ON_GPU, Result, markdown, read_all, shown
 from bts_lightning.errors import UserError
 
 INTRODUCTION = """# Benchmarks
@@ -23,7 +22,7 @@ bts bench page bench gpu   # joins the results of folders into this page
 ```
 
 A machine with torch, Lightning, NumPy, SciPy and numba can measure the GPU rows from a checkout,
-without an installation: `python -m bts_lightning.bench subsets --device cuda`.
+without an installation: `python -m bts_lightning bench subsets --device cuda`.
 """
 
 

@@ -167,3 +167,16 @@ def _print_table(table: Table) -> None:
     console.print(pretty)
     for note in table.notes:
         console.print(note)
+
+
+FAMILIES = {
+    "loader": "training patches a second, beside TorchIO, MONAI, nnU-Net and the memory's limit",
+    "metrics": "45 masks of a case, beside MONAI, medpy, surface-distance and SimpleITK",
+    "subsets": "15 subsets of a case, beside a loop over masks, cases and windows",
+    "step": "a training step per network and precision",
+    "scale": "time and memory as cases and ranks grow",
+}
+
+
+# What a GPU does differently.
+ON_GPU = ("loader", "subsets", "step")

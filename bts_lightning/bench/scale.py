@@ -91,7 +91,7 @@ def work_through(root: Path) -> dict[str, float]:
     """Prepare a data set, read patches from all its cases, segment and score each."""
     import torch
 
-    from bts_lightning.data.cache import prepare
+    from bts_lightning.data.cache.prepare import prepare
     from bts_lightning.data.patches import PatchLoader
     from bts_lightning.data.samples import PatchDataset
     from bts_lightning.inference import Protocol, segment
@@ -155,7 +155,7 @@ def own_memory() -> float:
 
 
 def _child(args: argparse.Namespace, root: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "bts_lightning.bench", "scale", "--device=cpu"]
+    command = [sys.executable, "-m", "bts_lightning", "bench", "scale", "--device=cpu"]
     command += [f"--scratch={args.scratch}", f"--child={root}"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -165,7 +165,7 @@ def _child(args: argparse.Namespace, root: Path) -> dict[str, float]:
 
 
 def _phantom(scratch: Path, cases: int) -> Path:
-    from bts_lightning.data.phantom import write_phantom
+    from bts_lightning.data.phantom.write import write_phantom
 
     return write_phantom(scratch / f"cases_{cases}", cases=cases, seed=0, size=SIZE)
 

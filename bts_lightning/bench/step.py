@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bts_lightning.allocator import keep_freed_memory
 from bts_lightning.bench import recipes, synthetic
 from bts_lightning.bench.machine import start
 from bts_lightning.bench.recipes import Recipe
@@ -22,6 +21,7 @@ from bts_lightning.data.augment import Augment
 from bts_lightning.data.patches import PatchLoader
 from bts_lightning.data.samples import PatchDataset
 from bts_lightning.errors import UserError, did_you_mean
+from bts_lightning.memory import keep_freed_memory
 from bts_lightning.modalities import MODALITIES
 
 # Small forms for a CPU; published ones for a GPU, at their published patch.

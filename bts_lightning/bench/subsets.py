@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from bts_lightning.allocator import keep_freed_memory
 from bts_lightning.bench import synthetic
 from bts_lightning.bench.machine import start
 from bts_lightning.bench.naive import write_volume
@@ -18,6 +17,7 @@ from bts_lightning.bench.recipes import Recipe
 from bts_lightning.bench.result import Cell, Claim, Result, Table, again
 from bts_lightning.bench.timing import seconds_of
 from bts_lightning.inference import Protocol
+from bts_lightning.memory import keep_freed_memory
 from bts_lightning.modalities import REGIONS, SUBSETS
 
 NEEDS_PEERS = True
@@ -100,8 +100,8 @@ def measure(args: argparse.Namespace) -> Result:
 def _case(scratch: Path, size: str | None) -> Case:
     scratch.mkdir(parents=True, exist_ok=True)
     if size is None:
-        from bts_lightning.data.cache import prepare
-        from bts_lightning.data.phantom import write_phantom
+        from bts_lightning.data.cache.prepare import prepare
+        from bts_lightning.data.phantom.write import write_phantom
 
         found: Any = prepare(write_phantom(scratch / "case", cases=1, seed=0))[0]
     else:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from lightning import Callback, LightningModule, Trainer
 
-from bts_lightning import runs
-from bts_lightning.callbacks import network_of
-from bts_lightning.data.cache import CachedCase, write_prediction
+from bts_lightning.callbacks.subsets import network_of
+from bts_lightning.data.cache.prepare import CachedCase, write_prediction
+from bts_lightning.files import write_whole
 from bts_lightning.inference import Protocol, segment
 from bts_lightning.metrics.score import Scores, score
 from bts_lightning.modalities import REGIONS, Subset, subset_name, subsets_within
@@ -126,7 +126,7 @@ def _slices(
 
 def _write_rows(folder: Path, case: str, rows: list[dict[str, Any]]) -> None:
     table = pd.DataFrame(rows, columns=COLUMNS)
-    runs.write_text(rows_file(folder, case), table.to_csv(index=False))
+    write_whole(rows_file(folder, case), table.to_csv(index=False))
 
 
 def rows_file(folder: Path, case: str) -> Path:

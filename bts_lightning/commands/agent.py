@@ -1,14 +1,10 @@
 """`bts agent`: take trials of a W&B sweep from here, with this Python, until it is over."""
 
 import os
-import shutil
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 from bts_lightning.errors import Parser, UserError
-from bts_lightning.loggers import has_credentials
+from bts_lightning.sweep.wandb import require_account, server_errors, use_this_python
 
 
 def main(words: Sequence[str]) -> int:
@@ -22,7 +18,7 @@ def main(words: Sequence[str]) -> int:
     if args.count is not None and args.count < 1:
         raise UserError(f"--count is {args.count}; give 1 or more")
     require_account()
-    _use_this_python()
+    use_this_python()
     # Trials that fail within seconds are what a sweep over sizes finds; go on after them.
     os.environ.setdefault("WANDB_AGENT_DISABLE_FLAPPING", "true")
     # It gives up when all of the first so many fail; those that hyperband stops count as well.
@@ -32,42 +28,3 @@ def main(words: Sequence[str]) -> int:
     with server_errors():
         wandb.agent(args.sweep, count=args.count)
     return 0
-
-
-def require_account() -> None:
-    """Say what to do when there is no way to log in, before wandb asks on the terminal."""
-    if not has_credentials():
-        raise UserError(
-            "no W&B account is set up here (or WANDB_MODE is offline); run `wandb login`, or sweep "
-            "without an account: bts sweep EXPERIMENT --local"
-        )
-
-
-@contextmanager
-def server_errors() -> Iterator[None]:
-    """Turn what the server refuses, or its absence, into one line."""
-    import wandb
-    from wandb.errors import AuthenticationError, CommError, UsageError
-
-    try:
-        yield
-    except (AuthenticationError, CommError, UsageError, ValueError) as error:
-        host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-        said = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"W&B at {host}: {said}; without it: bts sweep EXPERIMENT --local"
-        ) from error
-    finally:
-        wandb.teardown()
-
-
-def _use_this_python() -> None:
-    """Let `python` in a trial's command be ours, also where no environment is active."""
-    folder = Path(sys.executable).parent
-    os.environ["PATH"] = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
-    found = shutil.which("python")
-    if found is None or Path(found).parent != folder:
-        raise UserError(
-            f"there is no `python` beside {sys.executable}, and W&B's agent starts trials by that "
-            "name; install into a virtual environment"
-        )

@@ -11,17 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bts_lightning.bench.result import FAMILIES, ON_GPU
 from bts_lightning.errors import UserError, did_you_mean
 
-FAMILIES = {
-    "loader": "training patches a second, beside TorchIO, MONAI, nnU-Net and the memory's limit",
-    "metrics": "45 masks of a case, beside MONAI, medpy, surface-distance and SimpleITK",
-    "subsets": "15 subsets of a case, beside a loop over masks, cases and windows",
-    "step": "a training step per network and precision",
-    "scale": "time and memory as cases and ranks grow",
-}
-# What a GPU does differently.
-ON_GPU = ("loader", "subsets", "step")
 # `page` joins results into a document.
 VERBS = (*FAMILIES, "page")
 
@@ -80,7 +72,7 @@ def _measure(module: Any, args: argparse.Namespace, words: Sequence[str]) -> int
 
     needed = getattr(module, "NEEDS_PEERS", False) and not args.no_peers
     if needed and args.device != "cuda" and (python := python_with_peers()) != Path(sys.executable):
-        command = [str(python), "-m", "bts_lightning.bench", *words]
+        command = [str(python), "-m", "bts_lightning", "bench", *words]
         return subprocess.run(command, env=environment(), check=False).returncode
     import torch
 
@@ -144,7 +136,7 @@ def _measure_all(words: Sequence[str]) -> int:
         if device == "cuda" and family not in ON_GPU:
             continue
         print(f"— {family} ({device}): {FAMILIES[family]}", flush=True)
-        command = [python, "-m", "bts_lightning.bench", family, *options, "--device", device]
+        command = [python, "-m", "bts_lightning", "bench", family, *options, "--device", device]
         if subprocess.run(command, env=environment(), check=False).returncode:
             failed.append(f"{family} ({device})")
     code = main(["page", str(args.results), f"--out={args.out}"])

@@ -23,8 +23,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, default=Path("scratch/demo"), help="phantom folder")
     parser.add_argument("--open", action="store_true", help="open the report in a browser")
     args, overrides = parser.parse_known_args(list(words))
-    from bts_lightning.data.cache import prepare
-    from bts_lightning.data.phantom import write_phantom
+    from bts_lightning.data.cache.prepare import prepare
+    from bts_lightning.data.phantom.write import write_phantom
 
     stages: dict[str, float] = {}
     with _stage(stages, f"phantom: {CASES} generated patients in {args.data}"):
@@ -33,12 +33,12 @@ def main(words: Sequence[str]) -> int:
         prepare(args.data)
     with _stage(stages, "train: a small A2FSeg, random modalities dropped"):
         # Imported here: the first two stages need no Lightning.
-        from bts_lightning.train import train
+        from bts_lightning.commands.train import train
 
         train(["demo", f"data.root={args.data}", *overrides])
     run = runs.find_run(None, "demo")
     with _stage(stages, "evaluate: 15 subsets of every test patient"):
-        from bts_lightning.evaluate import evaluate
+        from bts_lightning.commands.evaluate import evaluate
 
         folder = evaluate(run)
     console.print("\n" + (folder / "summary.md").read_text(encoding="utf-8"))

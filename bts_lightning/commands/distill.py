@@ -9,15 +9,14 @@ from typing import get_args
 from rich.console import Console
 
 from bts_lightning import runs
+from bts_lightning.config.merge import is_override
 from bts_lightning.data.splits import PARTS
-from bts_lightning.distill.chain import Chain
-from bts_lightning.distill.plan import Plan, Students, make_plan
-from bts_lightning.distill.result import write_result
+from bts_lightning.distillation.chain.plan import Plan, Students, make_plan
+from bts_lightning.distillation.chain.result import write_result
+from bts_lightning.distillation.chain.run import Chain
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.evaluate import chosen_device
-from bts_lightning.merge import is_override
 from bts_lightning.modalities import SUBSETS, parse_subset, subset_name
-from bts_lightning.sweep import share_gpus
+from bts_lightning.runs.devices import chosen_device, share_gpus
 
 # A shared student is trained for all subsets, so it is scored on all of them.
 _USUAL: dict[Students, str] = {"per_subset": "single", "shared": "all"}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
@@ -17,17 +16,19 @@ from rich.console import Console
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
-from bts_lightning.allocator import keep_freed_memory
-from bts_lightning.case_scorer import CaseScorer, rows_file
+from bts_lightning.callbacks.case_scorer import CaseScorer, rows_file
 from bts_lightning.data.splits import Part
 from bts_lightning.errors import UserError
-from bts_lightning.guards import check_accelerator
+from bts_lightning.files import write_whole
 from bts_lightning.inference import Protocol
-from bts_lightning.quiet import hush
+from bts_lightning.memory import keep_freed_memory
 from bts_lightning.report.slices import keep_slices
 from bts_lightning.report.table import EvaluationTable, read_rows
 from bts_lightning.report.write import choose_cases, write_report
-from bts_lightning.task import SegmentationTask
+from bts_lightning.runs.devices import check_accelerator, chosen_device
+from bts_lightning.runs.facts import commit, versions
+from bts_lightning.runs.opening import load_run, load_task
+from bts_lightning.runs.quiet import hush
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -98,34 +99,6 @@ def _send_to_wandb(run: Path, config: DictConfig, folder: Path) -> None:
             logger.experiment.finish()
 
 
-def load_run(run: Path, words: Sequence[str] = (), allow: Sequence[str] = ()) -> DictConfig:
-    """Read the configuration that a run was trained with, and override it."""
-    config = configuration.load([str(runs.config_file(run)), *words], allow=allow)
-    configuration.check(config, supplied=configuration.SUPPLIED)
-    return config
-
-
-def load_task(config: DictConfig, checkpoint: Path) -> SegmentationTask:
-    """Build the task of a configuration with the weights of a checkpoint."""
-    task: SegmentationTask = configuration.build(config.task)
-    runs.load_weights(task, runs.read_checkpoint(checkpoint), checkpoint)
-    return task.eval()
-
-
-def chosen_device(name: str | None) -> torch.device:
-    """Read what `--device` says, or name what there is to choose from; else take a GPU if any."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.lower().partition(":")
-    kind = "cuda" if kind == "gpu" else kind
-    check_accelerator(kind, key="--device")
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.mps.device_count()}
-    if (number and not number.isdecimal()) or int(number or 0) >= there.get(kind, 0):
-        choices = [f"{k}:{i}" if i else k for k, count in there.items() for i in range(count)]
-        raise UserError(f"--device {name} is not here; choose {', '.join(choices)}")
-    return torch.device(kind, int(number)) if number else torch.device(kind)
-
-
 def _trainer(config: DictConfig, device: str | None) -> Trainer:
     """Keep what the configuration says about devices, and nothing about training."""
     given = {k: config.trainer.get(k) for k in ("accelerator", "devices", "num_nodes", "strategy")}
@@ -164,8 +137,8 @@ def _protocol_facts(
         "network": config.task.net._target_.rpartition(".")[2],
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        "commit": runs.commit(),
-        "versions": runs.versions(),
+        "commit": commit(),
+        "versions": versions(),
         "split": split,
         "data_fingerprint": data.fingerprint,
         "seed": config.seed,
@@ -195,7 +168,7 @@ def _open_folder(folder: Path, facts: dict[str, Any]) -> None:
                 "name of its own with --name, or delete that folder"
             )
         return
-    runs.write_text(file, json.dumps(facts | {"created": time.strftime("%FT%T")}, indent=2) + "\n")
+    write_whole(file, json.dumps(facts | {"created": time.strftime("%FT%T")}, indent=2) + "\n")
 
 
 def _finish(folder: Path, data: Any, part: str, facts: dict[str, Any]) -> None:
@@ -227,8 +200,8 @@ def _finish(folder: Path, data: Any, part: str, facts: dict[str, Any]) -> None:
     rows = pd.concat(scored, ignore_index=True)
     facts = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
     facts |= {"cases": len(scored), "unscored": unscored}
-    runs.write_text(folder / "protocol.json", json.dumps(facts, indent=2) + "\n")
-    runs.write_text(folder / "cases.csv", rows.to_csv(index=False))
+    write_whole(folder / "protocol.json", json.dumps(facts, indent=2) + "\n")
+    write_whole(folder / "cases.csv", rows.to_csv(index=False))
     write_report(folder)
     # About a megabyte a case; the report shows a dozen.
     keep_slices(folder, choose_cases(EvaluationTable.read(folder)))

@@ -10,16 +10,17 @@ from rich.progress import track
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
-from bts_lightning.data.brats import find_cases
-from bts_lightning.data.cache import load_case, read_images, write_prediction
-from bts_lightning.data.normalise import Recipe
-from bts_lightning.data.prediction import write_probabilities
-from bts_lightning.data.reading import BrokenCaseError
-from bts_lightning.data.ready import ReadyCase
+from bts_lightning.data.cache.normalise import Recipe
+from bts_lightning.data.cache.prediction import write_probabilities
+from bts_lightning.data.cache.prepare import load_case, read_images, write_prediction
+from bts_lightning.data.cache.reading import BrokenCaseError
+from bts_lightning.data.cache.ready import ReadyCase
+from bts_lightning.data.layouts.find import find_cases
 from bts_lightning.errors import DataError, UserError
-from bts_lightning.evaluate import chosen_device, load_run, load_task
 from bts_lightning.inference import Protocol, probabilities
 from bts_lightning.modalities import MODALITIES, Modality, subset_name
+from bts_lightning.runs.devices import chosen_device
+from bts_lightning.runs.opening import load_run, load_task
 from bts_lightning.task import SegmentationTask
 
 console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from bts_lightning.data.cache import CachedCase, Prepared, build, fingerprint
-from bts_lightning.data.normalise import Crop, Normalisation, Recipe
+from bts_lightning.data.cache.normalise import Crop, Normalisation, Recipe
+from bts_lightning.data.cache.prepare import CachedCase, Prepared, build, fingerprint
 from bts_lightning.errors import ConfigError, did_you_mean
 from bts_lightning.modalities import MODALITIES, REGIONS, SHOWN_AS, dots, subset_name
 

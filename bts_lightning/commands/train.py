@@ -16,22 +16,24 @@ from rich.console import Console
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
-from bts_lightning.allocator import is_out_of_memory, keep_freed_memory
-from bts_lightning.callbacks import EpochLines
-from bts_lightning.checkpoints import WholeCheckpoints, clear_unfinished
+from bts_lightning.callbacks.preemption import PreemptedError, Preemption
+from bts_lightning.callbacks.progress import EpochLines
+from bts_lightning.callbacks.provenance import Provenance
+from bts_lightning.config.merge import one_line
+from bts_lightning.config.schema import signature
+from bts_lightning.config.targets import find_class
 from bts_lightning.errors import ConfigError, EveryRankError, UserError
-from bts_lightning.guards import (
-    PreemptedError,
-    Preemption,
-    advise_on_memory,
-    check_accelerator,
-    end_with_parent,
-)
 from bts_lightning.loggers import Csv, report_failure
-from bts_lightning.merge import one_line
-from bts_lightning.quiet import hush
-from bts_lightning.schema import signature
-from bts_lightning.targets import find_class
+from bts_lightning.memory import advise_on_memory, is_out_of_memory, keep_freed_memory
+from bts_lightning.runs.checkpoints import (
+    WholeCheckpoints,
+    clear_unfinished,
+    load_weights,
+    read_checkpoint,
+)
+from bts_lightning.runs.devices import check_accelerator
+from bts_lightning.runs.processes import end_with_parent
+from bts_lightning.runs.quiet import hush
 from bts_lightning.task import SegmentationTask
 
 # What checkpoints, sweeps and studies watch.
@@ -82,7 +84,7 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
     _check_patch(task, data)
     trainer = _trainer(config, run)
     if resume:
-        runs.load_weights(task, content, resume)  # refuses a checkpoint of another network
+        load_weights(task, content, resume)  # refuses a checkpoint of another network
     _rewind(trainer, content["global_step"] if resume else 0)
     content.clear()  # Lightning reads it again; weights and optimizer would stay in memory twice
     if trainer.is_global_zero:
@@ -139,7 +141,7 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
         if name in config.trainer:
             raise ConfigError(f"trainer.{name} has no effect here; {instead}")
     check_accelerator(config.trainer.get("accelerator"), "trainer.accelerator")
-    callbacks: list[Callback] = [runs.Provenance(run, config)]
+    callbacks: list[Callback] = [Provenance(run, config)]
     for name, node in (config.callbacks or {}).items():
         takes = signature(find_class(node._target_, f"callbacks.{name}")).arguments
         place = {"dirpath": str(run / "checkpoints")} if "dirpath" in takes else {}
@@ -208,7 +210,7 @@ def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:
     candidates = runs.checkpoints(run)
     for file in candidates:
         try:
-            return file, runs.read_checkpoint(file)
+            return file, read_checkpoint(file)
         except UserError as error:
             console.print(f"{error}; trying the one before it", style="yellow", markup=False)
     if candidates:

@@ -11,10 +11,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from bts_lightning import merge, targets
+from bts_lightning.config import merge, targets
+from bts_lightning.config.merge import MAPPINGS, OPTIONAL, SEARCH, SECTIONS, join, one_line
+from bts_lightning.config.schema import (
+    REQUIRED,
+    MisfitError,
+    Plan,
+    describe,
+    fit,
+    options,
+    signature,
+)
 from bts_lightning.errors import ConfigError, UserError, did_you_mean
-from bts_lightning.merge import MAPPINGS, OPTIONAL, SEARCH, SECTIONS, join, one_line
-from bts_lightning.schema import REQUIRED, MisfitError, Plan, describe, fit, options, signature
 
 # Places inside the run's folder, filled in when it is built: no experiment has to name them.
 SUPPLIED = ("logger.*.save_dir", "callbacks.*.dirpath")
@@ -88,7 +96,7 @@ def build(node: Any, **extra: Any) -> Any:
     return _make(plan, extra)
 
 
-def show(config: DictConfig) -> str:
+def as_yaml(config: DictConfig) -> str:
     """Write the merged experiment as YAML, references such as ${net} as they are."""
     return OmegaConf.to_yaml(config, resolve=False)
 

@@ -27,7 +27,7 @@ OPTIONAL = ("callbacks", "logger", "evaluation", "seed")
 # Sections that hold several named nodes; null takes one out again.
 MAPPINGS = ("callbacks", "logger")
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parents[1]
 # A checkout keeps the experiments beside the package, a wheel inside it.
 SEARCH = (Path("experiments"), _HERE / "experiments", _HERE.parent / "experiments")
 

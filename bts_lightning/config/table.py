@@ -8,11 +8,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bts_lightning import config as configuration
-from bts_lightning import targets
+from bts_lightning.config import targets
+from bts_lightning.config.build import SUPPLIED, as_yaml, check, load
+from bts_lightning.config.merge import SECTIONS, experiments, find_experiment, is_override, join
+from bts_lightning.config.schema import REQUIRED, describe, signature
 from bts_lightning.errors import ConfigError, did_you_mean
-from bts_lightning.merge import SECTIONS, experiments, find_experiment, is_override, join
-from bts_lightning.schema import REQUIRED, describe, signature
 
 Row = tuple[str, str, str, str]
 HEADER: Row = ("key", "value", "default", "type")
@@ -27,11 +27,11 @@ def show(words: Sequence[str], allow: Sequence[str] = ()) -> int:
         print_experiments()
         return 0
     keys = [word for word in words if _is_key(word)]
-    config = configuration.load([word for word in words if word not in keys], allow=allow)
+    config = load([word for word in words if word not in keys], allow=allow)
     if not keys:
         # First the YAML: whoever has made a mistake wants to see what came of it.
-        print(configuration.show(config), end="", flush=True)
-        configuration.check(config, supplied=configuration.SUPPLIED)
+        print(as_yaml(config), end="", flush=True)
+        check(config, supplied=SUPPLIED)
     for key in keys:
         node = _select(config, key)
         cls = _class_of(node, key)
@@ -47,7 +47,7 @@ def show(words: Sequence[str], allow: Sequence[str] = ()) -> int:
 
 def print_keys(words: Sequence[str], allow: Sequence[str] = ()) -> None:
     """Print every key that an experiment has or could have."""
-    tree = _plain(configuration.load(words, allow=allow))
+    tree = _plain(load(words, allow=allow))
     print_table([HEADER, *(row for name in tree for row in _all_rows(tree[name], str(name)))])
 
 

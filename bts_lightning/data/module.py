@@ -1,6 +1,6 @@
 """The data of an experiment: cache, split, training batches, and whole cases for the rest."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from bts_lightning.availability import Availability, Uniform15
 from bts_lightning.chance import probability
 from bts_lightning.data.augment import Augment
-from bts_lightning.data.cache import CachedCase, fingerprint, prepare
-from bts_lightning.data.normalise import Crop, Normalisation, Recipe
+from bts_lightning.data.cache.normalise import Crop, Normalisation, Recipe
+from bts_lightning.data.cache.prepare import CachedCase, fingerprint, prepare
+from bts_lightning.data.cases import CaseLoader
 from bts_lightning.data.patches import Batch, PatchLoader, whole_steps
 from bts_lightning.data.samples import PatchDataset, triple
 from bts_lightning.data.splits import PARTS, Part, Split, split_from
@@ -226,39 +227,6 @@ class BratsDataModule(LightningDataModule):
         assert self.trainer is not None
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return int(progress.processed)
-
-
-class CaseBatch(dict[str, CachedCase | None]):
-    """One case as a batch; it stays where it is when Lightning moves batches to the device."""
-
-    def to(self, *args: Any, **kwargs: Any) -> "CaseBatch":
-        """Stay: a case is read where it is needed, and Lightning cannot copy a frozen one."""
-        return self
-
-
-class CaseLoader:
-    """Give each case to one rank, `rank::world`.
-
-    Ranks that come out short end with `{"case": None}`, so that all take the same number of steps
-    and no case has to be shown twice.
-    """
-
-    def __init__(
-        self, cases: Sequence[CachedCase], place: Callable[[], tuple[int, int]] = lambda: (0, 1)
-    ) -> None:
-        self.cases = cases
-        # Asked late: a loader may be made before the ranks have found each other.
-        self._place = place
-
-    def __len__(self) -> int:
-        _, world = self._place()
-        return -(-len(self.cases) // world)
-
-    def __iter__(self) -> Iterator[CaseBatch]:
-        rank, world = self._place()
-        for step in range(len(self)):
-            number = step * world + rank
-            yield CaseBatch(case=self.cases[number] if number < len(self.cases) else None)
 
 
 def _place(data: LightningDataModule) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from bts_lightning.distillation.answer import Answer, HeadWatch
 from bts_lightning.errors import ConfigError
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.networks.backbone import Backbone
+from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
 
 
 class Teacher:
@@ -50,7 +51,7 @@ class Teacher:
         file = runs.best_checkpoint(folder)
         config = configuration.load([str(runs.config_file(folder))])
         task = configuration.build(config.task)
-        runs.load_weights(task, runs.read_checkpoint(file), file)
+        load_weights(task, read_checkpoint(file), file)
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         return cls(folder, task.net, task.loss, config, sha256)
 

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bts_lightning.allocator import give_back_freed_memory, is_out_of_memory
 from bts_lightning.errors import UserError
 from bts_lightning.inference.averages import Averages
 from bts_lightning.inference.clock import Clock, stage
@@ -19,6 +18,7 @@ from bts_lightning.inference.convolutions import OneDNN
 from bts_lightning.inference.protocol import AUTOCAST, Protocol
 from bts_lightning.inference.windows import Windows, lay_out
 from bts_lightning.losses import SegmentationLoss
+from bts_lightning.memory import give_back_freed_memory, is_out_of_memory
 from bts_lightning.modalities import Subset, subset_name, subsets_within
 from bts_lightning.networks.backbone import Backbone, Features
 

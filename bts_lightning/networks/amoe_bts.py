@@ -10,13 +10,7 @@ from torch import Tensor, nn
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Backbone, Features, Output
-from bts_lightning.networks.experts import (
-    GAM_DROPOUT,
-    ExpertMemory,
-    Experts,
-    GlobalModule,
-    Mixer,
-)
+from bts_lightning.networks.experts import GAM_DROPOUT, ExpertMemory, Experts, GlobalModule, Mixer
 from bts_lightning.networks.pyramid import encode_each
 
 DEEPEST = 4

@@ -1,19 +1,15 @@
 """U-HeMIS and U-HVED: four small encoders, fused at each scale by statistics over modalities."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bts_lightning.modalities import MODALITIES, SUBSETS
+from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Backbone, Features, Output
-from bts_lightning.networks.presence import full_precision, is_shared, stack_pyramids
-
-# The clip of the official log-variances, and what keeps their inverse finite (U-HVED).
-LOG_VARIANCE_LIMIT = 50.0
-EPSILON = 1e-7
+from bts_lightning.networks.presence import stack_pyramids
 
 
 class UHeMIS(Backbone):
@@ -76,116 +72,6 @@ class UHeMIS(Backbone):
         return torch.cat([mean, deviation.square().sum(dim=1) / count], dim=1)
 
 
-class UHVED(Backbone):
-    """Fuse Gaussians of the present modalities and a standard normal prior by their product.
-
-    Dorent et al.: Hetero-Modal Variational Encoder-Decoder for Joint Modality Completion and
-    Segmentation, MICCAI 2019. Official code: github.com/ReubenDo/U-HVED (MIT, TensorFlow); met
-    number by number in the PyTorch port of the IM-Fuse benchmark (fbbd48e).
-
-    Deviations: evaluation takes the posterior mean, as the port does (the original draws a sample).
-    The penalties are taken over the modalities that were encoded, so that cases with absent images
-    can train; with four images they are the original's: over each scale the mean of the divergence
-    of the full posterior from that of each proper subset, plus the mean of the divergence of each
-    subset's posterior from the prior; and the squared error of each reconstructed modality.
-    In training the image is carried as a fifth level, for the reconstruction to be compared with.
-
-    Args:
-        width: channels of the first block; they double with each halving.
-        kl_weight: of the divergences; 0 leaves them out.
-        reconstruction_weight: of the squared errors; 0 leaves out the four decoders as well.
-        fusion: `mean` in place of `sample` trains without sampling.
-        out_channels: 3 for regions, 4 for labels.
-    """
-
-    divisor = 8
-    least_width = 2
-    fused_levels = (0, 1, 2, 3)
-    learns_from_dropped = True  # posterior and reconstruction are those of all modalities
-    shares_decoding = True
-
-    def __init__(
-        self,
-        *,
-        width: int = 8,
-        kl_weight: float = 0.1,
-        reconstruction_weight: float = 0.1,
-        fusion: Literal["sample", "mean"] = "sample",
-        out_channels: int = 4,
-    ) -> None:
-        super().__init__(out_channels, width=width)
-        self.kl_weight = kl_weight
-        self.reconstruction_weight = reconstruction_weight
-        self.fusion = fusion
-        widths = [width * 2**level for level in self.fused_levels]
-        halves = [w // 2 for w in widths]
-        self.encoders = nn.ModuleList(Encoder(widths, widths) for _ in MODALITIES)
-        self.decoder = Decoder(halves, widths, out_channels)
-        self.reconstructions = nn.ModuleList(
-            Decoder(halves, widths, 1) for _ in MODALITIES if reconstruction_weight
-        )
-
-    @classmethod
-    def small(cls) -> dict[str, Any]:
-        """Give arguments of the same wiring that run in a blink."""
-        return {"width": 4}
-
-    def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
-        """Give means and log-variances of each modality, side by side, per scale."""
-        levels = encode_each(self.encoders, image)
-        if self.training and self.reconstruction_weight:
-            levels = (*levels, image.unsqueeze(2))
-        return levels
-
-    def decode(self, features: Features) -> Output:
-        """Fuse each scale, sample in training, and decode."""
-        if not self.training and is_shared(features.levels):
-            return Output(self._decode_case(features))
-        fused = [self._fuse(features, level) for level in self.fused_levels]
-        logits = self.decoder(fused)
-        penalties = {}
-        if self.training and self.kl_weight:
-            penalties["kl"] = self.kl_weight * self._divergence(features)
-        if self.training and self.reconstruction_weight:
-            penalties["reconstruction"] = self.reconstruction_weight * self._error(features, fused)
-        return Output(logits, penalties=penalties)
-
-    def _fuse(self, features: Features, level: int) -> Tensor:
-        x, present = features.levels[level], features.present[level]
-        mean, precision = posterior(*experts(x, present), present)
-        if self.training and self.fusion == "sample":
-            mean = mean + torch.randn_like(mean) * precision.rsqrt()
-        return mean.to(x.dtype)
-
-    def _decode_case(self, features: Features) -> Tensor:
-        """Decode the subsets of one case, whose Gaussians are products of the same factors."""
-        everything = torch.ones_like(features.real[:1])
-        factors = [experts(features.levels[level][:1], everything) for level in self.fused_levels]
-        rows = []
-        for row in range(len(features.real)):
-            fused = []
-            for level, (weighted, precision) in zip(self.fused_levels, factors, strict=True):
-                some = features.present[level][row].nonzero().flatten().tolist()
-                total = torch.stack([precision[:, m] for m in some]).sum(dim=0).add_(1)
-                mean = torch.stack([weighted[:, m] for m in some]).sum(dim=0).div_(total)
-                fused.append(mean.to(features.levels[level].dtype))
-            rows.append(self.decoder(fused))
-        return torch.cat(rows)
-
-    def _divergence(self, features: Features) -> Tensor:
-        own = features.original or features
-        levels = [subset_divergence(own.levels[level], own.real) for level in self.fused_levels]
-        return torch.stack(levels).mean()
-
-    def _error(self, features: Features, fused: Sequence[Tensor]) -> Tensor:
-        image, real = features.levels[4].squeeze(2), features.real
-        ours = torch.cat([decoder(fused) for decoder in self.reconstructions], dim=1)
-        keep = real.view(*real.shape, 1, 1, 1)
-        error = torch.where(keep, full_precision(ours) - image, 0).square()
-        voxels = image[0, 0].numel()
-        return error.sum() / (real.sum() * voxels)
-
-
 class Encoder(nn.Module):
     """Encode one modality into four levels; `outputs` are their channels, finest first."""
 
@@ -243,57 +129,3 @@ def double_convolution(inputs: int, width: int, outputs: int) -> nn.Sequential:
 def encode_each(encoders: nn.ModuleList, image: Tensor) -> tuple[Tensor, ...]:
     """Run each encoder on its modality and stack the results, per level B×4×C×D×H×W."""
     return stack_pyramids(lambda m: encoders[m](image[:, m : m + 1]))
-
-
-def experts(x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Give precision-weighted means and precisions of the kept modalities, zeros for the others.
-
-    In full precision: 1 / (exp(-50) + 1e-7) and exp(50) are both beyond half.
-    """
-    flags = keep.view(*keep.shape, 1, 1, 1, 1)
-    mean, log_variance = torch.where(flags, full_precision(x), 0).chunk(2, dim=2)
-    log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
-    precision = torch.where(flags, 1 / (log_variance.exp() + EPSILON), 0)
-    return mean * precision, precision
-
-
-def posterior(weighted: Tensor, precision: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Multiply the Gaussians of the kept modalities and the prior; give mean and precision."""
-    flags = keep.view(*keep.shape, 1, 1, 1, 1)
-    total = 1 + torch.where(flags, precision, 0).sum(dim=1)
-    return torch.where(flags, weighted, 0).sum(dim=1) / total, total
-
-
-def subset_divergence(x: Tensor, real: Tensor) -> Tensor:
-    """Say how far apart the posteriors of the subsets of the real modalities are, at one scale.
-
-    The mean over proper subsets of KL(full posterior ‖ posterior of the subset), plus the mean over
-    all subsets of KL(posterior of the subset ‖ prior), averaged over voxels, channels and samples.
-    """
-    gaussians = experts(x, real)
-    full = posterior(*gaussians, real)
-    spread = prior = counted = counted_proper = torch.zeros(len(x), device=x.device)
-    for subset in SUBSETS:
-        flags = torch.tensor(subset, device=x.device)
-        possible = (real | ~flags).all(dim=1)
-        proper = possible & (real & ~flags).any(dim=1)
-        part = posterior(*gaussians, real & flags)
-        spread = spread + torch.where(proper, divergence(full, part), 0)
-        prior = prior + torch.where(possible, divergence_from_prior(part), 0)
-        counted_proper = counted_proper + proper
-        counted = counted + possible
-    return (spread / counted_proper.clamp_min(1) + prior / counted).mean()
-
-
-def divergence(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
-    """Give KL(one ‖ other) of Gaussians (mean, precision), averaged within each sample."""
-    (mean, precision), (other_mean, other_precision) = one, other
-    ratio = other_precision / precision
-    squares = other_precision * (mean - other_mean).square()
-    return 0.5 * (ratio - ratio.log() + squares - 1).flatten(1).mean(dim=1)
-
-
-def divergence_from_prior(gaussian: tuple[Tensor, Tensor]) -> Tensor:
-    """Give KL(gaussian ‖ standard normal), averaged within each sample."""
-    mean, precision = gaussian
-    return 0.5 * (1 / precision + precision.log() + mean.square() - 1).flatten(1).mean(dim=1)

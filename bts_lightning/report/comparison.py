@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bts_lightning.files import write_whole
 from bts_lightning.modalities import dots, parse_subset
 from bts_lightning.report.paired import ALPHA, COMPARED, Paired, remarks
 from bts_lightning.report.plots import forest, shown
 from bts_lightning.report.statistics import Estimate
-from bts_lightning.report.table import REGION_NAMES, write_whole
+from bts_lightning.report.table import REGION_NAMES
 
 
 @dataclass(frozen=True)

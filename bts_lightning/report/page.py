@@ -12,8 +12,8 @@ import numpy as np
 from bts_lightning.modalities import COMPLETE, MODALITIES, SHOWN_AS, subset_name
 from bts_lightning.report import grids, sections
 from bts_lightning.report.embed import embed
+from bts_lightning.report.facts import brief, policy
 from bts_lightning.report.plots import COLOURS, shown, signed
-from bts_lightning.report.protocol import brief, policy
 from bts_lightning.report.published import WARNING, read_published
 from bts_lightning.report.shapley import case_values
 from bts_lightning.report.slices import CaseSlices

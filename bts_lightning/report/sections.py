@@ -6,9 +6,9 @@ from html import escape
 import numpy as np
 
 from bts_lightning.modalities import COMPLETE, subset_name
+from bts_lightning.report.facts import facts
 from bts_lightning.report.grids import between
 from bts_lightning.report.plots import COLOURS, bars, distributions, ranges
-from bts_lightning.report.protocol import facts
 from bts_lightning.report.shapley import case_values
 from bts_lightning.report.statistics import Estimate, bootstrap
 from bts_lightning.report.summary import Summary, count_cases

@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.orientations import aff2axcodes
 
 from bts_lightning.errors import DataError
-from bts_lightning.report.table import write_whole
+from bts_lightning.files import write_whole
 
 FOLDER = "slices"
 

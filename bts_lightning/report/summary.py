@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bts_lightning.modalities import MODALITIES, SHOWN_AS, parse_subset
-from bts_lightning.report.protocol import facts, policy, unscored
+from bts_lightning.report.facts import facts, policy, unscored
 from bts_lightning.report.statistics import REPLICATES, Bootstrap, Estimate, bootstrap, groups
 from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES, EvaluationTable
 

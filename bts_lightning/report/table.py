@@ -1,6 +1,5 @@
 """The evaluation table: one row per case × subset × region, read, checked and laid out as grids."""
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,18 +98,6 @@ def read_rows(file: Path) -> pd.DataFrame:
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as fault:
         raise DataError(f"{file}: not a readable table ({fault}); evaluate again") from fault
-
-
-def write_whole(file: Path, content: str | bytes) -> Path:
-    """Write a file so that a reader finds the old one or the new one, never half of one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return file
 
 
 def _canonical(name: object, source: str) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bts_lightning.files import write_whole
+from bts_lightning.report.facts import read_protocol
 from bts_lightning.report.page import page
-from bts_lightning.report.protocol import read_protocol
 from bts_lightning.report.slices import CaseSlices, load_slices
 from bts_lightning.report.summary import latex, markdown, summarise
-from bts_lightning.report.table import EvaluationTable, write_whole
+from bts_lightning.report.table import EvaluationTable
 
 
 def write_report(

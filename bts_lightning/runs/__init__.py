@@ -1,0 +1,31 @@
+"""Run folders: where a training keeps its configuration, checkpoints, logs and evaluations."""
+
+from bts_lightning.runs.folder import (
+    RUN_VARIABLE,
+    RUNS,
+    best_checkpoint,
+    check_split,
+    checkpoints,
+    config_file,
+    find_run,
+    is_run,
+    new_run,
+    refuse_another,
+    require_data,
+    save_config,
+)
+
+__all__ = [
+    "RUNS",
+    "RUN_VARIABLE",
+    "best_checkpoint",
+    "check_split",
+    "checkpoints",
+    "config_file",
+    "find_run",
+    "is_run",
+    "new_run",
+    "refuse_another",
+    "require_data",
+    "save_config",
+]

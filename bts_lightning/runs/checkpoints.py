@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import nn
+
+from bts_lightning.config.merge import one_line
+from bts_lightning.errors import UserError
 
 ALMOST_NOTHING = 2**20  # bytes
 
@@ -67,3 +71,31 @@ def _moved(value: Any, old: str, new: str) -> Any:
     if isinstance(value, str) and Path(value).is_relative_to(old):
         return str(Path(new) / Path(value).relative_to(old))
     return value
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain values; a broken or foreign one is named."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no checkpoint {file}") from error
+    except Exception as error:
+        raise UserError(
+            f"{file} cannot be read ({one_line(error).partition('. ')[0]}); truncated?"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UserError(f"{file} is not a checkpoint of a training: it has no state_dict")
+    return content
+
+
+def load_weights(task: nn.Module, checkpoint: dict[str, Any], file: Path) -> None:
+    """Load weights into a task that was built for them, or say in one line that it was not."""
+    try:
+        task.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip(" \t.")
+        reason = reason if len(reason) < 250 else f"{reason[:200]} …"
+        raise UserError(
+            f"{file} was trained with another network than this configuration builds ({reason}); "
+            "use the config.yaml that stands with it"
+        ) from error

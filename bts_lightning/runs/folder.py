@@ -1,31 +1,24 @@
 """Run folders: where a training keeps its configuration, checkpoints, logs and evaluations."""
 
-import json
 import os
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from bts_lightning.config.merge import join
 from bts_lightning.data.splits import PARTS, Part, Split
 from bts_lightning.errors import UserError
-from bts_lightning.merge import join, one_line
+from bts_lightning.files import write_whole
 
 # How one process tells those that Lightning starts for the other devices where the run lives.
 RUN_VARIABLE = "BTS_RUN"
 RUNS = Path("runs")
-PACKAGES = ("bts_lightning", "torch", "lightning", "torchio", "numpy", "simpleitk", "torchmetrics")
 
 
 def new_run(experiment: str, root: Path = RUNS) -> Path:
@@ -111,33 +104,7 @@ def config_file(run: Path) -> Path:
 
 def save_config(run: Path, config: DictConfig) -> None:
     """Keep the merged configuration with the run."""
-    write_text(run / "config.yaml", OmegaConf.to_yaml(config))
-
-
-class Provenance(Callback):
-    """Write down what made a run: code, versions, machine, data and split."""
-
-    def __init__(self, run: Path, config: DictConfig) -> None:
-        self.run = run
-        self.config = config
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write once the data are known."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        check_split(self.run, data, PARTS)
-        if not trainer.is_global_zero:
-            return
-        facts = {
-            "commit": commit(),
-            "versions": versions(),
-            "machine": machine(),
-            "processes": trainer.world_size,
-            "network": type(pl_module.net).__name__,
-            "data_fingerprint": data.fingerprint,
-            "split": {"name": data.split.name, "fingerprint": data.split.lists_fingerprint},
-        }
-        write_text(self.run / "provenance.json", json.dumps(facts, indent=2) + "\n")
-        data.split.save(self.run / "split.json")
+    write_whole(run / "config.yaml", OmegaConf.to_yaml(config))
 
 
 def check_split(run: Path, data: Any, parts: Sequence[Part]) -> None:
@@ -179,78 +146,6 @@ def checkpoints(run: Path) -> list[Path]:
     best = run / "checkpoints" / "best.ckpt"
     found = sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
     return [*found, *([best] if best.is_file() else [])]
-
-
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain values; a broken or foreign one is named."""
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no checkpoint {file}") from error
-    except Exception as error:
-        raise UserError(
-            f"{file} cannot be read ({one_line(error).partition('. ')[0]}); truncated?"
-        ) from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(f"{file} is not a checkpoint of a training: it has no state_dict")
-    return content
-
-
-def load_weights(task: nn.Module, checkpoint: dict[str, Any], file: Path) -> None:
-    """Load weights into a task that was built for them, or say in one line that it was not."""
-    try:
-        task.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip(" \t.")
-        reason = reason if len(reason) < 250 else f"{reason[:200]} …"
-        raise UserError(
-            f"{file} was trained with another network than this configuration builds ({reason}); "
-            "use the config.yaml that stands with it"
-        ) from error
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
-
-
-def commit() -> str | None:
-    """Name the commit of the code, with `+` if files were changed since."""
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        state = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    if head.returncode != 0:
-        return None
-    return head.stdout.strip() + ("+" if state.stdout.strip() else "")
-
-
-def versions() -> dict[str, str]:
-    """List the versions of the packages that can change a result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """Describe the devices without naming the machine."""
-    cuda = torch.cuda.is_available()
-    return {
-        "system": platform.system(),
-        "cpus": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "cuda": torch.version.cuda if cuda else None,
-    }
 
 
 def _job_name() -> str | None:

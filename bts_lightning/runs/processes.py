@@ -1,18 +1,20 @@
 """Trainings in processes of their own: started, watched, stopped, and found again after a crash."""
 
+import ctypes
 import json
 import os
 import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from bts_lightning.runs import write_text
+from bts_lightning.files import write_whole
 
 # A worker elsewhere that has not been heard of for so long is dead; longer than a disk may hang.
 SILENT_AFTER = 300.0
@@ -87,7 +89,7 @@ def leave_sign(run: Path, training: int | None = None) -> None:
         "worker": _identity(os.getpid()),
         "training": _identity(training) if training else before.get("training"),
     }
-    write_text(run / _BEACON, json.dumps(sign) + "\n")
+    write_whole(run / _BEACON, json.dumps(sign) + "\n")
 
 
 def take_sign_away(run: Path) -> None:
@@ -195,3 +197,16 @@ def _signal(pid: int, number: signal.Signals) -> None:
     # The whole group: the processes of the other devices too.
     with suppress(ProcessLookupError):
         os.killpg(pid, number)
+
+
+# Number of Linux's prctl(2).
+_PARENT_DEATH_SIGNAL = 1
+
+
+def end_with_parent() -> None:
+    """Let Linux end this process with the one that started it, in whatever way that one ends.
+
+    A rank that has lost the first one waits for it, on a GPU for minutes, and holds its memory.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))

@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bts_lightning.compare import Evaluation, compare_evaluations
 from bts_lightning.errors import UserError
+from bts_lightning.files import write_whole
 from bts_lightning.modalities import dots, parse_subset
-from bts_lightning.report.protocol import policy, read_protocol
+from bts_lightning.report.evaluations import Evaluation, compare_evaluations
+from bts_lightning.report.facts import policy, read_protocol
 from bts_lightning.report.statistics import groups
-from bts_lightning.report.table import KEYS, METRICS, REGION_NAMES, EvaluationTable, write_whole
+from bts_lightning.report.table import KEYS, METRICS, REGION_NAMES, EvaluationTable
 
 # Metric: heading, factor from the table's unit to the printed one.
 _SHOWN = {"dice": ("Dice (%)", 100.0), "hd95": ("HD95 (mm)", 1.0)}

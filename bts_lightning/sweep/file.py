@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bts_lightning import config as configuration
+from bts_lightning.config.merge import SEARCH, is_override
 from bts_lightning.errors import ConfigError, did_you_mean
-from bts_lightning.hyperband import Hyperband, read_hyperband
-from bts_lightning.merge import SEARCH, is_override
-from bts_lightning.sweep_space import Parameter, read_parameters
+from bts_lightning.sweep.hyperband import Hyperband, read_hyperband
+from bts_lightning.sweep.space import Parameter, read_parameters
 
 Method = Literal["grid", "random", "bayes"]
 Goal = Literal["minimize", "maximize"]

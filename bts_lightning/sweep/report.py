@@ -11,10 +11,10 @@ import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from bts_lightning.report.table import write_whole
-from bts_lightning.sweep_plots import draw_choices, draw_curves, draw_points, draw_shares
-from bts_lightning.sweep_space import Parameter
-from bts_lightning.sweep_store import Store, number_of
+from bts_lightning.files import write_whole
+from bts_lightning.sweep.plots import draw_choices, draw_curves, draw_points, draw_shares
+from bts_lightning.sweep.space import Parameter
+from bts_lightning.sweep.store import Store, number_of
 
 _NAMES = {
     TrialState.COMPLETE: "done",

@@ -14,9 +14,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
-from bts_lightning.processes import is_from_elsewhere, is_worked_on, leave_sign
-from bts_lightning.sweep_file import Sweep
-from bts_lightning.sweep_space import cells
+from bts_lightning.runs.processes import is_from_elsewhere, is_worked_on, leave_sign
+from bts_lightning.sweep.file import Sweep
+from bts_lightning.sweep.space import cells
 
 # A trial whose worker died so often takes its machine down; nobody runs it again.
 ATTEMPTS = 3

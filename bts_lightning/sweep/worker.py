@@ -13,13 +13,14 @@ from rich.live import Live
 from rich.table import Table
 
 from bts_lightning import runs
+from bts_lightning.config.merge import is_override
 from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.files import write_whole
 from bts_lightning.loggers import read_metrics
-from bts_lightning.merge import is_override
-from bts_lightning.processes import Training, end_orphan, reason, sigterm_as_interrupt
-from bts_lightning.sweep_file import EXPERIMENT, Sweep
-from bts_lightning.sweep_report import counts, short, shown_path, state_name, write_result
-from bts_lightning.sweep_store import Job, Store, number_of
+from bts_lightning.runs.processes import Training, end_orphan, reason, sigterm_as_interrupt
+from bts_lightning.sweep.file import EXPERIMENT, Sweep
+from bts_lightning.sweep.report import counts, short, shown_path, state_name, write_result
+from bts_lightning.sweep.store import Job, Store, number_of
 
 _LOOK_EVERY = 1.0
 # How often an idle place asks whether another worker has died meanwhile.
@@ -240,7 +241,7 @@ def _keep(folder: Path, sweep: Sweep, words: Sequence[str]) -> None:
     text = OmegaConf.to_yaml({"experiment": list(words), "sweep": dict(sweep.tree)})
     file = folder / "sweep.yaml"
     if not file.exists():
-        runs.write_text(file, text)
+        write_whole(file, text)
     # The number of trials may be raised later.
     elif _without_cap(file.read_text(encoding="utf-8")) != _without_cap(text):
         raise ConfigError(

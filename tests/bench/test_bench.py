@@ -16,14 +16,10 @@ import torch
 
 from bts_lightning import config
 from bts_lightning.bench import (
-    FAMILIES,
     arithmetic,
-    device_for,
     loader,
-    main,
     metrics,
     page,
-    parse,
     peers,
     recipes,
     subsets,
@@ -33,6 +29,7 @@ from bts_lightning.bench.naive import segment_naively, write_volume
 from bts_lightning.bench.race import spread_masks
 from bts_lightning.bench.recipes import Recipe
 from bts_lightning.bench.result import (
+    FAMILIES,
     Claim,
     Result,
     Table,
@@ -44,6 +41,7 @@ from bts_lightning.bench.result import (
     shown,
 )
 from bts_lightning.bench.timing import Timing, failures, take_turns
+from bts_lightning.commands.bench import device_for, main, parse
 from bts_lightning.errors import UserError
 from bts_lightning.inference import Protocol, segment
 from bts_lightning.modalities import COMPLETE, SUBSETS, parse_subset
@@ -194,7 +192,7 @@ def test_one_row_leaves_the_results_of_the_whole_alone(tmp_path: Path) -> None:
         main([*words[:-1], "theirs", "--no-peers", "--device=cpu"])
 
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="a wheel has no docs")

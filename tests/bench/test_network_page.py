@@ -3,7 +3,7 @@
 import pytest
 
 from bts_lightning import config
-from bts_lightning.network_table import cost, main, share_of_one, training_memory
+from bts_lightning.bench.network_page import cost, main, share_of_one, training_memory
 
 
 @pytest.mark.parametrize(

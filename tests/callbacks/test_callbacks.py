@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bts_lightning import runs
 from bts_lightning.loggers import read_metrics
+from bts_lightning.runs.checkpoints import read_checkpoint
 from tests.tiny_training import NOT_VALIDATED, TINY, the_run, train
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -48,7 +48,7 @@ def test_validation_logs_every_cell_and_keeps_the_best(phantom: Path) -> None:
         assert len(curves[name]) == 2
     cells = [name for name in curves if re.fullmatch(r"val/[a-z0-9+]+/dice/(WT|TC|ET)", name)]
     assert len(cells) == 45
-    best = runs.read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"]
+    best = read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"]
     scores = [value for _, value in curves["val/dice/mean"]]
     assert scores[best] == max(scores)
     assert len(list((run / "overlays").glob("*.png"))) == 2

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bts_lightning import runs
 from bts_lightning.loggers import read_metrics
+from bts_lightning.runs.checkpoints import read_checkpoint
 from tests.tiny_training import NOT_VALIDATED, TINY, final, the_run, train, weights
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -70,7 +70,7 @@ def test_a_signal_in_the_last_step_of_all_lets_the_training_end(phantom: Path) -
     assert train(*words) == 0
     run = the_run()
     assert read_metrics(run / "logs/metrics.csv")["val/dice/mean"]
-    assert runs.read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"] == 1
+    assert read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"] == 1
 
 
 def test_a_signal_before_the_first_step_is_no_success(

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from bts_lightning.__main__ import main
-from bts_lightning.compare import compare
+from bts_lightning.commands.compare import compare
 from bts_lightning.errors import UserError
 from bts_lightning.report.paired import pair
 from bts_lightning.report.table import EvaluationTable

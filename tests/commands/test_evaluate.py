@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from bts_lightning.__main__ import main
-from bts_lightning.compare import compare
-from bts_lightning.data.phantom import write_phantom
+from bts_lightning.commands.compare import compare
+from bts_lightning.commands.evaluate import evaluate
+from bts_lightning.data.phantom.write import write_phantom
 from bts_lightning.errors import UserError
-from bts_lightning.evaluate import evaluate
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bts_lightning import runs
 from bts_lightning.loggers import read_metrics
+from bts_lightning.runs.checkpoints import read_checkpoint
 from tests.tiny_training import TINY
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def start(folder: Path, *words: str, leads_group: bool = False) -> subprocess.Popen[str]:
@@ -36,7 +36,7 @@ def the_run(folder: Path) -> Path:
 
 def final(run: Path) -> dict[str, torch.Tensor]:
     newest = max((run / "checkpoints").glob("epoch_*.ckpt"))
-    return dict(runs.read_checkpoint(newest)["state_dict"])
+    return dict(read_checkpoint(newest)["state_dict"])
 
 
 def wait_for_step(folder: Path, process: subprocess.Popen[str], step: int) -> None:
@@ -139,4 +139,4 @@ def test_a_full_disk_is_one_line_and_leaves_whole_checkpoints(
     line = next(line for line in printed.splitlines() if line.startswith("error: "))
     assert "no space left" in line.lower()
     for file in (the_run(small_disk) / "checkpoints").glob("*.ckpt"):
-        runs.read_checkpoint(file)
+        read_checkpoint(file)

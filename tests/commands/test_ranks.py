@@ -36,7 +36,7 @@ def bts(*words: str, folder: Path, code: int = 0) -> str:
     Gives what was printed as errors, by all ranks.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("BTS_", "PL_"))}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
         [sys.executable, "-m", "bts_lightning", *words],
         cwd=folder,

@@ -13,10 +13,11 @@ from rich.console import Console
 from bts_lightning import config, runs
 from bts_lightning.__main__ import main
 from bts_lightning.loggers import read_metrics
+from bts_lightning.runs.checkpoints import read_checkpoint
 from tests.tiny_training import NOT_VALIDATED, TINY, final, the_run, train
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 # What stands before or after an experiment that is no training by itself; a teacher is a run of
@@ -45,7 +46,7 @@ MARKS = {
 
 def small(words: list[str]) -> list[str]:
     """Shrink the network of an experiment as its class says."""
-    from bts_lightning.targets import find_class
+    from bts_lightning.config.targets import find_class
 
     node: Any = config.load(words).net
     return [f"net.{k}={v}" for k, v in find_class(node._target_, "net").small().items()]
@@ -79,7 +80,7 @@ def test_every_experiment_fits_resumes_and_evaluates(
     assert train(*words) == 0, capsys.readouterr().err
     run = the_run()
     assert train(str(run), "trainer.max_epochs=2") == 0, capsys.readouterr().err
-    assert runs.read_checkpoint(max((run / "checkpoints").glob("epoch_*.ckpt")))["epoch"] == 1
+    assert read_checkpoint(max((run / "checkpoints").glob("epoch_*.ckpt")))["epoch"] == 1
     assert main(["evaluate", str(run), "--device", "cpu"]) == 0, capsys.readouterr().err
     table = pd.read_csv(run / "evaluation" / "test" / "cases.csv")
     assert len(table) == table.case.nunique() * 3 * 3
@@ -167,7 +168,7 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoint(phantom: Path) -> None:
             state["best_k_models"] = dict.fromkeys(state["best_k_models"], torch.tensor(1.0))
     torch.save(content, newest)
     assert train(str(run), "trainer.max_epochs=2") == 0
-    assert runs.read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"] == 0
+    assert read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"] == 0
 
 
 def test_data_that_have_grown_cannot_mix_up_the_parts_of_a_run(
@@ -208,7 +209,7 @@ def test_a_terminal_gets_the_bar_that_is_named_and_a_file_none(
     other = "callbacks.progress._target_=lightning.pytorch.callbacks.TQDMProgressBar"
     assert train(*words, other) == 0
     assert "epoch 1/1" in capsys.readouterr().out
-    monkeypatch.setattr("bts_lightning.train.console", Console(force_terminal=True))
+    monkeypatch.setattr("bts_lightning.commands.train.console", Console(force_terminal=True))
     assert train(*words, other) == 0
     assert "epoch 1/1" not in capsys.readouterr().out
     assert train(*words, "callbacks.progress=null") == 0

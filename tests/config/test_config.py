@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bts_lightning.config import SUPPLIED, build, check, load, show
+from bts_lightning.config.build import SUPPLIED, as_yaml, build, check, load
 from bts_lightning.errors import ConfigError
 from tests import parts
 
@@ -186,7 +186,7 @@ def test_an_argument_that_no_yaml_lists_can_be_set(read):
 
 def test_references_are_kept_in_the_yaml_and_followed_when_built(read):
     config = read("small aligned net.width=4")
-    assert "net: ${net}" in show(read("small"))
+    assert "net: ${net}" in as_yaml(read("small"))
     assert build(config.task).net.backbone.width == 4
 
 
@@ -367,6 +367,6 @@ def test_a_plain_mapping_builds_as_well():
 def test_a_saved_experiment_reads_as_the_same(read, tmp_path):
     config = read("small aligned fast net.width=4")
     file = tmp_path / "saved.yaml"
-    file.write_text(show(config))
+    file.write_text(as_yaml(config))
     assert load([str(file)]) == config
     assert isinstance(build(load([str(file)]).task), parts.Task)

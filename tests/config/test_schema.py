@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Protocol, TypedDict, U
 
 import pytest
 
-from bts_lightning.schema import (
+from bts_lightning.config.schema import (
     REQUIRED,
     Argument,
     MisfitError,

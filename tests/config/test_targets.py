@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bts_lightning import targets
+from bts_lightning.config import targets
 from bts_lightning.errors import ConfigError
 
 

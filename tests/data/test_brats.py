@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bts_lightning.data.brats import Case, find_cases
-from bts_lightning.data.reading import BrokenCaseError, read_volumes
-from bts_lightning.data.ready import load_case, read_images
+from bts_lightning.data.cache.reading import BrokenCaseError, read_volumes
+from bts_lightning.data.cache.ready import load_case, read_images
+from bts_lightning.data.layouts.find import Case, find_cases
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES
 from tests.data import datasets
@@ -62,7 +62,7 @@ def _written(case: Case) -> tuple[bool, str]:
 
 
 def test_names_of_each_release() -> None:
-    from bts_lightning.data.layouts import _CLASSIC, _MODERN
+    from bts_lightning.data.layouts.folders import _CLASSIC, _MODERN
 
     assert _CLASSIC.fullmatch("Brats17_2013_2_1_t1ce")
     assert _MODERN.fullmatch("BraTS-SSA-00002-000-t2f")

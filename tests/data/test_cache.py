@@ -15,8 +15,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bts_lightning.data.brats import find_cases
-from bts_lightning.data.cache import (
+from bts_lightning.data.cache.geometry import box_around, grown
+from bts_lightning.data.cache.normalise import Recipe
+from bts_lightning.data.cache.prediction import write_probabilities
+from bts_lightning.data.cache.prepare import (
     CachedCase,
     build,
     fingerprint,
@@ -24,10 +26,8 @@ from bts_lightning.data.cache import (
     read_images,
     write_prediction,
 )
-from bts_lightning.data.geometry import box_around, grown
-from bts_lightning.data.normalise import Recipe
-from bts_lightning.data.prediction import write_probabilities
-from bts_lightning.data.ready import load_case
+from bts_lightning.data.cache.ready import load_case
+from bts_lightning.data.layouts.find import find_cases
 from bts_lightning.errors import DataError
 from tests.data import datasets
 from tests.data.datasets import AFFINE, SIZE, brain, tumour, volume, write_case, write_image

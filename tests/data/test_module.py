@@ -11,8 +11,9 @@ from lightning import Callback, LightningModule, Trainer
 
 from bts_lightning.availability import Uniform15
 from bts_lightning.data.augment import Noise
-from bts_lightning.data.cache import CachedCase
-from bts_lightning.data.module import BratsDataModule, CaseLoader
+from bts_lightning.data.cache.prepare import CachedCase
+from bts_lightning.data.cases import CaseLoader
+from bts_lightning.data.module import BratsDataModule
 from bts_lightning.errors import ConfigError
 
 # Lightning 2.6 asks torch 2.13 about tree leaves in the old way.

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from bts_lightning.data import phantom_anatomy
-from bts_lightning.data.phantom import case_files, case_name, generate_case, write_phantom
-from bts_lightning.data.phantom_space import (
+from bts_lightning.data.phantom import anatomy as phantom_anatomy
+from bts_lightning.data.phantom.space import (
     affine,
     control_grid,
     head_grid,
     interpolate,
     smooth_noise,
 )
+from bts_lightning.data.phantom.write import case_files, case_name, generate_case, write_phantom
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES, Modality
 

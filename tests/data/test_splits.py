@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bts_lightning.data.cache import prepare
+from bts_lightning.data.cache.prepare import prepare
 from bts_lightning.data.splits import PARTS, Split, fold_split, random_split, split_from
 from bts_lightning.errors import ConfigError, DataError
 from tests.data import datasets

@@ -23,7 +23,7 @@ def every_network() -> list[Any]:
 @pytest.mark.parametrize("node", every_network())
 @pytest.mark.parametrize("training", [True, False])
 def test_the_head_of_every_network_is_found(node: Any, training: bool) -> None:
-    from bts_lightning.targets import find_class
+    from bts_lightning.config.targets import find_class
 
     small = find_class(node._target_, "net").small()
     net: Backbone = config.build(OmegaConf.merge(node, small)).train(training)

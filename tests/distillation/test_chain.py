@@ -16,15 +16,15 @@ import torch
 
 from bts_lightning import runs
 from bts_lightning.__main__ import main
-from bts_lightning.config import build
+from bts_lightning.config.build import build
 from bts_lightning.data.module import BratsDataModule
-from bts_lightning.distill.claim import Claim, judge
-from bts_lightning.distill.gap import Gap, Moments, measure_gaps
-from bts_lightning.distill.joint import join_students
-from bts_lightning.distill.pages import html, markdown
-from bts_lightning.distill.plan import Plan, make_plan
-from bts_lightning.distill.result import check_teachers
 from bts_lightning.distillation import DistillationTask, Teacher
+from bts_lightning.distillation.chain.claim import Claim, judge
+from bts_lightning.distillation.chain.gap import Gap, Moments, measure_gaps
+from bts_lightning.distillation.chain.joint import join_students
+from bts_lightning.distillation.chain.pages import html, markdown
+from bts_lightning.distillation.chain.plan import Plan, make_plan
+from bts_lightning.distillation.chain.result import check_teachers
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.inference import Protocol
 from bts_lightning.modalities import REGIONS

@@ -9,15 +9,14 @@ from omegaconf import OmegaConf
 
 from bts_lightning import config, runs
 from bts_lightning.__main__ import main
-from bts_lightning.data.cached_case import CachedCase
+from bts_lightning.data.cache.cached_case import CachedCase
 from bts_lightning.data.module import BratsDataModule
 from bts_lightning.data.splits import PARTS, Split
-from bts_lightning.distillation import (
-    Teacher,
-)
+from bts_lightning.distillation import Teacher
 from bts_lightning.errors import ConfigError
 from bts_lightning.losses import RegionLoss
 from bts_lightning.networks.unet import UNet
+from bts_lightning.runs.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 TINY = [
@@ -59,7 +58,7 @@ def test_a_student_trains_stops_and_resumes_with_its_teacher(
     assert train(*words) == 0
     run = the_run()
     assert train(str(run), "trainer.max_epochs=2") == 0, capsys.readouterr().err
-    last = [runs.read_checkpoint(max((r / "checkpoints").glob("epoch_*"))) for r in (straight, run)]
+    last = [read_checkpoint(max((r / "checkpoints").glob("epoch_*"))) for r in (straight, run)]
     assert all("teacher" not in name for name in last[0]["state_dict"])
     assert last[1]["teacher"]["run"] == str(teacher)
     assert all(torch.equal(v, last[1]["state_dict"][n]) for n, v in last[0]["state_dict"].items())

@@ -6,12 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bts_lightning.distillation import (
-    AnchorTerm,
-    LogitTerm,
-    PrototypeTerm,
-    Term,
-)
+from bts_lightning.distillation import AnchorTerm, LogitTerm, PrototypeTerm, Term
 from bts_lightning.distillation.answer import Answer
 from bts_lightning.distillation.terms import neighbourhood, similarities
 from bts_lightning.errors import ConfigError

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from bts_lightning.modalities import MODALITIES, SHOWN_AS
-from bts_lightning.networks.a2fseg import A2FSeg
+from bts_lightning.networks.a2fseg.network import A2FSeg
 from bts_lightning.networks.backbone import Backbone, Features
 from bts_lightning.networks.layers import ContractingPath, halving_widths
 from tests.networks.conformity import Recorded

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bts_lightning.modalities import MODALITIES, SHOWN_AS
 from bts_lightning.networks.backbone import Backbone, Features
-from bts_lightning.networks.hemis import UHVED, experts, posterior
+from bts_lightning.networks.uhved import UHVED, experts, posterior
 from tests.networks.conformity import Recorded
 
 

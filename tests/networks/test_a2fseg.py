@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from bts_lightning.modalities import SUBSETS
-from bts_lightning.networks import a2fseg, local_fusion
-from bts_lightning.networks.a2fseg import A2FSeg, from_official
+from bts_lightning.networks.a2fseg import local_fusion
+from bts_lightning.networks.a2fseg import network as a2fseg
+from bts_lightning.networks.a2fseg.modality_attention import Variant
+from bts_lightning.networks.a2fseg.network import A2FSeg, from_official
 from bts_lightning.networks.layers import deep_weights
-from bts_lightning.networks.modality_attention import Variant
 
 DEAD = 14_025_120  # the fusion decoder's unused encoder, as counted in the official network
 

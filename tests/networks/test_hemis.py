@@ -8,9 +8,9 @@ from torch import Tensor
 
 from bts_lightning.modalities import SUBSETS
 from bts_lightning.networks.backbone import Features
-from bts_lightning.networks.hemis import (
+from bts_lightning.networks.hemis import UHeMIS
+from bts_lightning.networks.uhved import (
     UHVED,
-    UHeMIS,
     divergence,
     divergence_from_prior,
     experts,

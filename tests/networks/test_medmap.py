@@ -9,13 +9,14 @@ from torch import Tensor
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import SUBSETS, Subset
-from bts_lightning.networks.a2fseg import A2FSeg
+from bts_lightning.networks.a2fseg.network import A2FSeg
 from bts_lightning.networks.amoe_bts import AMoEBTS
 from bts_lightning.networks.backbone import Backbone, Features
-from bts_lightning.networks.hemis import UHVED, UHeMIS
+from bts_lightning.networks.hemis import UHeMIS
 from bts_lightning.networks.medmap import MedMAP
 from bts_lightning.networks.mmformer import MMFormer
 from bts_lightning.networks.rfnet import RFNet
+from bts_lightning.networks.uhved import UHVED
 from bts_lightning.networks.unet import UNet
 
 HOSTS: list[type[Any]] = [A2FSeg, AMoEBTS, MMFormer, RFNet, UHeMIS, UHVED]

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bts_lightning.commands.report import main
 from bts_lightning.errors import DataError, UserError
-from bts_lightning.report import main
 from bts_lightning.report.page import findings, page
 from bts_lightning.report.summary import summarise
 from bts_lightning.report.table import EvaluationTable

@@ -9,6 +9,8 @@ import torch
 
 from bts_lightning import runs
 from bts_lightning.errors import UserError
+from bts_lightning.files import write_whole
+from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -90,19 +92,19 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path):
     torch.save({"state_dict": {"x": torch.zeros(1000)}}, file)
     file.write_bytes(file.read_bytes()[:900])
     with pytest.raises(UserError, match=r"last\.ckpt cannot be read .* truncated"):
-        runs.read_checkpoint(file)
+        read_checkpoint(file)
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path):
     file = tmp_path / "evil.ckpt"
     torch.save({"state_dict": {}, "callback": os.system}, file)
     with pytest.raises(UserError, match=r"evil\.ckpt cannot be read"):
-        runs.read_checkpoint(file)
+        read_checkpoint(file)
 
 
 def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="trained with another network") as caught:
-        runs.load_weights(
+        load_weights(
             torch.nn.Linear(2, 2), {"state_dict": {"other": torch.zeros(1)}}, tmp_path / "a.ckpt"
         )
     assert "\n" not in str(caught.value)
@@ -121,7 +123,7 @@ def test_checkpoints_are_listed_newest_first_and_best_last(tmp_path: Path):
 
 def test_a_text_file_is_replaced_whole(tmp_path: Path):
     file = tmp_path / "a" / "table.csv"
-    runs.write_text(file, "old")
-    runs.write_text(file, "new")
+    write_whole(file, "old")
+    write_whole(file, "new")
     assert file.read_text() == "new"
     assert [p.name for p in file.parent.iterdir()] == ["table.csv"]

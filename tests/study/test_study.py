@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bts_lightning import processes, runs, study
+from bts_lightning.commands import study
 from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.files import write_whole
 from bts_lightning.report.paired import pair
 from bts_lightning.report.table import EvaluationTable
-from bts_lightning.study_report import Result, pooled, spread, write_study
+from bts_lightning.runs import processes
+from bts_lightning.study import work
+from bts_lightning.study.plan import Unit, plan_study
+from bts_lightning.study.report import Result, pooled, spread, write_study
 from tests.report.synthetic import protocol, rows
-from tests.test_local_sweep import TRAINING, wait_for
+from tests.tiny_training import TRAINING, wait_for
 
 
 @pytest.fixture
@@ -33,8 +37,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def plan(*words: str) -> list[study.Unit]:
-    return study._plan(*study._parser().parse_known_intermixed_args(list(words)))[1]
+def plan(*words: str) -> list[Unit]:
+    return plan_study(*study._parser().parse_known_intermixed_args(list(words)))[1]
 
 
 def test_every_seed_meets_every_experiment_and_fold(here: Path):
@@ -86,8 +90,8 @@ def test_other_overrides_in_the_same_folder_are_refused(here: Path):
 def test_a_failure_is_told_whole_and_leaves_nobody_at_work(
     here: Path, capsys: pytest.CaptureFixture[str]
 ):
-    units = [study.Unit(f"no[{n}]", 0, None, here / n, (f"no[{n}]",)) for n in ("other", "such")]
-    assert study._work(units, only=1) == 1
+    units = [Unit(f"no[{n}]", 0, None, here / n, (f"no[{n}]",)) for n in ("other", "such")]
+    assert work.work(units, Console(), only=1) == 1
     said = capsys.readouterr().out
     assert "2/2 no[such], seed 0" in said
     assert "failed: bts train: no experiment is named 'no[such]'" in said
@@ -100,12 +104,12 @@ def test_a_task_outwaits_a_machine_that_died_with_it(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(processes, "SILENT_AFTER", 1.0)
-    monkeypatch.setattr(study, "_ASK_EVERY", 0.1)
-    unit = study.Unit("nope", 0, None, here / "nope", ("nope",))
-    runs.write_text(unit.run / "worker.json", '{"host": "gone", "worker": "1:2", "training": null}')
-    assert study._work([unit]) == 1
+    monkeypatch.setattr(work, "_ASK_EVERY", 0.1)
+    unit = Unit("nope", 0, None, here / "nope", ("nope",))
+    write_whole(unit.run / "worker.json", '{"host": "gone", "worker": "1:2", "training": null}')
+    assert work.work([unit], Console()) == 1
     assert "somebody works on it; left out" in capsys.readouterr().out
-    assert study._work([unit], only=0) == 1
+    assert work.work([unit], Console(), only=0) == 1
     assert "no experiment is named 'nope'" in capsys.readouterr().out
 
 
@@ -113,10 +117,10 @@ def test_going_on_trusts_the_packages_that_the_beginning_did(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ):
     given: list[tuple[str, ...]] = []
-    monkeypatch.setattr(study, "_run", lambda unit, *words: given.append(words))
+    monkeypatch.setattr(work, "_run", lambda unit, console, *words: given.append(words))
     (unit,) = plan("tiny", "--seeds", "1", "data.root=.", "--allow", "mine")
-    runs.write_text(unit.run / "config.yaml", "")
-    study._bring_on(unit)
+    write_whole(unit.run / "config.yaml", "")
+    work._bring_on(unit, Console())
     assert given == [(verb, str(unit.run), "--allow", "mine") for verb in ("train", "evaluate")]
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bts_lightning.config.merge import SEARCH
 from bts_lightning.errors import ConfigError
-from bts_lightning.merge import SEARCH
-from bts_lightning.sweep import share_gpus
-from bts_lightning.sweep_file import check_sweep, find_sweep, read_sweep
+from bts_lightning.runs.devices import share_gpus
+from bts_lightning.sweep.file import check_sweep, find_sweep, read_sweep
 
 SHIPPED = sorted(next(f / "sweeps" for f in SEARCH if (f / "sweeps").is_dir()).glob("*.yaml"))
 # The experiment that a file is about, where it is not the one of its name.

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bts_lightning.errors import ConfigError
-from bts_lightning.hyperband import Hyperband, read_hyperband
+from bts_lightning.sweep.hyperband import Hyperband, read_hyperband
 
 
 def test_rungs_from_the_first_grow_by_eta():

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from bts_lightning.errors import ConfigError
-from bts_lightning.sweep_space import DISTRIBUTIONS, Parameter, cells, read_parameters
+from bts_lightning.sweep.space import DISTRIBUTIONS, Parameter, cells, read_parameters
 
 
 def one(entry: dict[str, Any]) -> Parameter:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.test_local_sweep import TRAINING
+from tests.tiny_training import TRAINING
 from tests.wandb_server import serve
 
 # A trial that logs as a training does, without one.

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.local_sweep import run_local
-from bts_lightning.processes import Training, reason
-from bts_lightning.sweep_file import read_sweep
-from bts_lightning.sweep_store import Store, number_of
+from bts_lightning.runs.processes import Training, reason
+from bts_lightning.sweep.file import read_sweep
+from bts_lightning.sweep.store import Store, number_of
+from bts_lightning.sweep.worker import run_local
+from tests.tiny_training import TRAINING, wait_for
 
 # Logs a curve that ends in 1 - (x - 3)², as a training would, and does what the values ask for.
 PROGRAM = """
@@ -229,14 +229,6 @@ def start(file: Path, *words: str) -> subprocess.Popen[bytes]:
         signal.signal(signal.SIGINT, before)
 
 
-def wait_for(file: Path, seconds: float = 60) -> str:
-    until = time.monotonic() + seconds
-    while not file.exists() or not file.read_text().endswith("\n"):
-        assert time.monotonic() < until, f"{file} did not appear"
-        time.sleep(0.1)
-    return file.read_text()
-
-
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -309,16 +301,6 @@ def test_a_poisonous_trial_is_not_tried_forever(tmp_path: Path):
         started.append(job.values)
         (job.run / "worker.json").unlink()
     assert started == [{"x": 3}] * 3
-
-
-TRAINING = """
-extends: [unet_small]
-net: {width: 4, poolings: 2}
-data: {patch: 16, batch_size: 1, steps_per_epoch: 2, workers: 0, foreground: 0.0, augment: null}
-trainer: {accelerator: cpu, max_epochs: 1, check_val_every_n_epoch: 1, precision: 32-true}
-evaluation: {window: 32, mirror: false}
-callbacks: {overlays: null}
-"""
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bts_lightning.data.geometry import Geometry
+from bts_lightning.data.cache.geometry import Geometry
 from bts_lightning.modalities import Region, Subset
 
 DESCRIPTION = "case.json"

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bts_lightning.data.geometry import Box, box_around, grown
-from bts_lightning.data.reading import Volumes
+from bts_lightning.data.cache.geometry import Box, box_around, grown
+from bts_lightning.data.cache.reading import Volumes
 from bts_lightning.modalities import MODALITIES
 
 Normalisation = Literal["zscore", "legacy_rfnet"]

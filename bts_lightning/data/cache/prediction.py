@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bts_lightning.data.nifti import write_nifti
-from bts_lightning.data.ready import ReadyCase
+from bts_lightning.data.cache.nifti import write_nifti
+from bts_lightning.data.cache.ready import ReadyCase
 
 
 def write_prediction(case: ReadyCase, label_map: NDArray[np.uint8], out: Path) -> None:

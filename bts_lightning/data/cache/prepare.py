@@ -14,15 +14,15 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bts_lightning.data.brats import find_cases
-from bts_lightning.data.cached_case import CachedCase
-from bts_lightning.data.case import Case, DataSet, Fault
-from bts_lightning.data.nifti import count_voxels
-from bts_lightning.data.normalise import Crop, Normalisation, Recipe
-from bts_lightning.data.prediction import write_prediction
-from bts_lightning.data.reading import BrokenCaseError
-from bts_lightning.data.ready import load_case, read_images
-from bts_lightning.data.storage import ensure, is_current
+from bts_lightning.data.cache.cached_case import CachedCase
+from bts_lightning.data.cache.nifti import count_voxels
+from bts_lightning.data.cache.normalise import Crop, Normalisation, Recipe
+from bts_lightning.data.cache.prediction import write_prediction
+from bts_lightning.data.cache.reading import BrokenCaseError
+from bts_lightning.data.cache.ready import load_case, read_images
+from bts_lightning.data.cache.storage import ensure, is_current
+from bts_lightning.data.layouts.case import Case, DataSet, Fault
+from bts_lightning.data.layouts.find import find_cases
 from bts_lightning.errors import DataError
 
 # All that the rest of the package needs of a data set on disk, from one place.

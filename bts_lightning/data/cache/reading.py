@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bts_lightning.data.case import Case, Fault
-from bts_lightning.data.nifti import Nifti, UnreadableError, read_nifti
+from bts_lightning.data.cache.nifti import Nifti, UnreadableError, read_nifti
+from bts_lightning.data.layouts.case import Case, Fault
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import Modality
 

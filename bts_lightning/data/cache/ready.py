@@ -8,11 +8,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bts_lightning.data.case import Case
-from bts_lightning.data.geometry import Geometry
-from bts_lightning.data.layouts import LABEL_VALUES, LabelScheme
-from bts_lightning.data.normalise import Recipe, normalise
-from bts_lightning.data.reading import read_volumes
+from bts_lightning.data.cache.geometry import Geometry
+from bts_lightning.data.cache.normalise import Recipe, normalise
+from bts_lightning.data.cache.reading import read_volumes
+from bts_lightning.data.layouts.case import Case
+from bts_lightning.data.layouts.folders import LABEL_VALUES, LabelScheme
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES, REGIONS, Modality, Region, Subset
 

@@ -16,10 +16,10 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bts_lightning.data.cached_case import DESCRIPTION, CachedCase
-from bts_lightning.data.case import Case
-from bts_lightning.data.normalise import Recipe
-from bts_lightning.data.ready import MemoryCase, load_case
+from bts_lightning.data.cache.cached_case import DESCRIPTION, CachedCase
+from bts_lightning.data.cache.normalise import Recipe
+from bts_lightning.data.cache.ready import MemoryCase, load_case
+from bts_lightning.data.layouts.case import Case
 from bts_lightning.errors import DataError
 
 # Locks and unfinished cases, out of the way of the finished ones.

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from bts_lightning.data.case import Case, DataSet
-from bts_lightning.data.layouts import LABEL_VALUES, images_below
+from bts_lightning.data.layouts.case import Case, DataSet
+from bts_lightning.data.layouts.folders import LABEL_VALUES, images_below
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES, Modality
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from bts_lightning.data.case import Case, DataSet, Fault
-from bts_lightning.data.decathlon import read_decathlon
-from bts_lightning.data.layouts import read_folders
-from bts_lightning.data.manifest import read_manifest
+from bts_lightning.data.layouts.case import Case, DataSet, Fault
+from bts_lightning.data.layouts.decathlon import read_decathlon
+from bts_lightning.data.layouts.folders import read_folders
+from bts_lightning.data.layouts.manifest import read_manifest
 from bts_lightning.errors import DataError
 
 __all__ = ["Case", "DataSet", "Fault", "find_cases"]

@@ -7,15 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from bts_lightning.data.case import Case, DataSet, Fault
-from bts_lightning.modalities import (
-    BACKGROUND,
-    ENHANCING,
-    MODALITIES,
-    NECROSIS,
-    OEDEMA,
-    Modality,
-)
+from bts_lightning.data.layouts.case import Case, DataSet, Fault
+from bts_lightning.modalities import BACKGROUND, ENHANCING, MODALITIES, NECROSIS, OEDEMA, Modality
 
 LabelScheme = Literal["brats2021", "brats2023", "brats2024", "decathlon"]
 

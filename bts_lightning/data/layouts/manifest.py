@@ -6,8 +6,8 @@ from io import StringIO
 from pathlib import Path
 from typing import cast, get_args
 
-from bts_lightning.data.case import Case, DataSet, Fault
-from bts_lightning.data.layouts import LABEL_VALUES, LabelScheme
+from bts_lightning.data.layouts.case import Case, DataSet, Fault
+from bts_lightning.data.layouts.folders import LABEL_VALUES, LabelScheme
 from bts_lightning.errors import DataError, did_you_mean
 from bts_lightning.modalities import MODALITIES
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bts_lightning.data.phantom_space import (
+from bts_lightning.data.phantom.space import (
     Array,
     Box,
     Grid,

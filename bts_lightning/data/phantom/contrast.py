@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bts_lightning.data.phantom_anatomy import Tissues
-from bts_lightning.data.phantom_space import Array, Grid, smooth_noise
-from bts_lightning.data.phantom_tumour import Compartments
+from bts_lightning.data.phantom.anatomy import Tissues
+from bts_lightning.data.phantom.space import Array, Grid, smooth_noise
+from bts_lightning.data.phantom.tumour import Compartments
 from bts_lightning.modalities import MODALITIES, Modality
 
 

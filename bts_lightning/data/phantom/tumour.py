@@ -7,8 +7,8 @@ import SimpleITK as sitk  # noqa: N813 (its own documentation imports it so)
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bts_lightning.data.phantom_anatomy import STEP, Atlas, Tissues, move, sample
-from bts_lightning.data.phantom_space import (
+from bts_lightning.data.phantom.anatomy import STEP, Atlas, Tissues, move, sample
+from bts_lightning.data.phantom.space import (
     FULL_SIZE,
     Array,
     Box,

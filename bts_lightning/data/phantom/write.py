@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bts_lightning.data import phantom_space
-from bts_lightning.data.phantom_anatomy import blurred_atlas, draw_warp, load_atlas, make_tissues
-from bts_lightning.data.phantom_contrast import render
-from bts_lightning.data.phantom_space import FULL_SIZE, head_grid
-from bts_lightning.data.phantom_tumour import draw_tumour, grow, push_aside
-from bts_lightning.data.preview import contact_sheet
+from bts_lightning.data.phantom import space as phantom_space
+from bts_lightning.data.phantom.anatomy import blurred_atlas, draw_warp, load_atlas, make_tissues
+from bts_lightning.data.phantom.contrast import render
+from bts_lightning.data.phantom.preview import contact_sheet
+from bts_lightning.data.phantom.space import FULL_SIZE, head_grid
+from bts_lightning.data.phantom.tumour import draw_tumour, grow, push_aside
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES, Modality
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bts_lightning.distill.gap import Gap
+from bts_lightning.distillation.chain.gap import Gap
 from bts_lightning.errors import UserError
 from bts_lightning.report.statistics import Estimate, bootstrap, holm, signed_rank
 from bts_lightning.report.table import EvaluationTable

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from bts_lightning.data.cache import CachedCase
+from bts_lightning.data.cache.prepare import CachedCase
 from bts_lightning.distillation.answer import HeadWatch
 from bts_lightning.inference import Protocol
 from bts_lightning.inference.windows import lay_out

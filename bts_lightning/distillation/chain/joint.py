@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from bts_lightning.errors import UserError
-from bts_lightning.report.protocol import read_protocol
-from bts_lightning.report.table import EvaluationTable, read_rows, write_whole
+from bts_lightning.files import write_whole
+from bts_lightning.report.facts import read_protocol
+from bts_lightning.report.table import EvaluationTable, read_rows
 from bts_lightning.report.write import write_report
 
 # These tell one student from another; all else must be the same for a table to make sense.

@@ -7,9 +7,9 @@ from importlib.resources import files
 
 import numpy as np
 
-from bts_lightning.distill.claim import Claim, Gain
-from bts_lightning.distill.gap import HEAD
-from bts_lightning.distill.plan import ARMS, Plan
+from bts_lightning.distillation.chain.claim import Claim, Gain
+from bts_lightning.distillation.chain.gap import HEAD
+from bts_lightning.distillation.chain.plan import ARMS, Plan
 from bts_lightning.modalities import dots, parse_subset
 from bts_lightning.report.comparison import p_value
 from bts_lightning.report.paired import ALPHA

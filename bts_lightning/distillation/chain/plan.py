@@ -12,12 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.availability import Only, Uniform15
+from bts_lightning.config.targets import find_class
 from bts_lightning.distillation import AnchorTerm, DistillationTask
 from bts_lightning.distillation.answer import Answer
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.modalities import COMPLETE, MODALITIES, subset_name
 from bts_lightning.networks.backbone import Backbone
-from bts_lightning.targets import find_class
 from bts_lightning.task import SegmentationTask
 
 Students = Literal["per_subset", "shared"]

@@ -9,14 +9,16 @@ from rich.console import Console
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
-from bts_lightning.distill.claim import judge
-from bts_lightning.distill.gap import Gap, measure_gaps
-from bts_lightning.distill.joint import join_students
-from bts_lightning.distill.pages import html, markdown, summary
-from bts_lightning.distill.plan import ALIGNED_TEACHER, TEACHER, Plan
 from bts_lightning.distillation import Teacher
+from bts_lightning.distillation.chain.claim import judge
+from bts_lightning.distillation.chain.gap import Gap, measure_gaps
+from bts_lightning.distillation.chain.joint import join_students
+from bts_lightning.distillation.chain.pages import html, markdown, summary
+from bts_lightning.distillation.chain.plan import ALIGNED_TEACHER, TEACHER, Plan
 from bts_lightning.errors import UserError
-from bts_lightning.report.table import EvaluationTable, write_whole
+from bts_lightning.files import write_whole
+from bts_lightning.report.table import EvaluationTable
+from bts_lightning.runs.checkpoints import read_checkpoint
 
 
 def write_result(plan: Plan, part: str, device: torch.device, console: Console) -> Path:
@@ -55,7 +57,7 @@ def check_teachers(plan: Plan) -> None:
 
 
 def _taught_by(run: Path) -> str | None:
-    teacher = runs.read_checkpoint(runs.best_checkpoint(run)).get("teacher")
+    teacher = read_checkpoint(runs.best_checkpoint(run)).get("teacher")
     return teacher["sha256"] if teacher else None
 
 

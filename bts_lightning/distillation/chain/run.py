@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from bts_lightning import runs
-from bts_lightning.distill.plan import Plan, Stage
+from bts_lightning.distillation.chain.plan import Plan, Stage
 from bts_lightning.errors import UserError
-from bts_lightning.processes import (
+from bts_lightning.files import write_whole
+from bts_lightning.runs.processes import (
     Training,
     end_orphan,
     is_worked_on,
@@ -118,7 +119,7 @@ class Chain:
         took = f"{time.monotonic() - job.began:.0f} s"
         self.console.print(f"{place} {stage.name:24} {_DONE[job.verb]} in {took}", markup=False)
         if job.verb == "train":
-            runs.write_text(stage.run / _TRAINED, f"{time.strftime('%FT%T')}\n")
+            write_whole(stage.run / _TRAINED, f"{time.strftime('%FT%T')}\n")
             self._start(stage, "evaluate")
 
     def _stop(self) -> None:

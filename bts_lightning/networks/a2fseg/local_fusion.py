@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bts_lightning.networks.a2fseg.modality_attention import ModalityAttention
 from bts_lightning.networks.layers import bias_of
-from bts_lightning.networks.modality_attention import ModalityAttention
 from bts_lightning.networks.presence import full_precision
 
 # Of what the subsets share, at a time. A whole window of 128³ would need 5 GB in full precision.

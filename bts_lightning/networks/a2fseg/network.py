@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.a2fseg.local_fusion import SHARED_BYTES, attend, average_heads
+from bts_lightning.networks.a2fseg.modality_attention import ModalityAttention, Once, Variant
 from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
 from bts_lightning.networks.layers import (
     Block,
@@ -16,8 +18,6 @@ from bts_lightning.networks.layers import (
     halving_widths,
     initialise,
 )
-from bts_lightning.networks.local_fusion import SHARED_BYTES, attend, average_heads
-from bts_lightning.networks.modality_attention import ModalityAttention, Once, Variant
 from bts_lightning.networks.presence import (
     Presence,
     is_nobody,

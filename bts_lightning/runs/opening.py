@@ -1,0 +1,25 @@
+"""Open a run: its configuration and its trained task."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from bts_lightning import config as configuration
+from bts_lightning import runs
+from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
+from bts_lightning.task import SegmentationTask
+
+
+def load_run(run: Path, words: Sequence[str] = (), allow: Sequence[str] = ()) -> DictConfig:
+    """Read the configuration that a run was trained with, and override it."""
+    config = configuration.load([str(runs.config_file(run)), *words], allow=allow)
+    configuration.check(config, supplied=configuration.SUPPLIED)
+    return config
+
+
+def load_task(config: DictConfig, checkpoint: Path) -> SegmentationTask:
+    """Build the task of a configuration with the weights of a checkpoint."""
+    task: SegmentationTask = configuration.build(config.task)
+    load_weights(task, read_checkpoint(checkpoint), checkpoint)
+    return task.eval()

@@ -1,0 +1,146 @@
+"""What a study trains: experiments × seeds × folds."""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from bts_lightning import config as configuration
+from bts_lightning import runs
+from bts_lightning.config.merge import is_override
+from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.files import write_whole
+
+STUDIES = Path("studies")
+
+
+SEVERAL = "name the experiments in one word, as: bts study \"rfnet a2fseg 'rfnet medmap'\""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training of a study with its evaluation; `words` are those of `bts train`."""
+
+    experiment: str
+    seed: int
+    fold: int | None
+    run: Path
+    words: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """Say which one it is."""
+        return f"{self.experiment}, seed {self.seed}" + (f", fold {self.fold}" if self.fold else "")
+
+    @property
+    def is_trained(self) -> bool:
+        """Say whether its training has come to its end."""
+        return (self.run / "trained").is_file()
+
+    @property
+    def evaluation(self) -> Path | None:
+        """Name its evaluation, once that is whole."""
+        folder = self.run / "evaluation" / "test"
+        return folder if (folder / "cases.csv").is_file() else None
+
+
+def plan_study(args: argparse.Namespace, rest: Sequence[str]) -> tuple[Path, list[Unit]]:
+    """List the trainings of a study, after all that can be wrong with them was looked for."""
+    overrides = [*args.words, *rest]
+    if not (args.experiments or "").strip():
+        raise UserError(SEVERAL)
+    for word in overrides:
+        if not is_override(word):
+            raise UserError(
+                f"unknown option {word}; see: bts study --help"
+                if word.startswith("-")
+                else f"{word} is no key=value; {SEVERAL}"
+            )
+        key = word.lstrip("-").partition("=")[0]
+        if key == "seed" or (key == "data.split" and args.folds):
+            raise UserError(f"{word}: a study sets {key} itself; use --seeds and --folds")
+    if args.seeds < 1:
+        raise UserError(f"--seeds is {args.seeds}; give 1 or more")
+    if args.folds is not None and args.folds < 3:
+        raise UserError(f"--folds is {args.folds}; one tests, one validates, so give 3 or more")
+    try:
+        experiments = [tuple(group.split()) for group in shlex.split(args.experiments)]
+    except ValueError:
+        raise UserError(f"{args.experiments}: a quote is not closed; {SEVERAL}") from None
+    names = [_file_name("+".join(group)) for group in experiments]
+    if len(set(names)) < len(names):
+        raise UserError(f"{args.experiments}: an experiment stands there twice")
+    for group in experiments:
+        config = configuration.load([*group, *overrides], allow=args.allow)
+        configuration.check(config, supplied=configuration.SUPPLIED)
+        if not args.slurm:
+            runs.require_data(config)
+    folder = args.folder / _file_name(args.name or "_".join(names))
+    _keep(folder, {"overrides": overrides, "folds": args.folds})
+    allowed = [part for package in args.allow for part in ("--allow", package)]
+    # Seeds outermost: after the first round each experiment has been trained on every fold.
+    units = [
+        _unit(folder, group, seed, fold, args.folds, (*overrides, *allowed))
+        for seed in range(args.seeds)
+        for group in experiments
+        for fold in (range(1, args.folds + 1) if args.folds else [None])
+    ]
+    return folder, units
+
+
+def _unit(
+    folder: Path,
+    group: tuple[str, ...],
+    seed: int,
+    fold: int | None,
+    folds: int | None,
+    words: tuple[str, ...],
+) -> Unit:
+    own = [f"seed={seed}", *([f"data.split=fold {fold} of {folds}"] if fold else [])]
+    name = f"seed-{seed}" + (f"_fold-{fold}" if fold else "")
+    experiment = "+".join(group)
+    return Unit(
+        experiment, seed, fold, folder / _file_name(experiment) / name, (*group, *own, *words)
+    )
+
+
+def _keep(folder: Path, facts: dict[str, object]) -> None:
+    """Keep what all trainings share, and refuse to mix two studies."""
+    text, file = OmegaConf.to_yaml(facts), folder / "study.yaml"
+    if not file.exists():
+        write_whole(file, text)
+    elif file.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            f"{folder} holds a study with other overrides or folds (see {file}); name this one "
+            "with --name, or delete it"
+        )
+
+
+def slurm_script(words: list[str], folder: Path, count: int) -> str:
+    rest = [word for word in words if word != "--slurm"]
+    line = shlex.join(["bts", "study", *rest])
+    command = shlex.join([sys.executable, "-m", "bts_lightning", "study", *rest])
+    return f"""#!/bin/bash
+#SBATCH --job-name={folder.name}
+#SBATCH --array=0-{count - 1}
+#SBATCH --ntasks=1
+#SBATCH --gpus-per-task=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=SIGUSR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output={folder}/slurm-%a.log
+# One training with its evaluation a task; what is finished ends at once, what was stopped goes on.
+# When all are done, this writes the table: {line}
+cd {shlex.quote(str(Path.cwd()))}
+srun {command} --only "$SLURM_ARRAY_TASK_ID\""""
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", text)
