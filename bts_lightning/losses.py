@@ -30,7 +30,9 @@ class SegmentationLoss(nn.Module, ABC):
                 f"build the network with out_channels={self.channels}"
             )
         if logits.shape[2:] != label.shape[1:]:
-            label = F.interpolate(label.unsqueeze(1), logits.shape[2:], mode="nearest").squeeze(1)
+            label = F.interpolate(
+                label.unsqueeze(1), logits.shape[2:], mode="nearest-exact"
+            ).squeeze(1)
         if valid is None:
             valid = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         # Sums over two million voxels are beyond half precision.
@@ -146,7 +148,9 @@ class LabelLoss(SegmentationLoss):
         ce: weight of the cross entropy.
         dice: weight of 1 - Dice.
         batch_dice: one Dice for the batch, or the mean over samples.
-        epsilon: added to the denominator of Dice.
+        background: let Dice count the background as a class too.
+        smooth: added to numerator and denominator of Dice; MONAI and nnU-Net have 1.0e-5.
+        epsilon: added to the denominator alone.
     """
 
     channels = 4
@@ -159,6 +163,8 @@ class LabelLoss(SegmentationLoss):
         ce: float = 1.0,
         dice: float = 1.0,
         batch_dice: bool = True,
+        background: bool = True,
+        smooth: float = 0.0,
         epsilon: float = 1e-7,
     ) -> None:
         super().__init__()
@@ -167,6 +173,8 @@ class LabelLoss(SegmentationLoss):
         self.ce = ce
         self.dice = dice
         self.batch_dice = batch_dice
+        self.first = 0 if background else 1
+        self.smooth = smooth
         self.epsilon = epsilon
 
     def compare(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
@@ -184,7 +192,12 @@ class LabelLoss(SegmentationLoss):
             total = total + self.ce * mean_of_valid(entropy, valid)
         if self.dice:
             scores = soft_dice(
-                logits.softmax(dim=1), truth, valid, batch=self.batch_dice, epsilon=self.epsilon
+                logits.softmax(dim=1)[:, self.first :],
+                truth[:, self.first :],
+                valid,
+                batch=self.batch_dice,
+                smooth=self.smooth,
+                epsilon=self.epsilon,
             )
             total = total + self.dice * (1 - scores)
         return total

@@ -1,6 +1,6 @@
 """Blocks of nnU-Net, shared by A2FSeg and the early-fusion U-Net."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -44,11 +44,16 @@ class ExpandingPath(nn.Module):
     """Double the resolution step by step and join each level; levels come finest first.
 
     The last of the given levels, the bottleneck, is where it starts and stays as it is. There is a
-    head for each step, or for the `heads` finest ones.
+    head for each step, or for the `heads` finest ones. `second` makes another second block.
     """
 
     def __init__(
-        self, widths: Sequence[int], out_channels: int, *, heads: int | None = None
+        self,
+        widths: Sequence[int],
+        out_channels: int,
+        *,
+        heads: int | None = None,
+        second: Callable[[int], nn.Module] = lambda width: Block(width, width),
     ) -> None:
         super().__init__()
         steps = list(pairwise(widths))
@@ -57,7 +62,7 @@ class ExpandingPath(nn.Module):
             for fine, coarse in steps
         )
         self.joins = nn.ModuleList(
-            nn.Sequential(Block(2 * fine, fine), Block(fine, fine)) for fine, _ in steps
+            nn.Sequential(Block(2 * fine, fine), second(fine)) for fine, _ in steps
         )
         self.heads = nn.ModuleList(
             nn.Conv3d(fine, out_channels, kernel_size=1, bias=False) for fine, _ in steps[:heads]

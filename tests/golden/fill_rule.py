@@ -57,3 +57,11 @@ def make_input(size: int, batch: int = 1) -> Array:
     return (
         0.8 * smooth + 0.5 * noise(np.arange(n) + 7919).reshape(batch, 4, size, size, size)
     ).astype(np.float32)
+
+
+def make_label(size: int) -> Array:
+    """Give the label of the recorded losses, (1, size, size, size) uint8: shells of a ball."""
+    z, y, x = np.ogrid[:size, :size, :size]
+    r = np.sqrt((z - 0.45 * size) ** 2 + (y - 0.5 * size) ** 2 + (x - 0.55 * size) ** 2) / size
+    label = np.select([r < 0.12, r < 0.2, r < 0.34], [1, 3, 2])
+    return label[None].astype(np.uint8)

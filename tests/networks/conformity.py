@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bts_lightning.config import build, load
+from bts_lightning.losses import SegmentationLoss
 from bts_lightning.modalities import subset_name
-from bts_lightning.networks.backbone import Backbone
-from tests.golden.fill_rule import fill, kind_of, make_input, noise
+from bts_lightning.networks.backbone import Backbone, Output
+from bts_lightning.task import SegmentationTask
+from tests.golden.fill_rule import fill, kind_of, make_input, make_label, noise
 
 FOLDER = Path(__file__).parents[1] / "golden"
 # From this many input voxels a file takes minutes on two cores and is left to `make test-all`.
@@ -53,6 +56,23 @@ class Check(Protocol):
         """Compare the mask of this index."""
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """One training pass over the official input, with dropout off.
+
+    Attributes:
+        output: what the network gives.
+        loss: of the network's experiment.
+        label: B×D×H×W.
+        total: what the task of the experiment would learn from.
+    """
+
+    output: Output
+    loss: SegmentationLoss
+    label: Tensor
+    total: Tensor
+
+
 def plain(name: str) -> int:
     """Give the salt of networks whose files are never salted."""
     return 0
@@ -82,6 +102,9 @@ class Recorded:
             network, the features of all four modalities and the features restricted to the mask.
         auxiliary_limit: relative error of the statistics of these.
         salted_limit: the limit for salted files where it differs.
+        experiment: whose loss trains the network.
+        losses: the recorded loss values by the name they have in the file, from a training pass.
+        loss_limit: their error, relative to the value or to 1, whichever is more.
         outliers: share of voxels that may be off by more than 1e-3 standard deviations in salted
             files; None: do not ask.
     """
@@ -98,6 +121,9 @@ class Recorded:
     auxiliary_limit: float | None = None
     salted_limit: float | None = None
     outliers: float | None = None
+    experiment: str = ""
+    losses: Callable[[Lesson], dict[str, Tensor]] | None = None
+    loss_limit: float = 1e-6
     _cache: dict[tuple[Path, torch.dtype], tuple[Backbone, Any]] = field(
         default_factory=dict, compare=False
     )
@@ -157,7 +183,34 @@ class Recorded:
             off = np.abs(taken - expected) > 1e-3 * expected.std()
             rows.append(Row("outliers", float(off.mean()), self.outliers))
         rows += self._inner_rows(golden, index, inner, self.auxiliary_limit or limit)
+        if self.losses is not None:
+            values = self.losses(self._learn(net, config, golden["masks"][index]))
+            for name, expected in zip(
+                golden["loss_names"], golden["loss_values"][index], strict=True
+            ):
+                error = abs(float(values[str(name)]) - expected) / max(1, abs(expected))
+                rows.append(Row(f"loss {name}", error, self.loss_limit))
         return rows
+
+    def _learn(self, net: Backbone, config: dict[str, Any], mask: Array) -> Lesson:
+        """Make one pass as the task of the experiment does."""
+        loss: SegmentationLoss = build(load([self.experiment]).task.loss)
+        task = SegmentationTask(net, loss=loss, optimizer=torch.optim.Adam)
+        size, dtype = config["input"][2], next(net.parameters()).dtype
+        present = torch.from_numpy(mask).unsqueeze(0)
+        batch = {
+            "image": torch.from_numpy(make_input(size)).to(dtype),
+            "label": torch.from_numpy(make_label(size)),
+            "present": present,
+            "available": torch.ones_like(present),
+        }
+        outputs: list[Output] = []
+        hook = net.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        net.training = True  # of the network alone: dropout stays off
+        with torch.no_grad(), hook:
+            total = torch.stack(list(task._step(batch).values())).sum()
+        net.training = False
+        return Lesson(outputs[0], loss, batch["label"], total)
 
     def _inner_rows(
         self, golden: dict[str, Array], index: int, inner: dict[str, Tensor], limit: float
