@@ -1,10 +1,11 @@
 """Losses; each owns the way from logits to probabilities and to the label map."""
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from bts_lightning.modalities import ENHANCING, NECROSIS, OEDEMA, REGIONS
@@ -30,14 +31,12 @@ class SegmentationLoss(nn.Module, ABC):
                 f"build the network with out_channels={self.channels}"
             )
         if logits.shape[2:] != label.shape[1:]:
-            label = F.interpolate(
-                label.unsqueeze(1), logits.shape[2:], mode="nearest-exact"
-            ).squeeze(1)
+            label = shrunk(label, logits.shape[2:])
         if valid is None:
             valid = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         # Sums over two million voxels are beyond half precision.
         with torch.autocast(logits.device.type, enabled=False):
-            chosen = torch.where(valid.view(-1, 1, 1, 1, 1), logits.float(), 0)
+            chosen = torch.where(valid.view(-1, 1, 1, 1, 1), full_precision(logits), 0)
             return torch.where(valid.any(), self.compare(chosen, label, valid), 0)
 
     @abstractmethod
@@ -66,7 +65,8 @@ class RegionLoss(SegmentationLoss):
     Args:
         bce: weight of the binary cross entropy, the mean over voxels, regions and samples.
         dice: weight of 1 - Dice.
-        batch_dice: one Dice for the batch in place of the mean over samples.
+        batch_dice: one Dice for the batch in place of the mean over samples; the batch is that of
+            all ranks together.
         smooth: added to numerator and denominator, so that an empty region found empty scores 1.
         epsilon: added to the denominator alone.
 
@@ -116,7 +116,7 @@ class RegionLoss(SegmentationLoss):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Give a probability for each region."""
-        return logits.float().sigmoid()
+        return full_precision(logits).sigmoid()
 
     def labels(self, probabilities: Tensor) -> Tensor:
         """Paint the label of each region where it is likelier than not, the innermost last."""
@@ -138,7 +138,8 @@ class LabelLoss(SegmentationLoss):
 
     The RFNet family weighs class c of a sample by 1 - its share of the voxels, averages over all
     voxels without dividing by the weights, and takes Dice over the whole batch, background
-    included; a class that does not occur has Dice 0.
+    included; a class that does not occur has Dice 0. NiftyNet (U-HeMIS, U-HVED) has no weights,
+    squares the probabilities in the denominator and adds 1e-5 above and below.
 
     Args:
         cross_entropy: `clamped` takes the logarithm of probabilities limited to 0.005…1, as that
@@ -147,9 +148,10 @@ class LabelLoss(SegmentationLoss):
         weighted: weigh classes as above; otherwise all alike.
         ce: weight of the cross entropy.
         dice: weight of 1 - Dice.
-        batch_dice: one Dice for the batch, or the mean over samples.
+        batch_dice: one Dice for the batch, that of all ranks together, or the mean over samples.
         background: let Dice count the background as a class too.
-        smooth: added to numerator and denominator of Dice; MONAI and nnU-Net have 1.0e-5.
+        squared: square the probabilities in the denominator of Dice.
+        smooth: added to numerator and denominator of Dice; MONAI, nnU-Net and NiftyNet have 1.0e-5.
         epsilon: added to the denominator alone.
     """
 
@@ -164,6 +166,7 @@ class LabelLoss(SegmentationLoss):
         dice: float = 1.0,
         batch_dice: bool = True,
         background: bool = True,
+        squared: bool = False,
         smooth: float = 0.0,
         epsilon: float = 1e-7,
     ) -> None:
@@ -174,6 +177,7 @@ class LabelLoss(SegmentationLoss):
         self.dice = dice
         self.batch_dice = batch_dice
         self.first = 0 if background else 1
+        self.squared = squared
         self.smooth = smooth
         self.epsilon = epsilon
 
@@ -196,6 +200,7 @@ class LabelLoss(SegmentationLoss):
                 truth[:, self.first :],
                 valid,
                 batch=self.batch_dice,
+                squared=self.squared,
                 smooth=self.smooth,
                 epsilon=self.epsilon,
             )
@@ -204,7 +209,7 @@ class LabelLoss(SegmentationLoss):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Give a probability for each label."""
-        return logits.float().softmax(dim=1)
+        return full_precision(logits).softmax(dim=1)
 
     def labels(self, probabilities: Tensor) -> Tensor:
         """Choose the likeliest label."""
@@ -220,6 +225,15 @@ class LabelLoss(SegmentationLoss):
         """Compare label by label; single parts may be negative, their sum is not."""
         log = target.log_softmax(dim=1)
         return log.exp() * (log - logits.log_softmax(dim=1))
+
+
+def shrunk(label: Tensor, size: Sequence[int]) -> Tensor:
+    """Show a label map B×D×H×W in larger voxels: of s along an axis, the one at s/2.
+
+    That is the phase of nnU-Net's targets (scikit-image, order 0). `nearest` takes the first of the
+    s, a shift by half a voxel of the coarse grid.
+    """
+    return F.interpolate(label.unsqueeze(1), tuple(size), mode="nearest-exact").squeeze(1)
 
 
 def regions_of(label: Tensor) -> Tensor:
@@ -241,18 +255,46 @@ def soft_dice(
     valid: Tensor,
     *,
     batch: bool,
+    squared: bool = False,
     smooth: float = 0.0,
     epsilon: float = 0.0,
 ) -> Tensor:
-    """Average Dice over channels, and over the valid samples or over their union."""
+    """Average Dice over channels, and over the valid samples or over the union of all ranks'."""
     shared = (probabilities * truth).flatten(2).sum(dim=2)  # B C
-    sizes = (probabilities + truth).flatten(2).sum(dim=2)
+    predicted = probabilities.square() if squared else probabilities
+    sizes = (predicted + truth).flatten(2).sum(dim=2)
     if batch:
-        keep = valid.unsqueeze(1)
-        shared = torch.where(keep, shared, 0).sum(dim=0, keepdim=True)
-        sizes = torch.where(keep, sizes, 0).sum(dim=0, keepdim=True)
+        both = torch.where(valid.view(-1, 1, 1), torch.stack([shared, sizes], dim=2), 0)
+        shared, sizes = over_ranks(both.sum(dim=0, keepdim=True)).unbind(dim=2)
     scores = ((2 * shared + smooth) / (sizes + smooth + epsilon)).mean(dim=1)
     return scores.squeeze(0) if batch else mean_of_valid(scores, valid)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Give half precision as single, and double as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def over_ranks(sums: Tensor) -> Tensor:
+    """Add up over all ranks; the gradient finds its way back to each."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return sums
+    total: Tensor = _SumOfRanks.apply(sums)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _SumOfRanks(torch.autograd.Function):
+    """An addend counts alike in the sum of every rank, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:
+        total = sums.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return over_ranks(gradient)
 
 
 def mean_of_valid(values: Tensor, valid: Tensor) -> Tensor:

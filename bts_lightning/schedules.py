@@ -33,12 +33,29 @@ class Constant(_Factor):
 
 
 class Poly(_Factor):
-    """Decay as (1 - epoch/epochs)^power: nnU-Net, A2FSeg, RFNet, mmFormer."""
+    """Decay as (1 - epoch/epochs)^power: nnU-Net, A2FSeg, RFNet, mmFormer.
 
-    def __init__(self, optimizer: Optimizer, *, epochs: int, power: float = 0.9) -> None:
+    Args:
+        decimals: round the learning rate itself, as the RFNet family does to 8 decimals.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        epochs: int,
+        power: float = 0.9,
+        decimals: int | None = None,
+    ) -> None:
         self.epochs = _some(epochs)
         self.power = power
+        self.decimals = decimals
         super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Give the learning rate of each parameter group, rounded where that is wanted."""
+        rates = super().get_lr()
+        return rates if self.decimals is None else [round(float(r), self.decimals) for r in rates]
 
     def factor(self, epoch: int) -> float:
         """Give the factor; it stays zero after the last epoch."""
@@ -48,8 +65,9 @@ class Poly(_Factor):
 class WarmupCosine(_Factor):
     """Rise linearly for some epochs, then fall along half a cosine: NestedFormer and AMoE-BTS.
 
-    The official code spends its first epoch at learning rate exactly zero; `zero_start` repeats
-    that, the default begins one step higher.
+    The official code climbs from exactly zero in the first epoch to the top in the last of the
+    warm-up, in steps of 1/(warmup_epochs - 1); `zero_start` repeats that. The default is at the
+    top in that epoch too, but begins one step of 1/warmup_epochs above zero.
     """
 
     def __init__(
@@ -68,7 +86,9 @@ class WarmupCosine(_Factor):
     def factor(self, epoch: int) -> float:
         """Give the factor of the rise or of the fall."""
         if epoch < self.warmup_epochs:
-            return (epoch + (0 if self.zero_start else 1)) / self.warmup_epochs
+            if self.zero_start:
+                return epoch / max(1, self.warmup_epochs - 1)
+            return (epoch + 1) / self.warmup_epochs
         length = max(1, self.epochs - self.warmup_epochs)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - self.warmup_epochs) / length)))
 

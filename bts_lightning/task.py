@@ -124,6 +124,6 @@ class SegmentationTask(LightningModule):
             if extra.valid is not None:
                 # The loss is a mean over valid samples; a sample must weigh the same in any batch,
                 # or two ranks would learn something else than one with both their samples.
-                value = value * extra.valid.float().mean()
+                value = value * extra.valid.to(value.dtype).mean()
             terms[extra.name] = terms[extra.name] + value if extra.name in terms else value
         return terms | output.penalties | self.extra_terms(image, output, batch)

@@ -69,6 +69,13 @@ def test_unweighted_label_loss_is_plain_cross_entropy() -> None:
     torch.testing.assert_close(LabelLoss(weighted=False, dice=0)(logits, LABEL), expected)
 
 
+def test_niftynets_dice_squares_what_is_predicted() -> None:
+    # p = 1/4: 2·(n/4) / (8/16 + n) with 1 added above and below, n = 5, 1, 1, 1.
+    dice = (3.5 / 6.5 + 3 * 1.5 / 2.5) / 4
+    value = LabelLoss(ce=0, squared=True, smooth=1.0, epsilon=0)(torch.zeros(LABELS), LABEL)
+    assert value.item() == pytest.approx(1 - dice, abs=1e-6)
+
+
 def test_label_dice_over_the_batch_gives_absent_classes_zero() -> None:
     label = torch.cat([LABEL, EMPTY])
     loss = LabelLoss(ce=0)
@@ -124,17 +131,21 @@ def test_without_valid_samples_it_is_zero_and_connected(loss: SegmentationLoss) 
 
 
 @pytest.mark.parametrize("loss", [RegionLoss(), LabelLoss()])
-def test_coarse_logits_meet_every_second_voxel(loss: SegmentationLoss) -> None:
+@pytest.mark.parametrize("coarser", [2, 4])
+def test_coarse_logits_meet_the_middle_of_their_cells(loss: SegmentationLoss, coarser: int) -> None:
+    # As nnU-Net's targets do: voxel s·i + s/2, not s·i.
     torch.manual_seed(0)
-    label = torch.randint(4, (1, 4, 4, 4)).to(torch.uint8)
-    logits = torch.randn(1, loss.channels, 2, 2, 2)
-    torch.testing.assert_close(loss(logits, label), loss(logits, label[:, ::2, ::2, ::2]))
+    label = torch.randint(4, (1, 8, 8, 8)).to(torch.uint8)
+    logits = torch.randn(1, loss.channels, *[8 // coarser] * 3)
+    middle = slice(coarser // 2, None, coarser)
+    torch.testing.assert_close(loss(logits, label), loss(logits, label[:, middle, middle, middle]))
 
 
 @pytest.mark.parametrize("loss", [RegionLoss(), LabelLoss()])
 def test_half_precision_logits_are_compared_in_full(loss: SegmentationLoss) -> None:
     torch.manual_seed(0)
     logits = torch.randn(1, loss.channels, 2, 2, 2)
+    assert loss(logits.double(), LABEL).dtype == torch.float64
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(logits, LABEL)
     assert value.dtype == torch.float32

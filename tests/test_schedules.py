@@ -22,14 +22,20 @@ def test_poly_falls_from_the_full_rate_towards_zero():
     assert found == pytest.approx([2.0, 2 * 0.75**0.5, 2 * 0.5**0.5, 1.0, 0.0])
 
 
+def test_poly_rounds_the_rate_itself():
+    # 2·(3/4)^0.9 = 1.54377..., 2·(1/2)^0.9 = 1.07177...
+    assert rates(lambda o: Poly(o, epochs=4, decimals=2), 3) == [2.0, 1.54, 1.07]
+
+
 def test_warmup_cosine_begins_above_zero_and_peaks_after_the_warmup():
     found = rates(lambda o: WarmupCosine(o, epochs=6, warmup_epochs=2), 7)
     assert found == pytest.approx([1.0, 2.0, 2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0])
 
 
 def test_zero_start_spends_the_first_epoch_at_zero_as_the_official_code():
-    found = rates(lambda o: WarmupCosine(o, epochs=4, warmup_epochs=2, zero_start=True), 3)
-    assert found == pytest.approx([0.0, 1.0, 2.0])
+    found = rates(lambda o: WarmupCosine(o, epochs=5, warmup_epochs=3, zero_start=True), 4)
+    assert found == pytest.approx([0.0, 1.0, 2.0, 2.0])
+    assert rates(lambda o: WarmupCosine(o, epochs=5, warmup_epochs=1, zero_start=True), 1) == [0.0]
 
 
 def test_constant_stays():

@@ -229,8 +229,9 @@ class ScaleShift(Transform):
     """Multiply by 1 ± `scale` and add ± `shift`, in units of the z-score.
 
     Args:
-        per: what draws its own numbers. `slice` is each slice across the first axis of a channel,
-            which gives stripes: RFNet, mmFormer and M2FTrans do that, hardly on purpose.
+        per: what draws its own numbers. `sample` is one pair for all channels (MONAI, AMoE-BTS).
+            `slice` is each slice across the first axis of a channel, which gives stripes: RFNet,
+            mmFormer and M2FTrans do that, hardly on purpose.
     """
 
     def __init__(
@@ -239,14 +240,16 @@ class ScaleShift(Transform):
         p: float = 1.0,
         scale: float = 0.1,
         shift: float = 0.1,
-        per: Literal["channel", "slice"] = "channel",
+        per: Literal["sample", "channel", "slice"] = "channel",
     ) -> None:
         super().__init__(p)
         self.scale, self.shift, self.per = scale, shift, per
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         channels, depth = patch.image.shape[:2]
-        shape = (channels, depth if self.per == "slice" else 1, 1, 1)
+        shape = {"sample": (1, 1, 1, 1), "channel": (channels, 1, 1, 1)}.get(
+            self.per, (channels, depth, 1, 1)
+        )
         scale = chance.array((1 - self.scale, 1 + self.scale), shape, patch.image.device)
         shift = chance.array((-self.shift, self.shift), shape, patch.image.device)
         return _in_brain(patch, patch.image * scale + shift)

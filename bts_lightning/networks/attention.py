@@ -26,14 +26,21 @@ class SelfAttention(nn.Module):
         return projected
 
 
+def attention_branch(width: int, *, heads: int, dropout: float) -> nn.Sequential:
+    """Normalise, attend, and drop once more: TransBTS and what is built on it drop twice here."""
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        SelfAttention(width, heads=heads, dropout=dropout),
+        nn.Dropout(dropout),
+    )
+
+
 class TransformerLayer(nn.Module):
     """Attend, then transform each token alone; both on normalised tokens, both residual."""
 
     def __init__(self, width: int, *, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.attend = nn.Sequential(
-            nn.LayerNorm(width), SelfAttention(width, heads=heads, dropout=dropout)
-        )
+        self.attend = attention_branch(width, heads=heads, dropout=dropout)
         self.transform = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, hidden),

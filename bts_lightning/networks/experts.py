@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bts_lightning.networks.attention import SelfAttention, to_tokens, to_volume
+from bts_lightning.networks.attention import attention_branch, to_tokens, to_volume
 
 ExpertMemory = Literal["plain", "checkpoint", "chunked"]
 # Tokens that `chunked` treats at a time: with 6 experts of 256 about 0.4 GB in single precision.
@@ -109,9 +109,7 @@ class GlobalModule(nn.Module):
         self.plain_sum = plain_sum
         self.project = nn.Conv3d(width, width, 1)
         self.positions = nn.Parameter(torch.zeros(1, grid**3, width))
-        self.attend = nn.Sequential(
-            nn.LayerNorm(width), SelfAttention(width, heads=heads, dropout=GAM_DROPOUT)
-        )
+        self.attend = attention_branch(width, heads=heads, dropout=GAM_DROPOUT)
         self.before_experts = nn.LayerNorm(width)
         self.gate = gate
         self.experts = experts

@@ -144,8 +144,9 @@ class RegionFusion(nn.Module):
         # Sums over half a million voxels overflow or round badly in half precision.
         with without_autocast(maps):
             voxels = maps.flatten(2)  # B R V
-            share = voxels.mean(dim=2, keepdim=True)  # B R 1
+            # Not only a guard: the official network reads the share with this added, too.
+            share = voxels.mean(dim=2, keepdim=True) + 1e-7  # B R 1
             flat = full_precision(modalities).flatten(3).flatten(1, 2)  # B (M C) V
-            means = voxels @ flat.transpose(1, 2) / voxels.shape[2] / (share + 1e-7)  # B R (M C)
+            means = voxels @ flat.transpose(1, 2) / voxels.shape[2] / share  # B R (M C)
             described = torch.cat([means, share], dim=2)
             return torch.stack([mlp(described[:, r]) for r, mlp in enumerate(self.weigh)], dim=1)

@@ -28,14 +28,17 @@ class UHVED(Backbone):
     Deviations: evaluation takes the posterior mean, as the port does (the original draws a sample).
     The penalties are taken over the modalities that were encoded, so that cases with absent images
     can train; with four images they are the original's: over each scale the mean of the divergence
-    of the full posterior from that of each proper subset, plus the mean of the divergence of each
-    subset's posterior from the prior; and the squared error of each reconstructed modality.
+    of one posterior from that of each subset, plus the mean of the divergence of each subset's
+    posterior from the prior; and the squared error of each reconstructed modality.
     In training the image is carried as a fifth level, for the reconstruction to be compared with.
 
     Args:
         width: channels of the first block; they double with each halving.
         kl_weight: of the divergences; 0 leaves them out.
         reconstruction_weight: of the squared errors; 0 leaves out the four decoders as well.
+        kl_from: whose posterior the divergences of the subsets start from. The official code takes
+            the `kept` modalities, so that dropped ones are pulled towards these; the paper has all
+            that are `available`, which gives about three quarters of that divergence.
         fusion: `mean` in place of `sample` trains without sampling.
         out_channels: 3 for regions, 4 for labels.
     """
@@ -52,12 +55,14 @@ class UHVED(Backbone):
         width: int = 8,
         kl_weight: float = 0.1,
         reconstruction_weight: float = 0.1,
+        kl_from: Literal["kept", "available"] = "kept",
         fusion: Literal["sample", "mean"] = "sample",
         out_channels: int = 4,
     ) -> None:
         super().__init__(out_channels, width=width)
         self.kl_weight = kl_weight
         self.reconstruction_weight = reconstruction_weight
+        self.kl_from = kl_from
         self.fusion = fusion
         widths = [width * 2**level for level in self.fused_levels]
         halves = [w // 2 for w in widths]
@@ -96,7 +101,7 @@ class UHVED(Backbone):
         x, present = features.levels[level], features.present[level]
         mean, precision = posterior(*experts(x, present), present)
         if self.training and self.fusion == "sample":
-            mean = mean + torch.randn_like(mean) * precision.rsqrt()
+            mean = mean + torch.randn_like(mean) * (1 / precision + EPSILON).sqrt()
         return mean.to(x.dtype)
 
     def _decode_case(self, features: Features) -> Tensor:
@@ -116,7 +121,8 @@ class UHVED(Backbone):
 
     def _divergence(self, features: Features) -> Tensor:
         own = features.original or features
-        levels = [subset_divergence(own.levels[level], own.real) for level in self.fused_levels]
+        kept = own.present[0] if self.kl_from == "kept" else own.real
+        levels = [subset_divergence(own.levels[x], own.real, kept) for x in self.fused_levels]
         return torch.stack(levels).mean()
 
     def _error(self, features: Features, fused: Sequence[Tensor]) -> Tensor:
@@ -147,21 +153,22 @@ def posterior(weighted: Tensor, precision: Tensor, keep: Tensor) -> tuple[Tensor
     return torch.where(flags, weighted, 0).sum(dim=1) / total, total
 
 
-def subset_divergence(x: Tensor, real: Tensor) -> Tensor:
+def subset_divergence(x: Tensor, real: Tensor, kept: Tensor) -> Tensor:
     """Say how far apart the posteriors of the subsets of the real modalities are, at one scale.
 
-    The mean over proper subsets of KL(full posterior ‖ posterior of the subset), plus the mean over
-    all subsets of KL(posterior of the subset ‖ prior), averaged over voxels, channels and samples.
+    The sum over subsets of KL(posterior of the kept modalities ‖ posterior of the subset) over the
+    number of proper subsets, plus the mean over all subsets of KL(posterior of the subset ‖ prior),
+    averaged over voxels, channels and samples.
     """
     gaussians = experts(x, real)
-    full = posterior(*gaussians, real)
+    start = posterior(*gaussians, real & kept)
     spread = prior = counted = counted_proper = torch.zeros(len(x), device=x.device)
     for subset in SUBSETS:
         flags = torch.tensor(subset, device=x.device)
         possible = (real | ~flags).all(dim=1)
         proper = possible & (real & ~flags).any(dim=1)
         part = posterior(*gaussians, real & flags)
-        spread = spread + torch.where(proper, divergence(full, part), 0)
+        spread = spread + torch.where(possible, divergence(start, part), 0)
         prior = prior + torch.where(possible, divergence_from_prior(part), 0)
         counted_proper = counted_proper + proper
         counted = counted + possible
@@ -169,14 +176,19 @@ def subset_divergence(x: Tensor, real: Tensor) -> Tensor:
 
 
 def divergence(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
-    """Give KL(one ‖ other) of Gaussians (mean, precision), averaged within each sample."""
+    """Give KL(one ‖ other) of Gaussians (mean, precision), averaged within each sample.
+
+    With the guards of the official code, which matter where a variance is as small as they are.
+    """
     (mean, precision), (other_mean, other_precision) = one, other
-    ratio = other_precision / precision
-    squares = other_precision * (mean - other_mean).square()
-    return 0.5 * (ratio - ratio.log() + squares - 1).flatten(1).mean(dim=1)
+    variance, other_variance = 1 / precision + EPSILON, 1 / other_precision + EPSILON
+    squares = (variance + (mean - other_mean).square()) / (other_variance + EPSILON)
+    return 0.5 * (squares + (other_variance / variance).log() - 1).flatten(1).mean(dim=1)
 
 
 def divergence_from_prior(gaussian: tuple[Tensor, Tensor]) -> Tensor:
     """Give KL(gaussian ‖ standard normal), averaged within each sample."""
     mean, precision = gaussian
-    return 0.5 * (1 / precision + precision.log() + mean.square() - 1).flatten(1).mean(dim=1)
+    variance = 1 / precision + EPSILON
+    squares = (variance + mean.square()) / (1 + EPSILON)
+    return 0.5 * (squares - variance.log() - 1).flatten(1).mean(dim=1)

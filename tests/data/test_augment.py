@@ -35,6 +35,7 @@ INTENSITY: list[Transform] = [
     LowResolution(p=1, per_channel=1, zoom=(0.5, 0.7)),
     ScaleShift(),
     ScaleShift(per="slice"),
+    ScaleShift(per="sample"),
 ]
 ALL = SPATIAL + INTENSITY
 
@@ -341,7 +342,7 @@ def test_full_resolution_changes_nothing() -> None:
     torch.testing.assert_close(result["image"], given["image"].float())
 
 
-def test_scale_and_shift_are_drawn_for_each_channel_or_each_slice() -> None:
+def test_scale_and_shift_are_drawn_for_each_sample_channel_or_slice() -> None:
     given = patch_of(torch.ones(6, 5, 4))
     by_channel = ScaleShift().apply(given, Chance(0, "")).image
     assert len(by_channel.unique()) == 4
@@ -349,6 +350,7 @@ def test_scale_and_shift_are_drawn_for_each_channel_or_each_slice() -> None:
     assert len(by_slice.unique()) == 4 * 6
     assert (by_slice == by_slice[:, :, :1, :1]).all()
     assert ((by_slice > 0.8) & (by_slice < 1.2)).all()
+    assert len(ScaleShift(per="sample").apply(given, Chance(0, "")).image.unique()) == 1
 
 
 def test_factors_around_one_fall_below_in_half_of_the_samples() -> None:

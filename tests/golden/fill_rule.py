@@ -8,13 +8,17 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-def noise(index: Array) -> Array:
-    """Turn integers below 2**32 into float64 in [-1, 1) by integer mixing, without rounding."""
+def mix(index: Array) -> Array:
+    """Mix the bits of integers below 2**32 (uint64)."""
     z = np.asarray(index, dtype=np.uint64) & np.uint64(0xFFFFFFFF)
     for _ in range(2):
         z = ((z ^ (z >> np.uint64(16))) * np.uint64(0x45D9F3B)) & np.uint64(0xFFFFFFFF)
-    z = z ^ (z >> np.uint64(16))
-    return z.astype(np.float64) / 2147483648.0 - 1.0
+    return z ^ (z >> np.uint64(16))
+
+
+def noise(index: Array) -> Array:
+    """Turn integers below 2**32 into float64 in [-1, 1) by integer mixing, without rounding."""
+    return mix(index).astype(np.float64) / 2147483648.0 - 1.0
 
 
 def fill(shape: tuple[int, ...], kind: str, salt: int = 0) -> Array:

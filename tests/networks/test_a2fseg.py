@@ -66,9 +66,17 @@ def test_absent_modalities_are_not_supervised(variant: Variant) -> None:
     supervised = {a.name for a in output.auxiliary if a.valid is None or bool(a.valid)}
     averages = {"average"} if variant in ("official", "decoder", "paper") else set()
     assert supervised == {"modality/t1c", "modality/flair"} | averages
-    assert output.weight == pytest.approx(8 / 15)
+    # That of the finest of three heads: poolings decide it, as in the official code.
+    assert output.weight == pytest.approx(2 / 3)
     deep = [a.weight for a in output.auxiliary if a.name == "modality/t1c"]
     assert deep == pytest.approx([2 / 3, 1 / 3, 0])
+
+
+def test_the_paper_supervises_its_average_like_its_final_prediction() -> None:
+    net = A2FSeg(variant="paper", **A2FSeg.small(), final_head_weight=0.75).train()
+    output = net(torch.randn(1, 4, 16, 16, 16), flags(1, 3))
+    assert output.weight == 0.75
+    assert [a.weight for a in output.auxiliary if a.name == "average"] == [0.75]
 
 
 @pytest.mark.parametrize("variant", ["official", "base"])

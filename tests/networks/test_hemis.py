@@ -1,6 +1,7 @@
 """What is particular to U-HeMIS and U-HVED: their fusions and penalties, computed by hand."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_divergence_of_gaussians() -> None:
     narrow, prior = (one, torch.tensor([[2.0]])), (other, torch.tensor([[1.0]]))
     assert divergence(narrow, prior).item() == pytest.approx(expected)
     assert divergence_from_prior(narrow).item() == pytest.approx(expected)
-    assert divergence(narrow, narrow).item() == 0
+    assert divergence(narrow, narrow).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_divergence_runs_over_subsets_of_what_is_real() -> None:
@@ -95,11 +96,23 @@ def test_divergence_runs_over_subsets_of_what_is_real() -> None:
 
     between = kl(3, 2)  # the same for both proper subsets
     to_prior = (kl(3, 1) + 2 * kl(2, 1)) / 3
-    value = subset_divergence(x, flags(0, 2)).item()
+    value = subset_divergence(x, flags(0, 2), flags(0, 2)).item()
     assert value == pytest.approx(between + to_prior, rel=1e-5)
+    # From one of them: 1/2 to 1/3, and nothing to itself nor to the other; two are proper.
+    value = subset_divergence(x, flags(0, 2), flags(0)).item()
+    assert value == pytest.approx(kl(2, 3) / 2 + to_prior, rel=1e-5)
 
 
-def trained(**options: float) -> UHVED:
+def test_divergence_starts_from_what_is_kept_or_from_all_that_is_there() -> None:
+    features = trained().encode(torch.randn(1, 4, 16, 16, 16), flags(0, 1, 2, 3))
+    kept, available = (
+        trained(kl_from=start).decode(features.restrict(flags(0))).penalties["kl"]
+        for start in ("kept", "available")
+    )
+    assert kept > available
+
+
+def trained(**options: Any) -> UHVED:
     torch.manual_seed(0)
     return UHVED(**UHVED.small(), **options).train()
 

@@ -15,6 +15,7 @@ from bts_lightning.networks.layers import (
     Block,
     ContractingPath,
     ExpandingPath,
+    deep_weights,
     halving_widths,
     initialise,
 )
@@ -74,8 +75,9 @@ class A2FSeg(Backbone):
         width: channels at full resolution; they double with each halving.
         poolings: how often the resolution is halved; sizes must be multiples of 2^poolings.
         width_limit: no level is wider.
-        final_head_weight: of the loss of the final head; 0.5333 in the official code, which gives
-            it the weight of the first of five deeply supervised heads, 1 in the text of the paper.
+        final_head_weight: of the loss of the final head; by default the official code's, that of
+            the finest deeply supervised head, which the poolings decide: 0.5333 with five, 0.5714
+            with four, 0.6667 with three. 1 in the text of the paper.
         skip_absent: do not run what nobody in the batch needs; a compiled graph runs it all.
         out_channels: 3 for regions, 4 for labels.
 
@@ -95,14 +97,16 @@ class A2FSeg(Backbone):
         width: int = 32,
         poolings: int = 5,
         width_limit: int = 320,
-        final_head_weight: float = 8 / 15,
+        final_head_weight: float | None = None,
         skip_absent: bool = True,
         out_channels: int = 3,
     ) -> None:
         super().__init__(out_channels, width=width, poolings=poolings, width_limit=width_limit)
         self.variant = variant
         self.divisor = 2**poolings
-        self.final_head_weight = final_head_weight
+        self.final_head_weight = (
+            deep_weights(poolings)[0] if final_head_weight is None else final_head_weight
+        )
         self.skip_absent = skip_absent
         deep = variant in ("official", "decoder")
         self.fused_levels = tuple(range(poolings + 1)) if deep else (0,)

@@ -1,0 +1,1 @@
+"""Train networks of ours beside the recorded trainings of the official programs."""
