@@ -207,7 +207,7 @@ def _check_patch(task: SegmentationTask, data: Any) -> None:
 
 def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:
     """Choose the checkpoint to go on from; one that cannot be read is named and passed over."""
-    candidates = runs.checkpoints(run)
+    candidates = runs.checkpoint_files(run)
     for file in candidates:
         try:
             return file, read_checkpoint(file)

@@ -78,7 +78,7 @@ def find_run(where: str | Path | None, experiment: str | None = None, root: Path
         hint = f"there are runs of: {', '.join(known)}" if known else "train one first"
         raise UserError(f"no run below {below}; {hint}")
     # One that stopped before its first epoch ended has nothing to evaluate.
-    trained = [file for file in found if checkpoints(file.parent)]
+    trained = [file for file in found if checkpoint_files(file.parent)]
     return (trained or found)[-1].parent
 
 
@@ -134,13 +134,13 @@ def best_checkpoint(run: Path) -> Path:
     best = folder / "best.ckpt"
     if best.is_file():
         return best
-    newest = checkpoints(run)
+    newest = checkpoint_files(run)
     if newest:
         return newest[0]
     raise UserError(f"{run} has no checkpoint in {folder}; did its training end its first epoch?")
 
 
-def checkpoints(run: Path) -> list[Path]:
+def checkpoint_files(run: Path) -> list[Path]:
     """List the checkpoints that a training can go on from, newest first."""
     found = [p for p in (run / "checkpoints").glob("*.ckpt") if p.name != "best.ckpt"]
     best = run / "checkpoints" / "best.ckpt"

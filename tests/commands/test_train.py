@@ -126,7 +126,7 @@ def test_a_second_training_of_a_slurm_job_does_not_go_on_with_the_first(
     assert config.load([str(the_run() / "config.yaml")]).seed == 0
     monkeypatch.setenv("BTS_RUN", "runs/second/1")
     assert train(*words, "seed=1") == 0
-    assert runs.checkpoints(Path("runs/second/1"))
+    assert runs.checkpoint_files(Path("runs/second/1"))
 
 
 def test_a_seed_reproduces_a_run_and_another_does_not(phantom: Path) -> None:

@@ -47,8 +47,11 @@ def test_the_parts_of_an_experiment_are_found(target):
         ("torch.hub.load", "this is a function; only classes can be built"),
         ("torch.os.system", "torch has no module 'os'"),
         ("torch.hub.os.system", "torch.hub has no module 'os'"),
-        ("bts_lightning.merge.Path", "is pathlib"),
-        ("bts_lightning.merge.yaml.YAMLObject", "bts_lightning.merge has no module 'yaml'"),
+        ("bts_lightning.config.merge.Path", "is pathlib"),
+        (
+            "bts_lightning.config.merge.yaml.YAMLObject",
+            "bts_lightning.config.merge has no module 'yaml'",
+        ),
         ("torch.utils.data.DataLoader", "not a kind of thing"),
         ("torch.package.PackageImporter", "not a kind of thing"),
         ("torch.nn", "this is a module; its classes are"),

@@ -117,7 +117,7 @@ def test_checkpoints_are_listed_newest_first_and_best_last(tmp_path: Path):
         file = folder / f"{name}.ckpt"
         file.write_bytes(b"")
         os.utime(file, (1000 - age, 1000 - age))
-    names = [file.stem for file in runs.checkpoints(tmp_path)]
+    names = [file.stem for file in runs.checkpoint_files(tmp_path)]
     assert names == ["interrupted", "epoch_0001", "epoch_0000", "best"]
 
 

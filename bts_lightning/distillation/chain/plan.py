@@ -212,7 +212,7 @@ def _check_anchor(term: AnchorTerm, student: Backbone, teacher: Backbone) -> Non
 def _check_same(stage: Stage) -> None:
     """Refuse to go on with a training under another configuration than it began with."""
     # What failed before its first epoch, for want of data perhaps, may begin again otherwise.
-    if not runs.checkpoints(stage.run):
+    if not runs.checkpoint_files(stage.run):
         return
     began = OmegaConf.load(runs.config_file(stage.run))
     before, now = (_flat(config) for config in (began, stage.config))

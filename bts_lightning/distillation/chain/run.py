@@ -96,7 +96,7 @@ class Chain:
             raise UserError(f"{stage.run} is being trained by another command; wait for its end")
         # Whoever was killed may have left its training running; two must not write one run.
         end_orphan(stage.run)
-        if not runs.checkpoints(stage.run):
+        if not runs.checkpoint_files(stage.run):
             runs.save_config(stage.run, stage.config)
         self._start(stage, "evaluate" if (stage.run / _TRAINED).exists() else "train")
 
