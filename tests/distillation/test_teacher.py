@@ -1,6 +1,7 @@
 """A run as a teacher: what trains beside it, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def teacher(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(*words: str) -> int:
-    runs.os.environ.pop(runs.RUN_VARIABLE, None)
+    os.environ.pop(runs.RUN_VARIABLE, None)
     return main(["train", *words])
 
 
