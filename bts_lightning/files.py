@@ -1,16 +1,79 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the lock of those who write them."""
 
+import fcntl
+import hashlib
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Literal
+
+# What a process that was killed may leave.
+UNFINISHED = ".*.part"
+Turn = Literal["ours", "theirs", "unlocked"]
 
 
 def write_whole(file: Path, content: str | bytes) -> Path:
     """Write a file so that a reader finds the old one or the new one, never half of one."""
+    with whole(file) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+    return file
+
+
+@contextmanager
+def whole(file: Path, *, lasting: bool = False) -> Iterator[IO[bytes]]:
+    """Open a file that takes its place at the end of the block, and never after an error.
+
+    Args:
+        lasting: even a power cut right after the block does not take it back.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = unfinished(file)
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("xb") as stream:
+            yield stream
+            if lasting:
+                stream.flush()
+                os.fsync(stream.fileno())
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
-    return file
+
+
+def unfinished(place: Path) -> Path:
+    """Name what will be renamed to `place`: no other process, here or elsewhere, names it so."""
+    # Beside the place, because a rename to another disk is a copy.
+    return place.with_name(f".{place.name}.{uuid.uuid4().hex}.part")
+
+
+@contextmanager
+def alone(path: Path, *, wait: bool = True) -> Iterator[Turn]:
+    """Hold the lock of a folder, or of a file made for it; a killed process holds none.
+
+    The block learns whose turn it is: "theirs" if another process has the lock and we do not
+    `wait`, "unlocked" on a disk without locks, where more than one may be in the block at a time.
+    """
+    folder = path.is_dir()
+    # A network disk locks a file for us alone only if we may write into it.
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield _take(handle, wait)
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int, wait: bool) -> Turn:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return "theirs"
+    except OSError:
+        return "unlocked"
+    return "ours"
+
+
+def sha256(file: Path) -> str:
+    """Give the digest of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

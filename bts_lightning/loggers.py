@@ -3,6 +3,7 @@
 import configparser
 import csv
 import hashlib
+import io
 import netrc
 import os
 import sys
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from bts_lightning.errors import UserError
+from bts_lightning.files import write_whole
 
 # W&B's own servers, before its move and since.
 _PUBLIC_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
@@ -140,10 +142,9 @@ class Csv(Logger):
         # Lightning counts the row of a step from 0, `global_step` the steps that are done.
         # A full disk can leave a file without its first row.
         kept = [_HEADER, *(row for row in rows[1:] if len(row) == 3 and int(row[0]) < step)]
-        temporary = self.file.with_suffix(".part")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(kept)
-        temporary.replace(self.file)
+        table = io.StringIO()
+        csv.writer(table).writerows(kept)
+        write_whole(self.file, table.getvalue())
 
 
 class Board(Logger):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bts_lightning.bench.result import FAMILIES, ON_GPU, Result, markdown, read_all, shown
 from bts_lightning.errors import UserError
+from bts_lightning.files import write_whole
 
 INTRODUCTION = """# Benchmarks
 
@@ -38,10 +39,7 @@ def write(args: argparse.Namespace) -> int:
     results = read_all(folders)
     if not results:
         raise UserError(f"no results in {', '.join(map(str, folders))}; `bts bench` makes them")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_suffix(".partial")
-    partial.write_text(compose(results), encoding="utf-8")
-    partial.replace(args.out)
+    write_whole(args.out, compose(results))
     print(f"{len(results)} results in {args.out}")
     return 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bts_lightning.errors import UserError
+from bts_lightning.files import write_whole
 
 Cell = str | float | int | None
 # Rows that others are divided by.
@@ -73,11 +74,8 @@ class Result:
 
     def save(self, folder: Path) -> Path:
         """Write it as JSON; another run of the same family on the same device replaces it."""
-        folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{self.family}-{self.device}.json"
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        return partial.replace(file)
+        return write_whole(file, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, file: Path) -> "Result":

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from bts_lightning.callbacks.subsets import segment_case
+from bts_lightning.files import whole
 from bts_lightning.inference import Protocol
 from bts_lightning.modalities import (
     SHOWN_AS,
@@ -56,10 +57,8 @@ class Overlays(Callback):
         file = (
             Path(trainer.default_root_dir) / "overlays" / f"epoch_{trainer.current_epoch:04d}.png"
         )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f".{file.name}")
-        sheet.save(unfinished, format="png")
-        unfinished.replace(file)
+        with whole(file) as stream:
+            sheet.save(stream, format="png")
         caption = f"{case.name}: {', '.join(SHOWN_AS.values())}, truth, then " + ", ".join(
             subset_name(s) for s in subsets
         )

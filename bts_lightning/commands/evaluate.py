@@ -1,6 +1,5 @@
 """`bts evaluate`: score every case of a split in all subsets, one pass, and write the report."""
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from bts_lightning import runs
 from bts_lightning.callbacks.case_scorer import CaseScorer, rows_file
 from bts_lightning.data.splits import Part
 from bts_lightning.errors import UserError
-from bts_lightning.files import write_whole
+from bts_lightning.files import sha256, write_whole
 from bts_lightning.inference import Protocol
 from bts_lightning.memory import keep_freed_memory
 from bts_lightning.report.slices import keep_slices
@@ -136,7 +135,7 @@ def _protocol_facts(
         "experiment": run.resolve().parent.name,
         "network": config.task.net._target_.rpartition(".")[2],
         "checkpoint": checkpoint.name,
-        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "checkpoint_sha256": sha256(checkpoint),
         "commit": commit(),
         "versions": versions(),
         "split": split,

@@ -1,6 +1,5 @@
 """A teacher: the network of a finished run, frozen, checked against what its student may see."""
 
-import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from bts_lightning import runs
 from bts_lightning.data.splits import Split
 from bts_lightning.distillation.answer import Answer, HeadWatch
 from bts_lightning.errors import ConfigError
+from bts_lightning.files import sha256
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.networks.backbone import Backbone
 from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
@@ -52,8 +52,7 @@ class Teacher:
         config = configuration.load([str(runs.config_file(folder))])
         task = configuration.build(config.task)
         load_weights(task, read_checkpoint(file), file)
-        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        return cls(folder, task.net, task.loss, config, sha256)
+        return cls(folder, task.net, task.loss, config, sha256(file))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
         """Stay one: what never changes needs no averaged copy."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from bts_lightning.config.merge import one_line
 from bts_lightning.errors import UserError
+from bts_lightning.files import UNFINISHED, whole
 
 ALMOST_NOTHING = 2**20  # bytes
 
@@ -28,21 +29,15 @@ class WholeCheckpoints(TorchCheckpointIO):
     ) -> None:
         """Save to disk, so that a crash of the machine does not take it back."""
         place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
-        try:
-            with temporary.open("wb") as file:
+        with whole(place, lasting=True) as file:
+            try:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(place)
-        except RuntimeError as error:
-            # torch tells of a position in the file where the disk has told it that it is full.
-            if shutil.disk_usage(place.parent).free < ALMOST_NOTHING:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from error
-            raise
-        finally:
-            temporary.unlink(missing_ok=True)
+            except RuntimeError as error:
+                # torch tells of a position in the file where the disk has told it that it is full;
+                # to be asked here, for what was written is gone after the block.
+                if shutil.disk_usage(place.parent).free < ALMOST_NOTHING:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(place)) from error
+                raise
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read one, also of a run that was moved.
@@ -60,7 +55,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 def clear_unfinished(folder: Path) -> None:
     """Remove what a process that was killed while it saved has left, as large as a checkpoint."""
-    for left in folder.glob(".*.part"):
+    for left in folder.glob(UNFINISHED):
         left.unlink()
 
 

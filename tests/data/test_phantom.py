@@ -1,7 +1,10 @@
 """The phantom: reproducible files, nested tumours, the order of brightness in each modality."""
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -241,6 +244,20 @@ def test_cases_that_are_there_are_kept_and_missing_ones_added(tmp_path: Path) ->
     assert case_files(out, 0)[1].stat().st_mtime_ns == before
     assert case_files(out, 1)[1].is_file()
     assert not left.exists()
+
+
+def test_a_disk_without_locks_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    other = tmp_path / f".{case_name(1)}.4711.part"  # perhaps of a process that goes on writing
+    other.mkdir()
+    write_phantom(tmp_path, 1, 0, TINY)
+    assert case_files(tmp_path, 0)[1].is_file()
+    assert other.exists()
 
 
 def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,6 +12,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
+
+from bts_lightning.files import write_whole
 
 # Bytes that hold either version's header.
 HEADER = 544
@@ -73,10 +74,7 @@ def write_nifti(array: NDArray[Any], affine: NDArray[np.float64], out: Path) -> 
     if out.suffix == ".gz":
         # No time stamp: the same prediction gives the same bytes.
         content = gzip.compress(content, compresslevel=4, mtime=0)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    unfinished.replace(out)
+    write_whole(out, content)
 
 
 def _unpacked(raw: bytes) -> bytes:

@@ -2,16 +2,11 @@
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +16,10 @@ from bts_lightning.data.cache.normalise import Recipe
 from bts_lightning.data.cache.ready import MemoryCase, load_case
 from bts_lightning.data.layouts.case import Case
 from bts_lightning.errors import DataError
+from bts_lightning.files import alone, sha256, unfinished, whole, write_whole
 
 # Locks and unfinished cases, out of the way of the finished ones.
 WORK = ".work"
-
-Turn = Literal["ours", "theirs", "unlocked"]
 
 
 def is_current(case: Case, root: Path, home: Path, recipe: Recipe) -> bool:
@@ -50,7 +44,7 @@ def ensure(
         return "found"
     work = home / WORK / case.name
     work.mkdir(parents=True, exist_ok=True)
-    with _turn(work / "lock", wait) as turn:
+    with alone(work / "lock", wait=wait) as turn:
         if turn == "theirs":
             return "busy"
         if turn == "ours":
@@ -59,7 +53,7 @@ def ensure(
         # Another process may have built it while we waited.
         if is_current(case, root, home, recipe) or _restamp(case, root, home, recipe):
             return "found"
-        _build(case, root, home / case.name, work / uuid.uuid4().hex, recipe)
+        _build(case, root, home / case.name, unfinished(work / "case"), recipe)
     return "built"
 
 
@@ -69,18 +63,18 @@ def _clear(work: Path) -> None:
             shutil.rmtree(left)
 
 
-def _build(case: Case, root: Path, folder: Path, unfinished: Path, recipe: Recipe) -> None:
+def _build(case: Case, root: Path, folder: Path, part: Path, recipe: Recipe) -> None:
     # Before reading: if a file changes while we read it, the case is stale next time.
     sources = _sources(case, root)
     ready = load_case(case, recipe)
     for source, path in zip(sources, case.files, strict=True):
         source["sha256"] = ready.digests[path]
     try:
-        unfinished.mkdir()
-        _write(ready, _request(case, root, recipe), sources, unfinished)
-        _publish(unfinished, folder)
+        part.mkdir()
+        _write(ready, _request(case, root, recipe), sources, part)
+        _publish(part, folder)
     except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
                 f"no space left in {folder.parent} for case {case.name}; free some, or give the "
@@ -97,9 +91,9 @@ def _write(
         arrays["label.npy"] = ready.label
     sizes = {}
     for name, array in sorted(arrays.items()):
-        with (folder / name).open("wb") as file:
+        # A power cut shall not keep the folder's name and lose what is in it.
+        with whole(folder / name, lasting=True) as file:
             np.save(file, array)
-            _to_disk(file)
             sizes[name] = file.tell()
     description = {
         "name": ready.name,
@@ -113,21 +107,20 @@ def _write(
         "request": request,
         "sources": sources,
     }
-    with (folder / DESCRIPTION).open("wb") as file:
+    with whole(folder / DESCRIPTION, lasting=True) as file:
         file.write(_json(description))
-        _to_disk(file)
 
 
-def _publish(unfinished: Path, folder: Path) -> None:
+def _publish(part: Path, folder: Path) -> None:
     """Move a finished case to its place in one step, after an outdated one has left it."""
     while True:
         try:
-            unfinished.rename(folder)
+            part.rename(folder)
             return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        outdated = unfinished.with_name(f"{unfinished.name}.outdated")
+        outdated = part.with_name(f"{part.name}.outdated")
         with contextlib.suppress(FileNotFoundError):
             folder.rename(outdated)
         shutil.rmtree(outdated, ignore_errors=True)
@@ -187,43 +180,16 @@ def _restamp(case: Case, root: Path, home: Path, recipe: Recipe) -> bool:
     for old, new, path in zip(description["sources"], now, case.files, strict=True):
         if old["size"] != new["size"]:
             return False
-        with path.open("rb") as file:
-            new["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        new["sha256"] = sha256(path)
         if new["sha256"] != old["sha256"]:
             return False
-    unfinished = home / WORK / case.name / DESCRIPTION
-    unfinished.write_bytes(_json({**description, "sources": now}))
-    unfinished.replace(home / case.name / DESCRIPTION)
+    write_whole(home / case.name / DESCRIPTION, _json({**description, "sources": now}))
     return True
 
 
 def _shown(path: Path, root: Path) -> str:
     # Relative where possible, so that a data set that moves takes its cache along.
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
-
-
-@contextlib.contextmanager
-def _turn(path: Path, wait: bool) -> Iterator[Turn]:
-    """Hold the case's lock, or tell that another process does; a killed process holds none."""
-    with path.open("wb") as file:
-        yield _take(file, wait)
-
-
-def _take(file: IO[bytes], wait: bool) -> Turn:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return "theirs"
-    except OSError:
-        # This file system has no locks: two may build the same, and the rename keeps one whole.
-        return "unlocked"
-    return "ours"
-
-
-def _to_disk(file: IO[bytes]) -> None:
-    # Else a power cut may keep the rename and lose what was renamed.
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _json(content: dict[str, Any]) -> bytes:

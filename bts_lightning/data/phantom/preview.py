@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from bts_lightning.files import whole
 from bts_lightning.modalities import MODALITIES, SHOWN_AS, Modality
 
 # Colours of NCR/NET, ED and ET (4 until 2021, 3 since), as papers show them.
@@ -32,9 +33,8 @@ def contact_sheet(cases: dict[str, tuple[dict[Modality, Path], Path]], out: Path
         for i, tile in enumerate(row):
             sheet.paste(tile, (i * TILE, TITLE + j * TILE))
         pen.text((6, TITLE + j * TILE + 3), name, fill=(150, 150, 150))
-    part = out.with_name(f".{out.name}.part")
-    sheet.save(part, format="PNG")
-    part.replace(out)
+    with whole(out) as file:
+        sheet.save(file, format="PNG")
     return out
 
 

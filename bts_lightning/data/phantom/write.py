@@ -1,6 +1,6 @@
 """A generated data set in the form of BraTS 2021, so that everything runs without a download."""
 
-import fcntl
+import errno
 import gzip
 import io
 import json
@@ -8,10 +8,8 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from bts_lightning.data.phantom.preview import contact_sheet
 from bts_lightning.data.phantom.space import FULL_SIZE, head_grid
 from bts_lightning.data.phantom.tumour import draw_tumour, grow, push_aside
 from bts_lightning.errors import DataError
+from bts_lightning.files import alone, unfinished, write_whole
 from bts_lightning.modalities import MODALITIES, Modality
 
 # Raised when the same seed gives other images: an older phantom is never taken for a new one.
@@ -54,8 +53,12 @@ def write_phantom(
     _refuse_to_wait_for_itself()
     _check(cases, seed, size)
     out.mkdir(parents=True, exist_ok=True)
-    with _alone_in(out):
+    with alone(out) as turn:
         _claim(out, cases, seed, size)
+        if turn == "ours":
+            # Alone here, so what is unfinished was left by a process that was killed.
+            for left in out.glob(".BraTS2021_*.part"):
+                shutil.rmtree(left)
         missing = [index for index in range(cases) if not (out / case_name(index)).exists()]
         _check_space(out, len(missing), size)
         _write_all(out, missing, seed, size, workers)
@@ -121,17 +124,6 @@ def _check(cases: int, seed: int, size: tuple[int, int, int]) -> None:
         )
 
 
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Wait until nobody else writes this phantom; the system frees the lock of a killed one."""
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
-
-
 def _claim(out: Path, cases: int, seed: int, size: tuple[int, int, int]) -> None:
     """Refuse a folder with anything but a part of this very phantom, and sign an empty one."""
     record = out / RECORD
@@ -158,11 +150,7 @@ def _claim(out: Path, cases: int, seed: int, size: tuple[int, int, int]) -> None
                 "many, name a new folder, or delete this one"
             )
     else:
-        part = out / f".{RECORD}.part"
-        part.write_text(json.dumps(wanted) + "\n")
-        part.replace(record)
-    for stale in out.glob(".BraTS2021_*.part"):
-        shutil.rmtree(stale)
+        write_whole(record, json.dumps(wanted) + "\n")
 
 
 def _check_space(out: Path, missing: int, size: tuple[int, int, int]) -> None:
@@ -236,12 +224,18 @@ def _end_with_parent() -> None:
 def _write_case(out: Path, index: int, seed: int, size: tuple[int, int, int]) -> None:
     images, label, affine = generate_case(seed, index, size)
     paths, label_path = case_files(out, index)
-    part = out / f".{case_name(index)}.part"
+    part = unfinished(out / case_name(index))
     part.mkdir()
     for modality, path in paths.items():
         _save(images[modality], affine, part / path.name)
     _save(label, affine, part / label_path.name)
-    part.replace(out / case_name(index))
+    try:
+        part.rename(out / case_name(index))
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # On a disk without locks another process may have been faster, with the same bytes.
+        shutil.rmtree(part)
 
 
 def _save(
