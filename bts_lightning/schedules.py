@@ -62,6 +62,25 @@ class Poly(_Factor):
         return float(max(0.0, 1 - epoch / self.epochs) ** self.power)
 
 
+class WarmupPoly(_Factor):
+    """Rise linearly from 0 for some epochs, then decay as `Poly` does: M2FTrans and MIFPN."""
+
+    def __init__(
+        self, optimizer: Optimizer, *, epochs: int, warmup_epochs: int = 100, power: float = 0.9
+    ) -> None:
+        self.epochs = _some(epochs)
+        self.warmup_epochs = warmup_epochs
+        self.power = power
+        super().__init__(optimizer)
+
+    def factor(self, epoch: int) -> float:
+        """Give the factor of the rise or of the decay; the first epoch learns nothing."""
+        if epoch < self.warmup_epochs:
+            return epoch / self.warmup_epochs
+        length = max(1, self.epochs - self.warmup_epochs)
+        return float(max(0.0, 1 - (epoch - self.warmup_epochs) / length) ** self.power)
+
+
 class WarmupCosine(_Factor):
     """Rise linearly for some epochs, then fall along half a cosine: NestedFormer and AMoE-BTS.
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bts_lightning.schedules import Constant, Poly, WarmupCosine
+from bts_lightning.schedules import Constant, Poly, WarmupCosine, WarmupPoly
 
 
 def rates(make, epochs: int) -> list[float]:
@@ -36,6 +36,11 @@ def test_zero_start_spends_the_first_epoch_at_zero_as_the_official_code():
     found = rates(lambda o: WarmupCosine(o, epochs=5, warmup_epochs=3, zero_start=True), 4)
     assert found == pytest.approx([0.0, 1.0, 2.0, 2.0])
     assert rates(lambda o: WarmupCosine(o, epochs=5, warmup_epochs=1, zero_start=True), 1) == [0.0]
+
+
+def test_warmup_poly_begins_at_zero_and_falls_after_the_warmup():
+    found = rates(lambda o: WarmupPoly(o, epochs=6, warmup_epochs=2, power=0.5), 7)
+    assert found == pytest.approx([0.0, 1.0, 2.0, 2 * 0.75**0.5, 2 * 0.5**0.5, 1.0, 0.0])
 
 
 def test_constant_stays():

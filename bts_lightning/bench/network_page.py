@@ -60,7 +60,7 @@ def row(words: str, node: Any) -> list[str]:
         f"{sum(p.numel() for p in net.parameters()) / MILLION:,.3f}",
         *shown,
         f"{some.encoders / some.complete:.0%}",
-        training_memory(node, SIZES[0]),
+        training_memory(node, SIZES[0]) if costs[0] else "–",
         licence[1] if licence else "–",
     ]
 

@@ -38,6 +38,7 @@ class SubsetEvaluation(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse validation cases that cannot be scored, before a training that needs the score."""
+        self.protocol.admit(network_of(pl_module)[0])
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         cases = [data.cases[name] for name in data.split.val]
         if not any(subsets_within(case.available, self.subsets) for case in cases):

@@ -9,9 +9,11 @@ from bts_lightning.errors import ConfigError
 from bts_lightning.metrics.distances import Hd95
 from bts_lightning.metrics.policies import EmptyPolicy
 from bts_lightning.modalities import SUBSETS, Subset, parse_subset, subset_name
+from bts_lightning.networks.backbone import Backbone
 
 Weighting = Literal["gaussian", "constant"]
 Precision = Literal["32", "bf16", "16"]
+Leak = Literal["none", "released"]
 AUTOCAST: dict[Precision, torch.dtype | None] = {
     "32": None,
     "bf16": torch.bfloat16,
@@ -36,6 +38,8 @@ class Protocol:
         skip_empty: leave out windows in which a subset shows no brain.
         hd95: `pooled` or `directed`, see `bts_lightning.metrics.score`.
         empty: what empty regions score, see `bts_lightning.metrics.policies`.
+        leak: `released` also admits a network that sees the images of absent modalities, as some
+            released code does. Its numbers answer another question, and every table says so.
         naive: one whole forward pass for each subset and window, to prove what the one pass gives.
         batch_windows: windows encoded at once.
         batch_subsets: subsets decoded at once. By default on a CPU one, where more are slower, or
@@ -58,6 +62,7 @@ class Protocol:
     skip_empty: bool = True
     hd95: Hd95 = "pooled"
     empty: EmptyPolicy = "brats"
+    leak: Leak = "none"
     naive: bool = False
     batch_windows: int = 1
     batch_subsets: int | None = None
@@ -79,6 +84,7 @@ class Protocol:
             ("precision", Precision),
             ("hd95", Hd95),
             ("empty", EmptyPolicy),
+            ("leak", Leak),
         ):
             if getattr(self, name) not in get_args(options):
                 raise ConfigError(
@@ -113,6 +119,15 @@ class Protocol:
             return list(SUBSETS)
         return [parse_subset(name) for name in self.subsets]
 
+    def admit(self, net: Backbone) -> None:
+        """Refuse a network that sees what is absent, unless this protocol names that."""
+        if net.leaks and self.leak == "none":
+            raise ConfigError(
+                "the network sees the images of absent modalities (net.leak=released), so its "
+                "scores are not those of missing modalities; set net.leak=none and train again, "
+                "or name the leak: evaluation.leak=released"
+            )
+
     def facts(self) -> dict[str, Any]:
         """List what can change a table; how the work is batched is left out."""
         return {
@@ -126,4 +141,6 @@ class Protocol:
             "skip_empty": self.skip_empty,
             "hd95": self.hd95,
             "empty": self.empty,
+            # Named where it is so: tables from before this option read as they did.
+            **({"leak": self.leak} if self.leak != "none" else {}),
         }

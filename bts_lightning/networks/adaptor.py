@@ -61,6 +61,7 @@ class InputAdaptor(Backbone):
         groups = channels if mixing == "grouped" else 1
         self.backbone = backbone
         self.divisor = backbone.divisor
+        self.leaks = backbone.leaks
         self.learns_from_dropped = backbone.learns_from_dropped
         self.is_grouped = mixing == "grouped"
         self.fused_levels = (0,) if self.is_grouped else ()

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 class SelfAttention(nn.Module):
-    """Let every token attend to all tokens, in several heads."""
+    """Let every token attend to all tokens, or to those that a mask names, in several heads."""
 
     def __init__(self, width: int, *, heads: int, dropout: float) -> None:
         super().__init__()
@@ -14,13 +14,18 @@ class SelfAttention(nn.Module):
         self.project = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, sees: Tensor | None = None) -> Tensor:
+        """Mix B×N×C; `sees` (bool, B×1×N×N) says which tokens a token may attend to."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # B H N C
             for part in self.qkv(tokens).chunk(3, dim=-1)
         )
         mixed = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.dropout.p if self.training else 0.0
+            query,
+            key,
+            value,
+            attn_mask=sees,
+            dropout_p=self.dropout.p if self.training else 0.0,
         )
         projected: Tensor = self.dropout(self.project(mixed.transpose(1, 2).flatten(2)))
         return projected

@@ -100,6 +100,8 @@ class Backbone(nn.Module, ABC):
         shares_decoding: `decode` does less work for many subsets of one case together than for
             one after the other.
         least_width: the smallest `width`, where a part of the network takes a share of it.
+        leaks: images of absent modalities change the prediction, as in some released code; such a
+            network is evaluated only where the protocol says so.
     """
 
     divisor: int = 1
@@ -107,6 +109,7 @@ class Backbone(nn.Module, ABC):
     learns_from_dropped: bool = False
     fused_levels: tuple[int, ...] = ()
     shares_decoding: bool = False
+    leaks: bool = False
 
     def __init__(self, out_channels: int, **sizes: int) -> None:
         """Keep the number of channels of the prediction; refuse sizes that are none."""

@@ -78,6 +78,7 @@ class MedMAP(Backbone):
         self.detach_anchor = detach_anchor
         self.weight = weight
         self.divisor = backbone.divisor
+        self.leaks = backbone.leaks
         self.fused_levels = backbone.fused_levels
         self.learns_from_dropped = self.pulls_all or self.mixes_all or backbone.learns_from_dropped
         if anchor == "adaptive":

@@ -13,6 +13,7 @@ from bts_lightning.bench.network_page import cost, main, share_of_one, training_
         ("uhved", 112, 81.5, 0.79),
         ("rfnet", 80, 203.6, 0.59),
         ("mmformer", 128, 256.3, 0.60),
+        ("mifpn", 80, 347.5, 0.72),
         ("demoseg", 128, 1_314, 0.36),
         ("a2fseg", 128, 6_120, 0.62),
         ("unet", 128, 966, 0.0),

@@ -27,7 +27,7 @@ from tests.golden.fill_rule import fill, kind_of, make_input, make_label, noise
 
 FOLDER = Path(__file__).parents[1] / "golden"
 # From this many input voxels a file takes minutes on two cores and is left to `make test-all`.
-SLOW_FROM = 64**3
+SLOW_FROM = 48**3
 
 Array = np.ndarray[Any, Any]
 

@@ -15,12 +15,13 @@ from bts_lightning.networks.backbone import Backbone, Features
 from bts_lightning.networks.demoseg import DeMoSeg
 from bts_lightning.networks.hemis import UHeMIS
 from bts_lightning.networks.medmap import MedMAP
+from bts_lightning.networks.mifpn import MIFPN
 from bts_lightning.networks.mmformer import MMFormer
 from bts_lightning.networks.rfnet import RFNet
 from bts_lightning.networks.uhved import UHVED
 from bts_lightning.networks.unet import UNet
 
-HOSTS: list[type[Any]] = [A2FSeg, AMoEBTS, DeMoSeg, MMFormer, RFNet, UHeMIS, UHVED]
+HOSTS: list[type[Any]] = [A2FSeg, AMoEBTS, DeMoSeg, MIFPN, MMFormer, RFNet, UHeMIS, UHVED]
 
 
 def present(*subsets: Subset) -> Tensor:
