@@ -16,7 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bts_lightning.chance import probability
-from bts_lightning.data.transform import Chance, Patch, Range, Transform, positive
+from bts_lightning.data.transform import (
+    Chance,
+    Inside,
+    Patch,
+    Range,
+    Reach,
+    Three,
+    Transform,
+    positive,
+)
 
 
 class Augment:
@@ -33,12 +42,19 @@ class Augment:
     @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Give a new batch; the old one stays as it was."""
+        batch = dict(batch)
+        boxes = batch.pop("around", [None] * len(batch["image"]))
         image, label = batch["image"].float(), batch["label"]
         if not self.transforms:
             return {**batch, "image": image}
         images, labels = [], []
-        for one, truth, seed in zip(image, label, batch["seed"], strict=True):
-            patch = self._sample(Patch(one, truth, one != 0), seed)
+        for one, truth, box, seed in zip(image, label, boxes, batch["seed"], strict=True):
+            inside = None
+            if box is not None:
+                d, h, w = truth.shape
+                inside = Inside((d, h, w), box["centre"])
+                one, truth = box["image"].float(), box["label"]
+            patch = self._sample(Patch(one, truth, one != 0, inside), seed)
             images.append(patch.image)
             labels.append(patch.label)
         there = batch["available"].view(*batch["available"].shape, 1, 1, 1)
@@ -47,6 +63,14 @@ class Augment:
             "image": torch.where(there, torch.stack(images), image),
             "label": torch.stack(labels),
         }
+
+    def reach(self, seed: int, size: Three) -> Reach | None:
+        """Tell how far around its centre a sample must be read, where that is beyond the patch."""
+        for name, transform in self.transforms.items():
+            chance = Chance(seed, name)
+            if chance.happens(transform.p) and (reach := transform.reach(size, chance)):
+                return reach
+        return None
 
     def _sample(self, patch: Patch, seed: int) -> Patch:
         # A transform draws from numbers of its own name: taking one out leaves the others alike.
@@ -66,11 +90,19 @@ class Flip(Transform):
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         axes = [axis for axis in (-3, -2, -1) if chance.happens(self.per_axis)]
-        return Patch(patch.image.flip(axes), patch.label.flip(axes), patch.brain.flip(axes))
+        inside = patch.inside
+        if inside is not None:
+            edges, centre = patch.label.shape, inside.centre
+            d, h, w = (edges[a] - centre[a] if a in axes else centre[a] for a in (-3, -2, -1))
+            inside = replace(inside, centre=(d, h, w))
+        return Patch(patch.image.flip(axes), patch.label.flip(axes), patch.brain.flip(axes), inside)
 
 
 class Affine(Transform):
-    """Rotate and scale about the centre of the patch; what comes in from outside is background.
+    """Rotate and scale about the centre of the patch.
+
+    What comes in from outside the patch is read from the case, by the samples that need it and as
+    far as they need it; outside the case is background.
 
     Args:
         rotation: largest angle in degrees, about each axis, or about one when `planes` is `one`.
@@ -78,6 +110,7 @@ class Affine(Transform):
         p_rotation: probability to rotate.
         p_scale: probability to scale.
         planes: `one` turns in a single random plane, as RFNet and mmFormer do.
+        scaling: `each` draws a factor for each axis, as NiftyNet does.
     """
 
     def __init__(
@@ -88,21 +121,28 @@ class Affine(Transform):
         p_rotation: float = 0.2,
         p_scale: float = 0.2,
         planes: Literal["all", "one"] = "all",
+        scaling: Literal["alike", "each"] = "alike",
     ) -> None:
         super().__init__(1.0)
         self.rotation, self.scale = rotation, positive("scale", scale)
         self.p_rotation = probability("p_rotation", p_rotation)
         self.p_scale = probability("p_scale", p_scale)
-        self.planes = planes
+        self.planes, self.scaling = planes, scaling
+
+    def reach(self, size: Three, chance: Chance) -> Reach | None:
+        """Tell how far the corners of the patch come to lie from its centre."""
+        matrix = self._matrix(chance)
+        if matrix is None:
+            return None
+        # To the centre of the last voxel and, for its neighbour in the interpolation, one further.
+        d, h, w = np.abs(matrix) @ ((np.array(size) - 1) / 2) + 1
+        return d, h, w
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
-        rotates, scales = chance.happens(self.p_rotation), chance.happens(self.p_scale)
-        if not rotates and not scales:
+        matrix = self._matrix(chance)
+        if matrix is None:
             return patch
-        matrix = self._rotation(chance) if rotates else np.eye(3)
-        if scales:
-            matrix = matrix * chance.around_one(self.scale)
-        grid = _grid(matrix, patch.label)
+        grid = _grid(matrix, patch)
         image = F.grid_sample(patch.image[None], grid, "bilinear", "zeros", align_corners=False)[0]
         exact = torch.cat([patch.brain, patch.label[None]]).float()
         exact = F.grid_sample(exact[None], grid, "nearest", "zeros", align_corners=False)[0]
@@ -110,6 +150,16 @@ class Affine(Transform):
         # Interpolation bleeds over the brain's edge; outside stays zero.
         image = torch.where(brain, image, image.new_zeros(()))
         return Patch(image, exact[-1].to(patch.label.dtype), brain)
+
+    def _matrix(self, chance: Chance) -> np.ndarray | None:
+        rotates, scales = chance.happens(self.p_rotation), chance.happens(self.p_scale)
+        if not rotates and not scales:
+            return None
+        matrix = self._rotation(chance) if rotates else np.eye(3)
+        if scales:
+            count = 3 if self.scaling == "each" else 1
+            matrix = matrix * [chance.around_one(self.scale) for _ in range(count)]
+        return matrix
 
     def _rotation(self, chance: Chance) -> np.ndarray:
         axes = [chance.choice(3)] if self.planes == "one" else [0, 1, 2]
@@ -273,15 +323,19 @@ def _in_brain(patch: Patch, image: Tensor) -> Patch:
     return replace(patch, image=torch.where(patch.brain, image, patch.image))
 
 
-def _grid(matrix: np.ndarray, label: Tensor) -> Tensor:
+def _grid(matrix: np.ndarray, patch: Patch) -> Tensor:
     """Say where each voxel of the result lies in the source, for a matrix in voxels D, H, W."""
-    half = np.array(label.shape) / 2
+    source = np.array(patch.label.shape)
+    size, centre = source, source / 2
+    if patch.inside is not None:
+        size, centre = np.array(patch.inside.size), np.array(patch.inside.centre)
     # Normalised coordinates run from -1 to 1 whatever the edge, in the order W, H, D.
-    normalised = (matrix * half[None, :] / half[:, None])[::-1, ::-1]
-    theta = torch.from_numpy(np.pad(normalised, ((0, 0), (0, 1))).astype(np.float32))
+    turn = matrix * size[None, :] / source[:, None]
+    shift = 2 * centre / source - 1
+    theta = np.concatenate([turn[::-1, ::-1], shift[::-1, None]], axis=1).astype(np.float32)
     # Not blocking: the processor must not wait for the step before.
-    theta = theta.to(label.device, non_blocking=True)
-    return F.affine_grid(theta[None], [1, 1, *label.shape], align_corners=False)
+    moved = torch.from_numpy(theta).to(patch.label.device, non_blocking=True)
+    return F.affine_grid(moved[None], [1, 1, *size.tolist()], align_corners=False)
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:

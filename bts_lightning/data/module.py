@@ -25,7 +25,8 @@ class BratsDataModule(LightningDataModule):
     """Prepare a data set in any known layout, split it, and deliver it.
 
     Training batches are patches: a dict of `image` B×4×D×H×W, `label` B×D×H×W uint8, `present` and
-    `available` B×4 bool, and the lists `case` and `seed`. Everything else gets one whole
+    `available` B×4 bool, and the lists `case` and `seed`; until the augmentation has run also
+    `around`, a larger box for each sample that is rotated or shrunk. Everything else gets one whole
     `CachedCase` a step, as `{"case": case}`.
 
     Example:
@@ -176,6 +177,7 @@ class BratsDataModule(LightningDataModule):
             flip=self.flip,
             availability=self.availability,
             transforms=self.transforms,
+            reach=self.augment.reach,
         )
         trainer = self.trainer
         return PatchLoader(

@@ -6,6 +6,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.modalities import MODALITIES
 
 Batch = dict[str, Any]
+Around = dict[str, Any]  # image, label and where in them the patch lies
 
 
 class EpochCounter:
@@ -81,11 +84,9 @@ class PatchLoader:
         self.rank, self.world = rank, world
         self.pin, self.frozen = pin, frozen
         self._finished = finished
-        size = patches.patch
         # In worker processes torch's loader does the pinning.
         pin = pin and not patches.transforms
-        self._images = _Memory((batch_size, len(MODALITIES), *size), np.float16, pin=pin)
-        self._labels = _Memory((batch_size, *size), np.uint8, pin=pin)
+        self._float16, self._uint8 = _Memory(np.float16, pin=pin), _Memory(np.uint8, pin=pin)
         self.waited = 0.0
         self._resume = (0, 0)
 
@@ -130,10 +131,10 @@ class PatchLoader:
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Read one batch here and now."""
-        samples, image, label = self._begun(epoch, step)
-        for i, sample in enumerate(samples):
-            sample.fill(image[i].numpy(), label[i].numpy())
-        return _as_batch(samples, image, label)
+        batch, reads = self._begun(epoch, step)
+        for read in reads:
+            read()
+        return batch
 
     def _by_threads(self, epoch: int, first: int) -> Iterator[Batch]:
         steps = range(first, len(self))
@@ -147,12 +148,8 @@ class PatchLoader:
             for step in steps:
                 # Cases are opened in this thread: NumPy reads a header as Python source, and Python
                 # 3.11 cannot parse in two threads at once (python/cpython#106905).
-                samples, image, label = self._begun(epoch, step)
-                reads = [
-                    pool.submit(sample.fill, image[i].numpy(), label[i].numpy())
-                    for i, sample in enumerate(samples)
-                ]
-                waiting.append((_as_batch(samples, image, label), reads))
+                batch, reads = self._begun(epoch, step)
+                waiting.append((batch, [pool.submit(read) for read in reads]))
                 if len(waiting) > ahead:
                     yield _read(*waiting.popleft())
             while waiting:
@@ -178,10 +175,25 @@ class PatchLoader:
                 raise batch
             yield batch
 
-    def _begun(self, epoch: int, step: int) -> tuple[list[Sample], Tensor, Tensor]:
+    def _begun(self, epoch: int, step: int) -> tuple[Batch, list[Callable[[], None]]]:
+        """Decide a batch, and what is left to do for each sample: to read it."""
         first = (step * self.world + self.rank) * self.batch_size
         samples = [self.patches.draw(epoch, first + i) for i in range(self.batch_size)]
-        return samples, self._images.take(), self._labels.take()
+        size, channels = self.patches.patch, len(MODALITIES)
+        image = self._float16.take((len(samples), channels, *size))
+        label = self._uint8.take((len(samples), *size))
+        around: list[Around | None] = []
+        reads: list[Callable[[], None]] = []
+        for sample, row, truth in zip(samples, image.numpy(), label.numpy(), strict=True):
+            box, arrays = sample.around, None
+            if box is None:
+                around.append(None)
+            else:
+                wide = self._float16.take((channels, *box.size)), self._uint8.take(box.size)
+                around.append({"image": wide[0], "label": wide[1], "centre": box.centre})
+                arrays = wide[0].numpy(), wide[1].numpy()
+            reads.append(partial(sample.fill, row, truth, arrays))
+        return _as_batch(samples, image, label, around), reads
 
 
 def whole_steps(samples: int, step: int) -> int:
@@ -189,10 +201,13 @@ def whole_steps(samples: int, step: int) -> int:
     return -(-samples // step) * step
 
 
-def _as_batch(samples: list[Sample], image: Tensor, label: Tensor) -> Batch:
+def _as_batch(
+    samples: list[Sample], image: Tensor, label: Tensor, around: list[Around | None]
+) -> Batch:
     return {
         "image": image,
         "label": label,
+        "around": around,
         "present": torch.tensor([sample.present for sample in samples]),
         "available": torch.tensor([sample.available for sample in samples]),
         "case": [sample.case for sample in samples],
@@ -207,25 +222,28 @@ def _read(batch: Batch, reads: list[Future[None]]) -> Batch:
 
 
 class _Memory:
-    """Memory for batches, used again once nobody holds a tensor of it.
+    """Memory for batches, used again once nobody holds a tensor of it, in sizes of powers of two.
 
     Touching 33 MB of fresh pages takes longer than copying two patches into old ones: 31 against
     2 ms. Page-locked memory torch's own allocator reuses, after the device has read it.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: type[np.generic], *, pin: bool) -> None:
-        self.shape, self.dtype, self.pin = shape, dtype, pin
-        self._free: list[NDArray[Any]] = []
+    def __init__(self, dtype: type[np.generic], *, pin: bool) -> None:
+        self.dtype, self.pin = dtype, pin
+        self._free: dict[int, list[NDArray[Any]]] = {}
 
-    def take(self) -> Tensor:
+    def take(self, shape: tuple[int, ...]) -> Tensor:
         """Give a tensor with anything in it."""
         if self.pin:
             kind = torch.from_numpy(np.empty(0, self.dtype)).dtype
-            return torch.empty(self.shape, dtype=kind, pin_memory=True)
-        memory = self._free.pop() if self._free else np.empty(self.shape, self.dtype)
+            return torch.empty(shape, dtype=kind, pin_memory=True)
+        count = prod(shape)
+        room = 1 << (count - 1).bit_length()  # pages that nobody touches take no memory
+        free = self._free.setdefault(room, [])
+        memory = free.pop() if free else np.empty(room, self.dtype)
         # The tensor holds this very view, and so does whatever is made from the tensor.
-        view = memory.view()
-        weakref.finalize(view, self._free.append, memory).atexit = False
+        view = memory[:count].reshape(shape)
+        weakref.finalize(view, free.append, memory).atexit = False
         return torch.from_numpy(view)
 
 

@@ -1,9 +1,10 @@
 """What a training sample is: a random patch, its mirror image, and the modalities it keeps."""
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import ceil, floor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from bts_lightning.availability import Availability, Complete
 from bts_lightning.chance import generator, probability
 from bts_lightning.data.crop import Three, copy_box
 from bts_lightning.data.subjects import transform_patch
+from bts_lightning.data.transform import Reach
 from bts_lightning.errors import ConfigError, DataError
 from bts_lightning.modalities import Subset
 
@@ -37,6 +39,21 @@ class ReadableCase(Protocol):
 
 
 @dataclass(frozen=True)
+class Box:
+    """What is read around a patch, no further than the volume goes.
+
+    Attributes:
+        corner: in the volume.
+        size: edges.
+        centre: of the patch in voxels from where the box begins, once both are mirrored.
+    """
+
+    corner: Three
+    size: Three
+    centre: Reach
+
+
+@dataclass(frozen=True)
 class Sample:
     """What chance decided for one sample, and the maps to read it from."""
 
@@ -49,30 +66,38 @@ class Sample:
     volume: Array
     truth: Array
     transforms: list[Any]
+    around: "Box | None" = None
 
-    def fill(self, image: Array, label: Array) -> None:
-        """Write the sample over `image` 4×D×H×W and `label` D×H×W, usually rows of a batch."""
+    def fill(self, image: Array, label: Array, around: tuple[Array, Array] | None = None) -> None:
+        """Write the sample over `image` 4×D×H×W and `label` D×H×W, usually rows of a batch.
+
+        A sample that has a box around it is that box, which goes to the two arrays of `around`; the
+        transforms run there, and the row keeps the bare patch.
+        """
         try:
             sizes = zip(self.corner, label.shape, self.truth.shape, strict=True)
             if any(corner < 0 or corner + edge > size for corner, edge, size in sizes):
                 image[...] = 0
                 label[...] = 0
-            self._copy(image, label)
+            self._copy(image, label, self.corner)
+            if self.around is not None and around is not None:
+                image, label = around
+                self._copy(image, label, self.around.corner)
             if self.transforms:
                 transform_patch(self.transforms, image, label, self.available, self.seed)
         except Exception as error:
             error.add_note(f"while reading a patch of case {self.case}")
             raise
 
-    def _copy(self, image: Array, label: Array) -> None:
-        copy_box(label[None], self.truth[None], self.corner, self.flips)
+    def _copy(self, image: Array, label: Array, corner: Three) -> None:
+        copy_box(label[None], self.truth[None], corner, self.flips)
         if all(self.available):
-            copy_box(image, self.volume, self.corner, self.flips)
+            copy_box(image, self.volume, corner, self.flips)
             return
         for channel, is_available in enumerate(self.available):
             one = slice(channel, channel + 1)
             if is_available:
-                copy_box(image[one], self.volume[one], self.corner, self.flips)
+                copy_box(image[one], self.volume[one], corner, self.flips)
             else:
                 image[one] = 0
 
@@ -90,6 +115,8 @@ class PatchDataset:
         foreground: probability to centre the patch on a tumour voxel, its class drawn first.
         flip: probability to mirror each axis.
         transforms: TorchIO transforms by name, applied in this order to each patch.
+        reach: tells from a sample's seed how far around its centre it must be read; None: as far as
+            the patch goes.
     """
 
     def __init__(
@@ -103,6 +130,7 @@ class PatchDataset:
         flip: float = 0.5,
         availability: Availability | None = None,
         transforms: Mapping[str, Any] | None = None,
+        reach: Callable[[int, Three], Reach | None] | None = None,
     ) -> None:
         if not cases:
             raise DataError("there is no case to train on; a training case needs a label map")
@@ -115,6 +143,7 @@ class PatchDataset:
         self.flip = probability("flip", flip)
         self.availability = availability or Complete()
         self.transforms = [each for each in (transforms or {}).values() if each is not None]
+        self.reach = reach
         # Not a method: a cycle of references would keep the files open after the data set is gone.
         self._open = lru_cache(_cases_to_hold())(partial(_opened, self.cases))
 
@@ -131,17 +160,22 @@ class PatchDataset:
         case = self.cases[number]
         volume, truth = self._open(number)
         d, h, w = (generator(self.seed, epoch, index, "flip").random(3) < self.flip).tolist()
+        # 63 bits, because torch generators take a signed number.
+        seed = int(generator(self.seed, epoch, index, "augment").integers(2**63 - 1))
+        size = volume.shape[1:]
+        corner = self._corner(case, size, generator(self.seed, epoch, index, "crop"))
+        reach = self.reach(seed, self.patch) if self.reach else None
         return Sample(
             case=case.name,
             available=case.available,
             present=self.availability.draw(case.available, self.seed, epoch, index),
-            # 63 bits, because torch generators take a signed number.
-            seed=int(generator(self.seed, epoch, index, "augment").integers(2**63 - 1)),
-            corner=self._corner(case, volume.shape[1:], generator(self.seed, epoch, index, "crop")),
+            seed=seed,
+            corner=corner,
             flips=(d, h, w),
             volume=volume,
             truth=truth,
             transforms=self.transforms,
+            around=reach and _box_around(corner, self.patch, reach, size, (d, h, w)),
         )
 
     def _number_of(self, epoch: int, index: int) -> int:
@@ -173,6 +207,25 @@ def triple(patch: int | Sequence[int]) -> Three:
     if len(sizes) != 3 or any(size < 1 for size in sizes):
         raise ConfigError(f"patch is {patch}; give one edge length, or three: [D, H, W]")
     return sizes
+
+
+def _box_around(
+    corner: Three, patch: Three, reach: Reach, size: Sequence[int], flips: Sequence[bool]
+) -> Box | None:
+    """Give the part of the volume that the reach covers, or None where the patch holds it all."""
+    spans = [
+        (min(max(floor(c + p / 2 - r), 0), n - 1), max(min(ceil(c + p / 2 + r), n), 1))
+        for c, p, r, n in zip(corner, patch, reach, size, strict=True)
+    ]
+    places = list(zip(spans, corner, patch, strict=True))
+    if all(low >= c and high <= c + p for (low, high), c, p in places):
+        return None
+    d, h, w = (
+        high - (c + p / 2) if flipped else c + p / 2 - low
+        for ((low, high), c, p), flipped in zip(places, flips, strict=True)
+    )
+    (d0, d1), (h0, h1), (w0, w1) = spans
+    return Box((d0, h0, w0), (d1 - d0, h1 - h0, w1 - w0), (d, h, w))
 
 
 def _opened(cases: Sequence[ReadableCase], number: int) -> tuple[Array, Array]:

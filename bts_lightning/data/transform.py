@@ -11,6 +11,21 @@ from torch import Tensor
 from bts_lightning.chance import generator, probability
 
 Range = tuple[float, float]
+Three = tuple[int, int, int]
+Reach = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Where a patch lies in a box that was read around it.
+
+    Attributes:
+        size: edges of the patch.
+        centre: its centre in voxels, counted from the corner of the box, where it begins.
+    """
+
+    size: Three
+    centre: Reach
 
 
 @dataclass(frozen=True)
@@ -22,11 +37,13 @@ class Patch:
         label: D×H×W uint8.
         brain: 4×D×H×W bool, what is not background; each channel has its own, because the shape of
             one modality must not show through in another.
+        inside: until the transform that needs a larger box has run, where in it the patch lies.
     """
 
     image: Tensor
     label: Tensor
     brain: Tensor
+    inside: Inside | None = None
 
 
 class Chance:
@@ -70,6 +87,10 @@ class Transform(ABC):
 
     def __init__(self, p: float) -> None:
         self.p = probability("p", p)
+
+    def reach(self, size: Three, chance: Chance) -> Reach | None:
+        """Tell how far from the centre of the patch `apply` looks, where that is beyond it."""
+        return None
 
     @abstractmethod
     def apply(self, patch: Patch, chance: Chance) -> Patch:
