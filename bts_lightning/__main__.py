@@ -131,6 +131,9 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     verb = add("compare", _compare, "compare evaluated runs, paired by case and subset")
     verb.add_argument("runs", nargs="+", metavar="RUN|EXPERIMENT", help="the first is the baseline")
     verb.add_argument("--out", type=Path, help="folder for table and figure")
+    verb.add_argument(
+        "--metric", action="append", metavar="NAME", help="a column of cases.csv; may be repeated"
+    )
 
     for name, text in FORWARDED.items():
         verbs.add_parser(name, help=text)
@@ -272,7 +275,7 @@ def _compare(args: argparse.Namespace) -> int:
     from bts_lightning.runs.folder import find_run
 
     places = [Path(word) if _is_place(word) else find_run(None, word) for word in args.runs]
-    return compare(places, out=args.out)
+    return compare(places, out=args.out, metrics=args.metric)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ MODULES = {
 # From the ground up; a module imports from its own room and from the floors below.
 FLOORS = (
     {"errors", "modalities", "chance", "files", "memory"},
-    {"metrics", "losses", "networks", "availability", "report", "config", "loggers", "schedules"},
-    {"inference", "data", "task"},
+    {"metrics", "losses", "networks", "availability", "config", "loggers", "schedules"},
+    {"inference", "data", "task", "report"},
     {"bench", "runs"},
     {"callbacks", "distillation", "study", "sweep"},
     {"commands"},

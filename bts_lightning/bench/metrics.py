@@ -86,8 +86,8 @@ def _ours(
         scores = score(predicted, truth, hd95=definition, threads=threads)
         for s in range(len(predicted)):
             for r in range(len(REGIONS)):
-                contender.dice[s, r] = float(scores.dice[s, r])
-                contender.hd95[s, r] = float(scores.hd95[s, r])
+                contender.dice[s, r] = float(scores["dice"][s, r])
+                contender.hd95[s, r] = float(scores["hd95"][s, r])
 
     contender.work = work
     return contender

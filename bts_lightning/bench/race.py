@@ -133,7 +133,7 @@ class Race:
             table = csv.writer(StringIO())
             for s, subset in enumerate(SUBSETS):
                 for r, region in enumerate(REGIONS):
-                    values = scores.dice[s, r], scores.hd95[s, r]
+                    values = scores["dice"][s, r], scores["hd95"][s, r]
                     table.writerow(["case", subset_name(subset), region, *values])
 
     def _scale(self, who: str) -> float:

@@ -13,10 +13,11 @@ from bts_lightning.callbacks.subsets import network_of
 from bts_lightning.data.cache.prepare import CachedCase, write_prediction
 from bts_lightning.files import write_whole
 from bts_lightning.inference import Protocol, segment
-from bts_lightning.metrics.score import Scores, score
+from bts_lightning.metrics.policies import Floats
+from bts_lightning.metrics.score import score
 from bts_lightning.modalities import REGIONS, Subset, subset_name, subsets_within
 from bts_lightning.report.slices import CaseSlices, choose_slices, save_slices
-from bts_lightning.report.table import COLUMNS, METRICS
+from bts_lightning.report.table import COLUMNS, VALUES
 
 
 class CaseScorer(Callback):
@@ -63,7 +64,9 @@ class CaseScorer(Callback):
 
     def _is_done(self, case: CachedCase, subsets: Sequence[Subset]) -> bool:
         """Say whether all that is wanted was written, predictions asked for later included."""
-        if not rows_file(self.folder, case.name).exists():
+        file = rows_file(self.folder, case.name)
+        # Rows from before a metric was added are made again, or the table would have gaps.
+        if not file.exists() or file.read_text().partition("\n")[0] != ",".join(COLUMNS):
             return False
         return not self._wants_predictions(case) or all(
             self._prediction(case, subset).exists() for subset in subsets
@@ -94,14 +97,16 @@ class CaseScorer(Callback):
         return case_rows(case.name, subsets, scores)
 
 
-def case_rows(case: str, subsets: Sequence[Subset], scores: Scores) -> list[dict[str, Any]]:
+def case_rows(
+    case: str, subsets: Sequence[Subset], scores: dict[str, Floats]
+) -> list[dict[str, Any]]:
     """Lay the scores of a case out as rows of the evaluation table."""
     return [
         {
             "case": case,
             "subset": subset_name(subset),
             "region": region,
-            **{name: float(getattr(scores, name)[s, r]) for name in METRICS},
+            **{name: float(scores[name][s, r]) for name in VALUES},
         }
         for s, subset in enumerate(subsets)
         for r, region in enumerate(REGIONS)

@@ -13,9 +13,12 @@ from bts_lightning.errors import ConfigError
 from bts_lightning.inference import Protocol, segment
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.metrics.score import score
+from bts_lightning.metrics.table import TABLE
 from bts_lightning.metrics.training import SubsetScores
 from bts_lightning.modalities import MODALITIES, REGIONS, Subset, subset_name, subsets_within
 from bts_lightning.networks.backbone import Backbone
+
+VALIDATED = [metric for metric in TABLE if metric.in_validation]
 
 
 class SubsetEvaluation(Callback):
@@ -23,18 +26,18 @@ class SubsetEvaluation(Callback):
 
     Logs `val/dice/mean` (what checkpoints and sweeps watch: the mean over subsets and regions of
     the mean over cases), the means with and without T1c, and every cell as
-    `val/<subset>/<dice|hd95>/<region>`.
+    `val/<subset>/<metric>/<region>`, for the metrics that the table of metrics says.
 
     Args:
         protocol: window, overlap and metric policy, the same that `bts evaluate` uses.
-        cells: also log each of the 45 Dice and HD95 values.
+        cells: also log each of the 45 values of a metric.
     """
 
     def __init__(self, protocol: Protocol, *, cells: bool = True) -> None:
         self.protocol = protocol
         self.cells = cells
         self.subsets: list[Subset] = protocol.chosen_subsets
-        self.scores = SubsetScores(len(self.subsets))
+        self.scores = SubsetScores(len(VALIDATED), len(self.subsets))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse validation cases that cannot be scored, before a training that needs the score."""
@@ -75,28 +78,27 @@ class SubsetEvaluation(Callback):
             predicted,
             truth,
             case.geometry.spacing,
+            metrics=VALIDATED,
             hd95=self.protocol.hd95,
             empty=self.protocol.empty,
         )
         rows = torch.tensor([self.subsets.index(subset) for subset in subsets])
-        self.scores.update(rows, torch.from_numpy(scores.dice), torch.from_numpy(scores.hd95))
+        values = np.stack([scores[metric.name] for metric in VALIDATED])
+        self.scores.update(rows, torch.from_numpy(values))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up over ranks and log."""
-        dice, hd95 = self.scores.compute()  # S R each, mean over cases, NaN where none
         with_t1c = torch.tensor([s[MODALITIES.index("t1c")] for s in self.subsets])
-        logged = {
-            "val/dice/mean": dice.nanmean(),
-            "val/hd95/mean": hd95.nanmean(),
-            "val/dice/with_t1c": dice[with_t1c].nanmean(),
-            "val/dice/without_t1c": dice[~with_t1c].nanmean(),
-        }
-        for r, region in enumerate(REGIONS):
-            logged[f"val/dice/{region}"] = dice[:, r].nanmean()
-            if self.cells:
-                for s, subset in enumerate(self.subsets):
-                    logged[f"val/{subset_name(subset)}/dice/{region}"] = dice[s, r]
-                    logged[f"val/{subset_name(subset)}/hd95/{region}"] = hd95[s, r]
+        logged = {}
+        for metric, means in zip(VALIDATED, self.scores.compute(), strict=True):
+            name = metric.name
+            logged[f"val/{name}/mean"] = means.nanmean()  # S R, NaN where no case has a value
+            logged[f"val/{name}/with_t1c"] = means[with_t1c].nanmean()
+            logged[f"val/{name}/without_t1c"] = means[~with_t1c].nanmean()
+            for r, region in enumerate(REGIONS):
+                logged[f"val/{name}/{region}"] = means[:, r].nanmean()
+                for s, subset in enumerate(self.subsets if self.cells else ()):
+                    logged[f"val/{subset_name(subset)}/{name}/{region}"] = means[s, r]
         # The states were added up over ranks already: every rank logs the same numbers.
         shown = {name: value.float() for name, value in logged.items() if not value.isnan()}
         pl_module.log_dict(

@@ -8,6 +8,11 @@ from rich.console import Console
 from bts_lightning.report.evaluations import compare_evaluations, open_evaluations
 
 
-def compare(runs: Sequence[Path], out: Path | None = None, console: Console | None = None) -> int:
+def compare(
+    runs: Sequence[Path],
+    out: Path | None = None,
+    console: Console | None = None,
+    metrics: Sequence[str] | None = None,
+) -> int:
     """Print every run against the first, and write Markdown, HTML and figures if `out` is given."""
-    return compare_evaluations(open_evaluations(runs), out, console)
+    return compare_evaluations(open_evaluations(runs), out, console, metrics)

@@ -6,8 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from bts_lightning.errors import ConfigError
-from bts_lightning.metrics.distances import Hd95
-from bts_lightning.metrics.policies import EmptyPolicy
+from bts_lightning.metrics.policies import EmptyPolicy, Hd95
 from bts_lightning.modalities import SUBSETS, Subset, parse_subset, subset_name
 from bts_lightning.networks.backbone import Backbone
 

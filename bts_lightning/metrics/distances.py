@@ -1,8 +1,7 @@
-"""From packed surfaces to the 95th percentile of every mask's surface distances."""
+"""From packed surfaces to the distances between every prediction's and the truth's."""
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,6 @@ from bts_lightning.metrics.threads import in_threads, shares
 from bts_lightning.metrics.to_predictions import blocks_of, search, walk, with_neighbours
 from bts_lightning.metrics.to_truth import asked_rows, gather, map_planes
 
-Hd95 = Literal["pooled", "directed"]
 Spacing = tuple[float, float, float]
 
 # How far the walk goes before the search by blocks takes over, in mean voxel edges: some 3,000
@@ -53,15 +51,14 @@ def outward_steps(spacing: Spacing) -> Steps:
     return Steps(voxels[order], lengths[order], (z, y, x))
 
 
-def hd95_of_masks(
+def surface_distances(
     surface: Words,
     points: Ints,
     live: NDArray[np.bool_],
     spacing: Spacing,
-    definition: Hd95,
     threads: int,
-) -> Floats:
-    """Measure HD95 (subsets × regions, mm) of the masks in `live`; the others become NaN.
+) -> dict[tuple[int, int], tuple[Floats, Floats]]:
+    """Measure squared distances from prediction to truth and back, for each mask in `live`.
 
     Args:
         surface: words with the margin of `outward_steps`; bit r·S+s is region r of prediction s,
@@ -69,7 +66,6 @@ def hd95_of_masks(
         points: flat positions of the words that are not zero.
         live: S×R: truth and prediction both have a surface.
         spacing: millimetres along each axis.
-        definition: see `score`.
         threads: how many to use.
     """
     subsets, regions = live.shape
@@ -81,27 +77,8 @@ def hd95_of_masks(
         for truth, bits in zip(truth_bits, region_bits, strict=True)
     ]
     back = _distances_to_predictions(surface, points, truth_bits, region_bits, spacing, threads)
-    hd95 = np.full(live.shape, np.nan)
-    for s, r in np.argwhere(live):
-        bit = int(r * subsets + s)
-        to_truth, to_prediction = there[r][bit], back[bit]
-        if definition == "pooled":
-            hd95[s, r] = percentile95(np.concatenate([*to_truth, to_prediction]))
-        else:
-            hd95[s, r] = max(percentile95(np.concatenate(to_truth)), percentile95(to_prediction))
-    return hd95
-
-
-def percentile95(squares: Floats) -> float:
-    """Take the 95th percentile of the roots as `np.percentile` does, without all the roots."""
-    last = squares.size - 1
-    place = last * 0.95
-    low = int(place)
-    high = min(low + 1, last)
-    squares = np.partition(squares, [low, high])
-    a, b, part = float(np.sqrt(squares[low])), float(np.sqrt(squares[high])), place - low
-    # NumPy interpolates from the nearer end.
-    return b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part
+    pairs = [(int(s), int(r)) for s, r in np.argwhere(live)]
+    return {(s, r): (there[r][r * subsets + s], back[r * subsets + s]) for s, r in pairs}
 
 
 def _distances_to_truth(
@@ -111,7 +88,7 @@ def _distances_to_truth(
     bits: np.uint64,
     spacing: Spacing,
     threads: int,
-) -> dict[int, list[Floats]]:
+) -> dict[int, Floats]:
     """Give the squared distances of each of these prediction bits to one region of the truth."""
     # From here on, a corner of the volume without the margin, on the truth's first plane.
     halo = outward_steps(spacing).halo
@@ -139,7 +116,7 @@ def _distances_to_truth(
         threads,
     )
     return {
-        bit: [squares[starts[bit] : starts[bit + 1]] for squares, starts in found]
+        bit: np.concatenate([squares[starts[bit] : starts[bit + 1]] for squares, starts in found])
         for bit in range(64)
         if bits >> np.uint64(bit) & np.uint64(1)
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from bts_lightning.files import write_whole
 from bts_lightning.modalities import dots, parse_subset
-from bts_lightning.report.paired import ALPHA, COMPARED, Paired, remarks
+from bts_lightning.report.paired import ALPHA, Paired, remarks
 from bts_lightning.report.plots import forest, shown
 from bts_lightning.report.statistics import Estimate
 from bts_lightning.report.table import REGION_NAMES
@@ -43,7 +43,7 @@ class Comparison:
 def write_comparison(out: Path, comparisons: Sequence[Comparison]) -> Path:
     """Write comparison.md, comparison.html and a figure per pair and metric."""
     pictures = {
-        f"{paired.metric}-{number}.svg": _figure(paired)
+        f"{paired.metric.name}-{number}.svg": _figure(paired)
         for number, comparison in enumerate(comparisons, 1)
         for paired in comparison.metrics
     }
@@ -83,7 +83,7 @@ def _markdown(comparisons: Sequence[Comparison]) -> str:
         lines += [f"## {_plain(comparison.title)}", ""]
         lines += [f"- {_plain(said)}" for said in comparison.remarks()]
         for paired in comparison.metrics:
-            lines += ["", f"### {COMPARED[paired.metric][0]}, mean difference [95 % interval]", ""]
+            lines += ["", f"### {paired.metric.difference}, mean difference [95 % interval]", ""]
             heads = " | ".join(f"{region} | p (Holm)" for region in REGION_NAMES)
             lines += [f"| T1 T1c T2 FLAIR | {heads} | n |", f"|:--|{'--:|--:|' * 3}--:|"]
             for title, subset, line, corrected in paired.rows():
@@ -93,7 +93,7 @@ def _markdown(comparisons: Sequence[Comparison]) -> str:
                     for r in range(len(REGION_NAMES))
                 )
                 lines.append(f"| {head} | {cells} | {int(line.count.min())} |")
-            lines += ["", f"![{paired.metric}]({paired.metric}-{number}.svg)"]
+            lines += ["", f"![{paired.metric.name}]({paired.metric.name}-{number}.svg)"]
         lines.append("")
     return "\n".join(lines)
 
@@ -107,9 +107,9 @@ def _html(comparisons: Sequence[Comparison], pictures: Mapping[str, str]) -> str
             f'<section><h2>{escape(comparison.title)}</h2><ul class="findings">{said}</ul>'
         )
         for paired in comparison.metrics:
-            picture = pictures[f"{paired.metric}-{number}.svg"]
+            picture = pictures[f"{paired.metric.name}-{number}.svg"]
             parts.append(
-                f"<h3>{COMPARED[paired.metric][0]}</h3>"
+                f"<h3>{paired.metric.difference}</h3>"
                 f'<div class="scroll"><figure class="wide">{picture}</figure></div>'
                 f'<div class="scroll">{_html_table(paired)}</div>'
             )
@@ -157,7 +157,7 @@ def _html_cell(
     mean = line.mean[region]
     if not np.isfinite(mean):
         return "<td>–</td>"
-    good = (mean >= 0) == COMPARED[paired.metric][2]
+    good = (mean >= 0) == paired.metric.more_is_better
     # What may be chance stays pale, however large.
     share = abs(mean) / top * (1.0 if is_sure(line, corrected, region) else 0.25)
     value, _, interval = cell(line, corrected, region).partition(" ")
@@ -188,7 +188,7 @@ def _figure(paired: Paired) -> str:
         )
         for r, region in enumerate(REGION_NAMES)
     ]
-    return forest(panels, COMPARED[paired.metric][0])
+    return forest(panels, paired.metric.difference)
 
 
 def _plain(text: str) -> str:

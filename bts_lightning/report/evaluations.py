@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from bts_lightning.errors import UserError
+from bts_lightning.metrics.table import METRICS, Metric
 from bts_lightning.modalities import dots, parse_subset
 from bts_lightning.report.comparison import Comparison, cell, write_comparison
 from bts_lightning.report.facts import as_text, read_protocol
-from bts_lightning.report.paired import COMPARED, Paired, pair
+from bts_lightning.report.paired import Paired, pair
 from bts_lightning.report.table import REGION_NAMES, EvaluationTable, evaluation_folder
 
 # What two comparable evaluations must share, and how it is called in the refusal.
@@ -44,14 +45,18 @@ class Evaluation:
 
 
 def compare_evaluations(
-    evaluations: Sequence[Evaluation], out: Path | None = None, console: Console | None = None
+    evaluations: Sequence[Evaluation],
+    out: Path | None = None,
+    console: Console | None = None,
+    metrics: Sequence[str] | None = None,
 ) -> int:
-    """Do the same with evaluations that are open, or were put together from several."""
+    """Compare evaluations in the main metrics, or in these; print, and write files below `out`."""
     if out is not None and out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder, for table and figures")
     for other in evaluations[1:]:
         check_comparable(evaluations[0], other)
-    comparisons = [_against(evaluations[0], other) for other in evaluations[1:]]
+    chosen = _choose(evaluations, metrics)
+    comparisons = [_against(evaluations[0], other, chosen) for other in evaluations[1:]]
     console = console or Console()
     for comparison in comparisons:
         _print(comparison, console)
@@ -130,7 +135,25 @@ def _true_ml(table: EvaluationTable) -> np.ndarray:
     return np.where(np.isfinite(grid), grid, -1.0).max(axis=1)
 
 
-def _against(reference: Evaluation, other: Evaluation) -> Comparison:
+def _choose(evaluations: Sequence[Evaluation], names: Sequence[str] | None) -> list[Metric]:
+    """Take the metrics that all tables have, in the order of the table or as asked for."""
+    columns = [set(evaluation.table.rows) for evaluation in evaluations]
+    common = {name: m for name, m in METRICS.items() if all(name in has for has in columns)}
+    for name in names or ():
+        if name not in METRICS:
+            raise UserError(f"--metric {name} is unknown; the metrics are {', '.join(METRICS)}")
+        if name not in common:
+            lacks = next(e for e, has in zip(evaluations, columns, strict=True) if name not in has)
+            raise UserError(
+                f"{lacks.name} was evaluated before there was {name}; evaluate it again, or take "
+                f"{', '.join(common)}"
+            )
+    if names:
+        return [common[name] for name in dict.fromkeys(names)]
+    return [metric for metric in common.values() if metric.is_main]
+
+
+def _against(reference: Evaluation, other: Evaluation, metrics: Sequence[Metric]) -> Comparison:
     keys = sorted(set(reference.protocol) | set(other.protocol))
     texts = {
         key: (as_text(reference.protocol.get(key)), as_text(other.protocol.get(key)))
@@ -142,7 +165,7 @@ def _against(reference: Evaluation, other: Evaluation) -> Comparison:
         other.name,
         len(reference.table.cases),
         {key: pair_of for key, pair_of in texts.items() if pair_of[0] != pair_of[1]},
-        [pair(reference.table, other.table, metric) for metric in COMPARED],
+        [pair(reference.table, other.table, metric) for metric in metrics],
     )
 
 
@@ -154,8 +177,7 @@ def _print(comparison: Comparison, console: Console) -> None:
 
 
 def _terminal_table(comparison: Comparison, paired: Paired) -> Table:
-    heading = COMPARED[paired.metric][0]
-    title = escape(f"{heading}: {comparison.title}")
+    title = escape(f"{paired.metric.difference}: {comparison.title}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("T1 T1c T2 FLAIR", no_wrap=True)
     for region in REGION_NAMES:

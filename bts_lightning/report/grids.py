@@ -5,12 +5,13 @@ from html import escape
 
 import numpy as np
 
+from bts_lightning.metrics.table import Metric
 from bts_lightning.modalities import MODALITIES, SHOWN_AS, parse_subset
 from bts_lightning.report.plots import shown, signed
 from bts_lightning.report.published import Published
 from bts_lightning.report.shapley import one_more
 from bts_lightning.report.statistics import Estimate, bootstrap
-from bts_lightning.report.summary import SHOWN, Summary, count_cases
+from bts_lightning.report.summary import Summary, count_cases
 from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES
 
 _HEADS = "".join(
@@ -21,7 +22,9 @@ _HEADS = "".join(
 
 def heat_maps(summary: Summary) -> str:
     """Show one table per metric, coloured from its worst to its best mean."""
-    return "".join(_heat_map(summary, metric, i == 0) for i, metric in enumerate(SHOWN))
+    return "".join(
+        _heat_map(summary, metric, i == 0) for i, metric in enumerate(summary.table.metrics)
+    )
 
 
 def gain_tables(summary: Summary) -> str:
@@ -84,25 +87,21 @@ def published_tables(summary: Summary, published: Sequence[Published]) -> str:
     return "".join(parts)
 
 
-def _heat_map(summary: Summary, metric: str, first: bool) -> str:
-    heading, factor, _ = SHOWN[metric]
-    rows = list(summary.rows(metric))
+def _heat_map(summary: Summary, metric: Metric, first: bool) -> str:
+    rows = list(summary.rows(metric.name))
     means = np.array([line.mean for _, _, line in rows])
     counts = {int(count) for _, _, line in rows for count in line.count}
     body = []
     for title, subset, line in rows:
         head = _dots(subset) if subset else f'<th scope="row" colspan="4">{escape(title)}</th>'
-        cells = "".join(
-            _heat(line, region, factor, means, low_is_good=metric == "hd95")
-            for region in range(len(REGION_NAMES))
-        )
+        cells = "".join(_heat(line, region, metric, means) for region in range(len(REGION_NAMES)))
         count = f"<td>{_counts(line)}</td>" if len(counts) > 1 else ""
         body.append(f"<tr{'' if subset else ' class=sum'}>{head}{cells}{count}</tr>")
     heads = "".join(f'<th scope="col">{region}</th>' for region in REGION_NAMES)
     heads += '<th scope="col">n</th>' if len(counts) > 1 else ""
     everywhere = f", {count_cases(counts.pop())}" if len(counts) == 1 else ""
-    caption = f"{heading}: mean and 95 % interval{everywhere}"
-    return _table("metric", metric, first, caption, heads, body)
+    caption = f"{metric.heading}: mean and 95 % interval{everywhere}"
+    return _table("metric", metric.name, first, caption, heads, body)
 
 
 def _counts(line: Estimate) -> str:
@@ -110,23 +109,21 @@ def _counts(line: Estimate) -> str:
     return "–".join(str(count) for count in (counts[0], counts[-1])[: len(counts)])
 
 
-def _share(means: np.ndarray, value: float, low_is_good: bool) -> float:
+def _share(means: np.ndarray, value: float, more_is_better: bool) -> float:
     """Place a mean between the worst (0) and the best (1) of its table."""
     finite = means[np.isfinite(means)]
     low, high = finite.min(), finite.max()
     share = (value - low) / ((high - low) or 1.0)
-    return float(1 - share if low_is_good else share)
+    return float(share if more_is_better else 1 - share)
 
 
-def _heat(
-    line: Estimate, region: int, factor: float, means: np.ndarray, *, low_is_good: bool
-) -> str:
+def _heat(line: Estimate, region: int, metric: Metric, means: np.ndarray) -> str:
     if not np.isfinite(line.mean[region]):
         return "<td>–</td>"
-    share = _share(means, line.mean[region], low_is_good)
+    share = _share(means, line.mean[region], metric.more_is_better)
     return (
-        f'<td class="heat" style="--share:{share:.2f}">{factor * line.mean[region]:.1f}'
-        f"<small>{between(line, region, factor, 1)}</small></td>"
+        f'<td class="heat" style="--share:{share:.2f}">{metric.factor * line.mean[region]:.1f}'
+        f"<small>{between(line, region, metric.factor, 1)}</small></td>"
     )
 
 

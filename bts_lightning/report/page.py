@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bts_lightning.metrics.table import VOLUMES
 from bts_lightning.modalities import COMPLETE, MODALITIES, SHOWN_AS, subset_name
 from bts_lightning.report import grids, sections
 from bts_lightning.report.embed import embed
@@ -17,7 +18,7 @@ from bts_lightning.report.plots import COLOURS, shown, signed
 from bts_lightning.report.published import WARNING, read_published
 from bts_lightning.report.shapley import case_values
 from bts_lightning.report.slices import CaseSlices
-from bts_lightning.report.summary import SHOWN, Summary, count_cases, notes
+from bts_lightning.report.summary import Summary, count_cases, notes
 from bts_lightning.report.table import REGION_NAMES
 
 
@@ -33,7 +34,7 @@ def page(summary: Summary, slices: Sequence[CaseSlices]) -> str:
         "cards": sections.cards(summary),
         "findings": "".join(f"<li>{escape(said)}</li>" for said in findings(summary)),
         "choose_metric": sections.choice(
-            "metric", "Metric", {metric: SHOWN[metric][0] for metric in SHOWN}
+            "metric", "Metric", {metric.name: metric.heading for metric in summary.table.metrics}
         ),
         "heat_maps": grids.heat_maps(summary),
         "distributions": sections.distribution_plots(summary),
@@ -42,6 +43,9 @@ def page(summary: Summary, slices: Sequence[CaseSlices]) -> str:
         "choose_gain": sections.choice("gain", "Region", regions),
         "gains": grids.gain_tables(summary),
         "pictures": f"{count_cases(len(embedded))} with pictures in this file.",
+        "metric_heads": "".join(
+            f'<th scope="col">{escape(metric.heading)}</th>' for metric in summary.main
+        ),
         "brief": escape(brief(summary.protocol)),
         "warning": escape(WARNING).replace("`bts compare`", "<code>bts compare</code>"),
         "choose_published": sections.choice(
@@ -103,7 +107,8 @@ def _lead(summary: Summary) -> str:
 def _script_data(summary: Summary, slices: dict[str, dict[str, Any]]) -> str:
     table = summary.table
     scored = table.shown()
-    grid = {metric: table.grid(metric) for metric in ("dice", "hd95", "predicted_ml", "true_ml")}
+    main = [metric.name for metric in summary.main]
+    grid = {column: table.grid(column) for column in (*main, *VOLUMES)}
     with_all, values = case_values(table)
     shares = dict(zip(with_all, 100 * values, strict=True))
     # The same patient has the same truth in every subset: the first row that is there tells it.
@@ -111,8 +116,7 @@ def _script_data(summary: Summary, slices: dict[str, dict[str, Any]]) -> str:
     cases = [
         {
             "name": name,
-            "dice": _lines(grid["dice"][i], scored[i], 4),
-            "hd95": _lines(grid["hd95"][i], scored[i], 2),
+            **{metric: _lines(grid[metric][i], scored[i], 4) for metric in main},
             "predicted": _lines(grid["predicted_ml"][i], scored[i], 2),
             "truth": _numbers(truths[i], 2),
             "shapley": [_numbers(row, 2) for row in shares[name]] if name in shares else None,
@@ -122,6 +126,7 @@ def _script_data(summary: Summary, slices: dict[str, dict[str, Any]]) -> str:
     data = {
         "modalities": {modality: SHOWN_AS[modality] for modality in MODALITIES},
         "colours": COLOURS,
+        "metrics": {metric.name: metric.factor for metric in summary.main},
         "subsets": table.subsets,
         "first": next((name for name in slices if name in table.cases), table.cases[0]),
         "cases": cases,

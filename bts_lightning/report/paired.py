@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bts_lightning.metrics.table import Metric
 from bts_lightning.report.statistics import (
     Bootstrap,
     Estimate,
@@ -18,11 +19,6 @@ from bts_lightning.report.summary import count_cases
 from bts_lightning.report.table import REGION_NAMES, EvaluationTable
 
 ALPHA = 0.05
-# Metric: heading, factor to the printed unit, whether more is better.
-COMPARED: dict[str, tuple[str, float, bool]] = {
-    "dice": ("Dice (points)", 100.0, True),
-    "hd95": ("HD95 (mm)", 1.0, False),
-}
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Paired:
     Holm's correction over all cells of this metric and this pair of runs.
     """
 
-    metric: str
+    metric: Metric
     subsets: tuple[str, ...]
     means: Bootstrap
     p: np.ndarray
@@ -56,25 +52,24 @@ class Paired:
 
     def verdict(self) -> str:
         """Say in one sentence how many cells differ surely, and in whose favour."""
-        more_is_better = COMPARED[self.metric][2]
         sure = self.corrected < ALPHA
         up = int((sure & (self.means.mean > 0)).sum())
         down = int((sure & (self.means.mean < 0)).sum())
-        better, worse = (up, down) if more_is_better else (down, up)
+        better, worse = (up, down) if self.metric.more_is_better else (down, up)
         return (
-            f"{COMPARED[self.metric][0]}: better than the reference in {better}, worse in {worse} "
+            f"{self.metric.difference}: better than the reference in {better}, worse in {worse} "
             f"of {self.cells} cells after Holm's correction (p < {ALPHA})."
         )
 
 
-def pair(reference: EvaluationTable, other: EvaluationTable, metric: str) -> Paired:
+def pair(reference: EvaluationTable, other: EvaluationTable, metric: Metric) -> Paired:
     """Subtract two tables of the same cases over the subsets that both have."""
     subsets = tuple(name for name in reference.subsets if name in other.subsets)
     first, second = (
-        table.grid(metric)[:, [table.subsets.index(name) for name in subsets]]
+        table.grid(metric.name)[:, [table.subsets.index(name) for name in subsets]]
         for table in (reference, other)
     )
-    differences = COMPARED[metric][1] * (second - first)
+    differences = metric.factor * (second - first)
     p = np.array(
         [
             [signed_rank(differences[:, i, region]) for region in range(len(REGION_NAMES))]

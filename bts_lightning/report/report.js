@@ -14,6 +14,9 @@ const shown = (subset) => subset.split("+").map((m) => data.modalities[m]).join(
 const fixed = (value, digits) => (value === null ? "–" : value.toFixed(digits));
 const signed = (value) =>
   value === null ? "–" : (value < 0 ? "−" : "+") + Math.abs(value).toFixed(1);
+const metrics = Object.keys(data.metrics);
+const scaled = (metric, value) =>
+  fixed(value === null ? null : data.metrics[metric] * value, 1);
 const minus = (a, b) => (a === null || b === null ? null : 100 * (a - b));
 const caseNamed = (name) => data.cases.find((one) => one.name === name);
 
@@ -156,11 +159,10 @@ function writeNumbers() {
     ? `${one.name} from ${shown(state.sees)}`
     : `${one.name} was not scored with ${shown(state.sees)}`;
   byId("scores").tBodies[0].replaceChildren(...regions.map((region, r) => row(region, has ? [
-    fixed(one.dice[index][r] === null ? null : 100 * one.dice[index][r], 1),
-    fixed(one.hd95[index][r], 1),
+    ...metrics.map((metric) => scaled(metric, one[metric][index][r])),
     fixed(one.truth[r], 1),
     fixed(one.predicted[index][r], 1),
-  ] : ["–", "–", "–", "–"])));
+  ] : ["–", "–", ...metrics.map(() => "–")])));
   writeGains(one, has ? index : -1);
   byId("shares").hidden = !one.shapley;
   byId("shares").tBodies[0].replaceChildren(...(one.shapley ? modalities.map((modality, m) => row(
@@ -192,19 +194,19 @@ function writeWorst() {
   const over = (grid) => mean(grid.filter((line, s) => line && (subset < 0 || s === subset))
     .map((line) => (region < 0 ? mean(line) : line[region])));
   const sum = (line) => (region < 0 ? line[0] : line[region]);
-  const ranked = data.cases.map((one) => ({ one, dice: over(one.dice), hd95: over(one.hd95) }))
+  const ranked = data.cases.map((one) => ({ one, dice: over(one.dice) }))
     .filter((entry) => entry.dice !== null)
     .sort((a, b) => a.dice - b.dice).slice(0, 10);
   byId("worst").caption.textContent =
     `The ${ranked.length} lowest of ${data.cases.length} cases; volumes of ${region < 0 ? "WT" : regions[region]}`;
-  byId("worst").tBodies[0].replaceChildren(...ranked.map(({ one, dice, hd95 }) => {
+  byId("worst").tBodies[0].replaceChildren(...ranked.map(({ one }) => {
     const button = element("button", one.name, { type: "button" });
     button.onclick = () => {
       choose({ case: one.name, sees: subset < 0 ? state.sees : data.subsets[subset] });
       byId("patients").scrollIntoView();
     };
     const predicted = mean(one.predicted.filter((line, s) => line && (subset < 0 || s === subset)).map(sum));
-    return row(button, [fixed(100 * dice, 1), fixed(hd95, 1),
+    return row(button, [...metrics.map((metric) => scaled(metric, over(one[metric]))),
       fixed(sum(one.truth), 1), fixed(predicted, 1)]);
   }));
 }

@@ -46,8 +46,8 @@ class Bootstrap:
         """Average cells over some subsets (first axis), as the papers' "mean over 15" does."""
         chosen = list(subsets)
         count = self.count[chosen].min(axis=0)
-        replicates = _mean(self.replicates[:, chosen], axis=1)
-        return _estimate(_mean(self.mean[chosen], axis=0), replicates, count)
+        replicates = mean(self.replicates[:, chosen], axis=1)
+        return _estimate(mean(self.mean[chosen], axis=0), replicates, count)
 
 
 def bootstrap(values: np.ndarray, *, seed: int = 0, replicates: int = REPLICATES) -> Bootstrap:
@@ -69,6 +69,12 @@ def bootstrap(values: np.ndarray, *, seed: int = 0, replicates: int = REPLICATES
         there.sum(axis=0).reshape(cells),
         np.concatenate(parts).reshape(replicates, *cells),
     )
+
+
+def mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Average what is there; all NaN gives NaN without numpy's warning."""
+    there = np.isfinite(values)
+    return _ratio(np.where(there, values, 0.0).sum(axis=axis), there.sum(axis=axis))
 
 
 def groups(subsets: Sequence[str]) -> dict[str, list[int]]:
@@ -144,12 +150,6 @@ def _exact_signed_rank(differences: np.ndarray) -> float:
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.where(count > 0, count, 1), np.nan)
-
-
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Average what is there; all NaN gives NaN without numpy's warning."""
-    there = np.isfinite(values)
-    return _ratio(np.where(there, values, 0.0).sum(axis=axis), there.sum(axis=axis))
 
 
 def _estimate(mean: np.ndarray, replicates: np.ndarray, count: np.ndarray) -> Estimate:

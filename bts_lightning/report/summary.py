@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bts_lightning.metrics.table import Metric
 from bts_lightning.modalities import MODALITIES, SHOWN_AS, parse_subset
 from bts_lightning.report.facts import facts, policy, unscored
 from bts_lightning.report.statistics import REPLICATES, Bootstrap, Estimate, bootstrap, groups
@@ -13,14 +14,6 @@ from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES, EvaluationTab
 
 # Below this the percentile bootstrap is known to be clearly too narrow.
 FEW = 10
-
-# Metric, heading, factor from the table's unit to the printed one, decimals.
-SHOWN: dict[str, tuple[str, float, int]] = {
-    "dice": ("Dice (%)", 100.0, 2),
-    "hd95": ("HD95 (mm)", 1.0, 2),
-    "sensitivity": ("Sensitivity (%)", 100.0, 2),
-    "precision": ("Precision (%)", 100.0, 2),
-}
 
 
 @dataclass(frozen=True)
@@ -30,6 +23,11 @@ class Summary:
     table: EvaluationTable
     protocol: Mapping[str, Any]
     metrics: dict[str, Bootstrap]
+
+    @property
+    def main(self) -> list[Metric]:
+        """The metrics that stand in the tables of papers."""
+        return [metric for metric in self.table.metrics if metric.is_main]
 
     @property
     def groups(self) -> dict[str, list[int]]:
@@ -48,42 +46,44 @@ class Summary:
 
 def summarise(table: EvaluationTable, protocol: Mapping[str, Any]) -> Summary:
     """Compute means and intervals of every metric over the same resampled cases."""
-    return Summary(table, protocol, {metric: bootstrap(table.grid(metric)) for metric in SHOWN})
+    metrics = {metric.name: bootstrap(table.grid(metric.name)) for metric in table.metrics}
+    return Summary(table, protocol, metrics)
 
 
 def markdown(summary: Summary) -> str:
-    """Write summary.md: protocol, policy, Dice and HD95 in paper layout, notes on counts."""
+    """Write summary.md: protocol, policy, the main metrics in paper layout, notes on counts."""
     protocol = summary.protocol
     lines = [f"# Evaluation of {_plain(protocol.get('experiment', 'a run'))}", ""]
     lines += [f"- {label}: {_plain(text)}" for label, text in facts(protocol)]
     lines += ["", policy(protocol), "", *notes(summary), ""]
-    for metric in ("dice", "hd95"):
-        heading, factor, decimals = SHOWN[metric]
+    for metric in summary.main:
         titles = [*(SHOWN_AS[m] for m in MODALITIES), *REGION_NAMES, "n"]
-        lines += [f"## {heading}, mean and 95 % interval", ""]
+        lines += [f"## {metric.heading}, mean and 95 % interval", ""]
         lines += [f"| {' | '.join(titles)} |", f"|{':-:|' * 4}{'--:|' * 4}"]
-        for title, subset, line in summary.rows(metric):
+        for title, subset, line in summary.rows(metric.name):
             marks = _marks(subset) if subset else [f"**{title}**", "", "", ""]
-            cells = [_cell(line, region, factor, decimals) for region in range(len(REGION_NAMES))]
+            cells = [_cell(line, region, metric) for region in range(len(REGION_NAMES))]
             lines.append(f"| {' | '.join([*marks, *cells, _count(line)])} |")
         lines.append("")
     return "\n".join(lines)
 
 
 def latex(summary: Summary) -> str:
-    """Write summary.tex: Dice and HD95 side by side, for `\\usepackage{booktabs,amssymb}`."""
+    """Write summary.tex: the main metrics side by side, for `\\usepackage{booktabs,amssymb}`."""
     across = len(REGION_NAMES)
-    bodies = [list(summary.rows(metric)) for metric in ("dice", "hd95")]
+    bodies = [list(summary.rows(metric.name)) for metric in summary.main]
+    heads = [metric.heading.replace("%", r"\%") for metric in summary.main]
+    starts = [5 + across * i for i in range(len(bodies))]
     lines = [
         "% Needs \\usepackage{booktabs,amssymb}. Means over cases; the 95 % intervals are in "
         "summary.md.",
         *(f"% {note}" for note in [policy(summary.protocol), *notes(summary)]),
-        f"\\begin{{tabular}}{{cccc{'r' * 2 * across}}}",
+        f"\\begin{{tabular}}{{cccc{'r' * across * len(bodies)}}}",
         "\\toprule",
-        f"& & & & \\multicolumn{{{across}}}{{c}}{{Dice (\\%)}} "
-        f"& \\multicolumn{{{across}}}{{c}}{{HD95 (mm)}} \\\\",
-        f"\\cmidrule(lr){{5-{4 + across}}} \\cmidrule(lr){{{5 + across}-{4 + 2 * across}}}",
-        " & ".join([*(SHOWN_AS[m] for m in MODALITIES), *REGION_NAMES, *REGION_NAMES]) + r" \\",
+        " & ".join(["& & & ", *(f"\\multicolumn{{{across}}}{{c}}{{{head}}}" for head in heads)])
+        + r" \\",
+        " ".join(f"\\cmidrule(lr){{{start}-{start + across - 1}}}" for start in starts),
+        " & ".join([*(SHOWN_AS[m] for m in MODALITIES), *REGION_NAMES * len(bodies)]) + r" \\",
         "\\midrule",
     ]
     for row, (title, subset, _) in enumerate(bodies[0]):
@@ -96,8 +96,8 @@ def latex(summary: Summary) -> str:
             else f"\\multicolumn{{4}}{{l}}{{{title}}}"
         )
         values = [
-            _number(body[row][2].mean[region] * SHOWN[metric][1], 2)
-            for metric, body in zip(("dice", "hd95"), bodies, strict=True)
+            _number(body[row][2].mean[region] * metric.factor, metric.decimals)
+            for metric, body in zip(summary.main, bodies, strict=True)
             for region in range(across)
         ]
         lines.append(f"{head} & {' & '.join(values)} \\\\")
@@ -145,10 +145,9 @@ def _marks(subset: str) -> list[str]:
     return ["●" if here else "○" for here in parse_subset(subset)]
 
 
-def _cell(line: Estimate, region: int, factor: float, decimals: int) -> str:
-    mean, low, high = (
-        _number(end[region] * factor, decimals) for end in (line.mean, line.low, line.high)
-    )
+def _cell(line: Estimate, region: int, metric: Metric) -> str:
+    ends = (line.mean, line.low, line.high)
+    mean, low, high = (_number(end[region] * metric.factor, metric.decimals) for end in ends)
     return f"{mean} [{low}, {high}]" if np.isfinite(line.low[region]) else mean
 
 

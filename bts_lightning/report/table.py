@@ -8,12 +8,15 @@ import numpy as np
 import pandas as pd
 
 from bts_lightning.errors import DataError, UserError
+from bts_lightning.metrics.table import METRICS, TABLE, VOLUMES, Metric
 from bts_lightning.modalities import REGIONS, SUBSETS, parse_subset, subset_name
 
 KEYS = ("case", "subset", "region")
-METRICS = ("dice", "hd95", "sensitivity", "precision", "true_ml", "predicted_ml")
-COLUMNS = KEYS + METRICS
-MISSING = {metric: ["", "nan", "NaN"] for metric in METRICS}
+VALUES = (*METRICS, *VOLUMES)
+COLUMNS = KEYS + VALUES
+# What a table always had; metrics that came later may be absent.
+NEEDED = (*KEYS, "dice", "hd95", *VOLUMES)
+MISSING = {column: ["", "nan", "NaN"] for column in VALUES}
 REGION_NAMES: tuple[str, ...] = tuple(REGIONS)
 SUBSET_NAMES: tuple[str, ...] = tuple(subset_name(subset) for subset in SUBSETS)
 
@@ -44,23 +47,29 @@ class EvaluationTable:
     ) -> "EvaluationTable":
         """Check rows and bring subsets into canonical spelling and order."""
         table = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-        absent = [column for column in COLUMNS if column not in table]
+        absent = [column for column in NEEDED if column not in table]
         if absent:
             raise DataError(
-                f"{source}: no column {', '.join(absent)}; a table has {','.join(COLUMNS)}"
+                f"{source}: no column {', '.join(absent)}; a table has {','.join(NEEDED)}"
             )
         if table.empty:
             raise DataError(f"{source}: the table has no row, so there is nothing to report")
-        table = table[list(COLUMNS)].reset_index(drop=True)
+        values = [column for column in VALUES if column in table]
+        table = table[[*KEYS, *values]].reset_index(drop=True)
         table["case"] = table["case"].astype(str)
         table["subset"] = [_canonical(name, source) for name in table["subset"]]
         _check_regions(table, source)
-        for metric in METRICS:
-            table[metric] = _numbers(table, metric, source)
+        for column in values:
+            table[column] = _numbers(table, column, source)
         _check_unique(table, source)
         subsets = tuple(name for name in SUBSET_NAMES if (table["subset"] == name).any())
         cases = tuple(sorted(table["case"].unique()))
         return cls(table, cases, subsets)
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """The rows of the table of metrics that have a column here."""
+        return [metric for metric in TABLE if metric.name in self.rows]
 
     def grid(self, metric: str) -> np.ndarray:
         """Lay one metric out as case × subset × region; NaN where there is no value."""

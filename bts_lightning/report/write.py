@@ -11,6 +11,7 @@ from bts_lightning.files import write_whole
 from bts_lightning.report.facts import read_protocol
 from bts_lightning.report.page import page
 from bts_lightning.report.slices import CaseSlices, load_slices
+from bts_lightning.report.statistics import mean
 from bts_lightning.report.summary import latex, markdown, summarise
 from bts_lightning.report.table import EvaluationTable
 
@@ -38,9 +39,8 @@ def write_report(
 def choose_cases(table: EvaluationTable, count: int = 12) -> list[str]:
     """Choose cases worth looking at: the worst third, then an even walk up to the best."""
     dice = table.grid("dice").reshape(len(table.cases), -1)
-    there = np.isfinite(dice)
-    mean = np.where(there, dice, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
-    ranked = [table.cases[i] for i in np.argsort(mean, kind="stable")]
+    # A case without any value comes first.
+    ranked = [table.cases[i] for i in np.argsort(np.nan_to_num(mean(dice, axis=1)), kind="stable")]
     if len(ranked) <= count:
         return ranked
     worst = count // 3

@@ -16,14 +16,12 @@ from rich.text import Text
 
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
+from bts_lightning.metrics.table import Metric
 from bts_lightning.modalities import dots, parse_subset
 from bts_lightning.report.evaluations import Evaluation, compare_evaluations
 from bts_lightning.report.facts import policy, read_protocol
-from bts_lightning.report.statistics import groups
-from bts_lightning.report.table import KEYS, METRICS, REGION_NAMES, EvaluationTable
-
-# Metric: heading, factor from the table's unit to the printed one.
-_SHOWN = {"dice": ("Dice (%)", 100.0), "hd95": ("HD95 (mm)", 1.0)}
+from bts_lightning.report.statistics import groups, mean
+from bts_lightning.report.table import KEYS, REGION_NAMES, VALUES, EvaluationTable
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,9 @@ class Result:
         """Read an evaluation folder."""
         return cls(experiment, seed, fold, EvaluationTable.read(folder), read_protocol(folder))
 
-    def means(self, metric: str) -> np.ndarray:
+    def means(self, metric: Metric) -> np.ndarray:
         """Give the mean over cases for each subset and region, in printed units."""
-        return _SHOWN[metric][1] * _mean(self.table.grid(metric))
+        return metric.factor * mean(self.table.grid(metric.name), axis=0)
 
 
 def write_study(folder: Path, results: Sequence[Result], planned: int, console: Console) -> Path:
@@ -55,7 +53,7 @@ def write_study(folder: Path, results: Sequence[Result], planned: int, console: 
             "same, as with evaluation.subsets=null"
         )
     said = remarks(results, planned)
-    for metric in _SHOWN:
+    for metric in shown(results):
         console.print(_terminal_table(results, metric))
     for line in said:
         console.print(line, highlight=False, markup=False)
@@ -68,7 +66,16 @@ def write_study(folder: Path, results: Sequence[Result], planned: int, console: 
     return page
 
 
-def spread(results: Sequence[Result], metric: str) -> tuple[np.ndarray, np.ndarray]:
+def shown(results: Sequence[Result]) -> list[Metric]:
+    """Take the main metrics that all trainings were measured in."""
+    return [
+        metric
+        for metric in results[0].table.metrics
+        if metric.is_main and all(metric in result.table.metrics for result in results)
+    ]
+
+
+def spread(results: Sequence[Result], metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """Give mean and standard deviation over trainings, for each average of subsets and region.
 
     The first line is the mean over all subsets, the others with and without T1c, then each subset.
@@ -77,13 +84,13 @@ def spread(results: Sequence[Result], metric: str) -> tuple[np.ndarray, np.ndarr
     runs = []
     for result in results:
         cells = result.means(metric)
-        averages = [_mean(cells[indices]) for indices in chosen]
+        averages = [mean(cells[indices], axis=0) for indices in chosen]
         runs.append(np.concatenate([np.stack(averages), cells]))
     values = np.stack(runs)  # training × line × region
     deviation = np.full(values.shape[1:], np.nan)
     if len(results) > 1:
         deviation = values.std(axis=0, ddof=1)
-    return _mean(values), deviation
+    return mean(values, axis=0), deviation
 
 
 def pooled(results: Sequence[Result]) -> list[Evaluation]:
@@ -122,13 +129,14 @@ def remarks(results: Sequence[Result], planned: int) -> list[str]:
 
 def _pool(name: str, results: Sequence[Result]) -> Evaluation:
     rows = pd.concat([result.table.rows for result in results], ignore_index=True)
-    mean = rows.groupby(list(KEYS), sort=False)[list(METRICS)].mean().reset_index()
+    values = [column for column in VALUES if column in rows]
+    means = rows.groupby(list(KEYS), sort=False)[values].mean().reset_index()
     protocols = [result.protocol for result in results]
     same = {k: v for k, v in protocols[0].items() if all(p.get(k) == v for p in protocols)}
     # Each fold has a split of its own; together they name the same one for every experiment.
     prints = sorted({str((p.get("split") or {}).get("fingerprint")) for p in protocols})
     same |= {"experiment": name, "split": {"fingerprint": " ".join(prints)}}
-    return Evaluation(name, Path(name), EvaluationTable.from_rows(mean, name), same)
+    return Evaluation(name, Path(name), EvaluationTable.from_rows(means, name), same)
 
 
 def _by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -139,44 +147,46 @@ def _by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def _rows(results: Sequence[Result]) -> list[list[str]]:
-    """Write the main table: an experiment a row, with Dice and HD95 of the mean over subsets."""
+    """Write the main table: an experiment a row, with the mean over subsets."""
     rows = []
     for name, runs in _by_experiment(results).items():
         cells = [name, str(len(runs))]
-        for metric in _SHOWN:
-            mean, deviation = spread(runs, metric)
-            cells += [_cell(mean[0, r], deviation[0, r]) for r in range(len(REGION_NAMES))]
+        for metric in shown(results):
+            means, deviation = spread(runs, metric)
+            cells += [_cell(means[0, r], deviation[0, r], metric) for r in range(len(REGION_NAMES))]
         rows.append(cells)
     return rows
 
 
-def _heads() -> list[str]:
-    shown = [f"{region} {heading}" for heading, _ in _SHOWN.values() for region in REGION_NAMES]
-    return ["experiment", "trainings", *shown]
+def _heads(results: Sequence[Result]) -> list[str]:
+    columns = [f"{region} {metric.heading}" for metric in shown(results) for region in REGION_NAMES]
+    return ["experiment", "trainings", *columns]
 
 
-def _terminal_table(results: Sequence[Result], metric: str) -> Table:
-    """Show one metric: both side by side are too wide for a terminal."""
-    title = f"{_SHOWN[metric][0]}, mean over {len(results[0].table.subsets)} subsets"
+def _terminal_table(results: Sequence[Result], metric: Metric) -> Table:
+    """Show one metric: all side by side are too wide for a terminal."""
+    title = f"{metric.heading}, mean over {len(results[0].table.subsets)} subsets"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for i, heading in enumerate(["experiment", "trainings", *REGION_NAMES]):
         table.add_column(
             heading, justify="right" if i else "left", no_wrap=bool(i), overflow="fold"
         )
-    first = 2 + len(REGION_NAMES) * list(_SHOWN).index(metric)
+    first = 2 + len(REGION_NAMES) * shown(results).index(metric)
     for row in _rows(results):
         # An override in the name may hold brackets, which rich would take for a style.
         table.add_row(Text(row[0]), row[1], *row[first : first + len(REGION_NAMES)])
     return table
 
 
-def _subset_rows(results: Sequence[Result], metric: str, region: int) -> list[list[str]]:
+def _subset_rows(results: Sequence[Result], metric: Metric, region: int) -> list[list[str]]:
     """Write one table of all subsets: an experiment a column."""
     subsets = results[0].table.subsets
     titles = [*groups(subsets), *(" ".join(dots(parse_subset(name))) for name in subsets)]
     columns = [spread(runs, metric) for runs in _by_experiment(results).values()]
     order = [*range(len(titles) - len(subsets), len(titles)), *range(len(titles) - len(subsets))]
-    return [[titles[i], *(_cell(m[i, region], d[i, region]) for m, d in columns)] for i in order]
+    return [
+        [titles[i], *(_cell(m[i, region], d[i, region], metric) for m, d in columns)] for i in order
+    ]
 
 
 def _markdown(results: Sequence[Result], said: Sequence[str]) -> str:
@@ -211,11 +221,13 @@ def _each_table(
     results: Sequence[Result], add: Callable[[str, list[str], list[list[str]]], None]
 ) -> None:
     """Go through the tables of a study: the main one, then all subsets by metric and region."""
-    add(f"Mean over {len(results[0].table.subsets)} subsets", _heads(), _rows(results))
-    for metric, (heading, _) in _SHOWN.items():
+    add(f"Mean over {len(results[0].table.subsets)} subsets", _heads(results), _rows(results))
+    for metric in shown(results):
         for region, name in enumerate(REGION_NAMES):
             heads = ["T1 T1c T2 FLAIR", *_by_experiment(results)]
-            add(f"{name}, {heading}, by subset", heads, _subset_rows(results, metric, region))
+            add(
+                f"{name}, {metric.heading}, by subset", heads, _subset_rows(results, metric, region)
+            )
 
 
 def _md(title: str, heads: list[str], rows: list[list[str]]) -> list[str]:
@@ -238,18 +250,11 @@ def _section(title: str, heads: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def _cell(mean: float, deviation: float) -> str:
-    if not np.isfinite(mean):
+def _cell(value: float, deviation: float, metric: Metric) -> str:
+    if not np.isfinite(value):
         return "–"
-    return f"{mean:.2f}" + (f" ± {deviation:.2f}" if np.isfinite(deviation) else "")
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Average over the first axis what is there; NaN where nothing is."""
-    there = np.isfinite(values)
-    count = there.sum(axis=0)
-    total = np.where(there, values, 0.0).sum(axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    digits = metric.decimals
+    return f"{value:.{digits}f}" + (f" ± {deviation:.{digits}f}" if np.isfinite(deviation) else "")
 
 
 def _plain(text: object) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 from bts_lightning.__main__ import main
 from bts_lightning.commands.compare import compare
 from bts_lightning.errors import UserError
+from bts_lightning.metrics.table import METRICS
 from bts_lightning.report.paired import pair
 from bts_lightning.report.table import EvaluationTable
 from tests.report.synthetic import protocol, rows
@@ -42,7 +43,9 @@ def printed(runs: list[Path], out: Path | None = None, width: int = 100) -> str:
 def test_difference_is_paired_by_case_and_subset() -> None:
     made = rows(12)
     mixed = [shifted(made, 0.02)[i] for i in np.random.default_rng(0).permutation(len(made))]
-    paired = pair(EvaluationTable.from_rows(made), EvaluationTable.from_rows(mixed), "dice")
+    paired = pair(
+        EvaluationTable.from_rows(made), EvaluationTable.from_rows(mixed), METRICS["dice"]
+    )
     cells = paired.means.cells()
     for end in (cells.mean, cells.low, cells.high):
         np.testing.assert_allclose(end, 2.0)  # points, without any spread
@@ -64,6 +67,25 @@ def test_more_hd95_is_worse(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "near", made), make_run(tmp_path, "far", farther)]
     text = printed(runs)
     assert "HD95 (mm): better than the reference in 0, worse in 45 of 45 cells" in text
+
+
+def test_any_metric_of_the_table_can_be_asked_for(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name, rows(12)) for name in ("one", "two")]
+    assert main(["compare", *map(str, runs), "--metric", "precision", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "comparison.md").read_text()
+    assert "### Precision (points)" in text
+    assert "Dice" not in text
+    with pytest.raises(UserError, match="--metric dise is unknown; the metrics are dice, hd95"):
+        compare(runs, metrics=["dise"])
+
+
+def test_tables_from_before_a_metric_are_compared_in_what_they_have(tmp_path: Path) -> None:
+    made = rows(12)
+    old = [{key: row[key] for key in row if key != "precision"} for row in made]
+    runs = [make_run(tmp_path, "new", made), make_run(tmp_path, "old", old)]
+    assert "Dice (points)" in printed(runs)
+    with pytest.raises(UserError, match="old was evaluated before there was precision"):
+        compare(runs, metrics=["precision"])
 
 
 def test_files_hold_table_page_and_figures(tmp_path: Path) -> None:
@@ -115,7 +137,7 @@ def test_values_that_are_not_there_shrink_the_pairs() -> None:
         row | {"dice": np.nan} if (row["case"][-1], row["region"]) == ("3", "ET") else row
         for row in made
     ]
-    paired = pair(EvaluationTable.from_rows(made), EvaluationTable.from_rows(gone), "dice")
+    paired = pair(EvaluationTable.from_rows(made), EvaluationTable.from_rows(gone), METRICS["dice"])
     np.testing.assert_array_equal(paired.means.cells().count[0], [12, 12, 11])
     assert paired.cells == 45
 

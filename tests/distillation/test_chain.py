@@ -267,7 +267,8 @@ def rows(cases: Sequence[str], subsets: Sequence[str], dice: Any) -> pd.DataFram
     """Make a table of Dice values given by case, subset and region."""
     return pd.DataFrame(
         [
-            dict(zip(COLUMNS, (c, s, r, dice(c, s, r), 1.0, 1.0, 1.0, 2.0, 2.0), strict=True))
+            dict.fromkeys(COLUMNS, 1.0)
+            | {"case": c, "subset": s, "region": r, "dice": dice(c, s, r)}
             for c in cases
             for s in subsets
             for r in REGIONS

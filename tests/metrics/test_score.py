@@ -46,10 +46,10 @@ def test_pooled_hd95_and_overlaps_equal_medpy(spacing: tuple[float, float, float
                 a, b = np.isin(p, values), np.isin(truth, values)
                 if a.any() and b.any():
                     compared += 1
-                    assert ours.hd95[s, r] == binary.hd95(a, b, spacing)
-                    assert ours.dice[s, r] == pytest.approx(binary.dc(a, b))
-                    assert ours.sensitivity[s, r] == pytest.approx(binary.recall(a, b))
-                    assert ours.precision[s, r] == pytest.approx(binary.precision(a, b))
+                    assert ours["hd95"][s, r] == binary.hd95(a, b, spacing)
+                    assert ours["dice"][s, r] == pytest.approx(binary.dc(a, b))
+                    assert ours["sensitivity"][s, r] == pytest.approx(binary.recall(a, b))
+                    assert ours["precision"][s, r] == pytest.approx(binary.precision(a, b))
     assert compared > 150
 
 
@@ -76,7 +76,7 @@ def test_directed_hd95_equals_monai(spacing: tuple[float, float, float]) -> None
                 )[0].numpy()
                 both = (a.flatten(2).any(-1) & b.flatten(2).any(-1))[0].numpy()
                 compared += int(both.sum())
-                np.testing.assert_allclose(ours.hd95[s][both], theirs[both], rtol=1e-6)
+                np.testing.assert_allclose(ours["hd95"][s][both], theirs[both], rtol=1e-6)
         assert compared > 40
 
 
@@ -89,7 +89,7 @@ def test_directed_hd95_equals_surface_distance_between_flat_plates() -> None:
     spacing = (1.5, 1.0, 1.0)
     distances = surface_distance.compute_surface_distances(truth == 3, thicker == 3, spacing)
     theirs = surface_distance.compute_robust_hausdorff(distances, 95)
-    assert score(thicker[None], truth, spacing, hd95="directed").hd95[0, 2] == theirs == 3.0
+    assert score(thicker[None], truth, spacing, hd95="directed")["hd95"][0, 2] == theirs == 3.0
 
 
 @surface_distance_is_old
@@ -104,7 +104,7 @@ def test_directed_hd95_stays_near_surface_distance_elsewhere() -> None:
         truth, found = radius < 8, radius + 20 * wobble < 7
         distances = surface_distance.compute_surface_distances(truth, found, (1, 1, 1))
         theirs = surface_distance.compute_robust_hausdorff(distances, 95)
-        ours = score(np.uint8(3 * found)[None], np.uint8(3 * truth), hd95="directed").hd95[0, 2]
+        ours = score(np.uint8(3 * found)[None], np.uint8(3 * truth), hd95="directed")["hd95"][0, 2]
         assert abs(ours - theirs) < 1
 
 
@@ -112,9 +112,9 @@ def test_one_voxel_three_millimetres_away() -> None:
     truth = volume((slice(5, 6), slice(5, 6), slice(5, 6)))
     found = volume((slice(5, 6), slice(5, 6), slice(7, 8)))
     scores = score(found[None], truth, (1, 1, 1.5))
-    assert scores.hd95.tolist() == [[3.0, 3.0, 3.0]]
-    assert scores.dice.tolist() == [[0.0, 0.0, 0.0]]
-    assert scores.true_ml.tolist() == [[0.0015] * 3]
+    assert scores["hd95"].tolist() == [[3.0, 3.0, 3.0]]
+    assert scores["dice"].tolist() == [[0.0, 0.0, 0.0]]
+    assert scores["true_ml"].tolist() == [[0.0015] * 3]
 
 
 def test_percentile_lies_between_two_distances() -> None:
@@ -123,9 +123,9 @@ def test_percentile_lies_between_two_distances() -> None:
     truth = volume((slice(0, 1), slice(0, 1), slice(0, 1)))
     found = truth.copy()
     found[0, 0, 4] = 3
-    assert score(found[None], truth).hd95[0, 2] == pytest.approx(3.6)
+    assert score(found[None], truth)["hd95"][0, 2] == pytest.approx(3.6)
     # Directed: 95 % of the way between 0 and 4 of the prediction's own two distances.
-    assert score(found[None], truth, hd95="directed").hd95[0, 2] == pytest.approx(3.8)
+    assert score(found[None], truth, hd95="directed")["hd95"][0, 2] == pytest.approx(3.8)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.5, 0.7, 0.7)])
@@ -134,7 +134,7 @@ def test_distances_beyond_every_walk_are_exact(spacing: tuple[float, float, floa
     found = volume((slice(75, 76), slice(60, 65), slice(3, 4)), size=80)
     found[40, 70, 60:66] = 3
     expected = binary.hd95(found == 3, truth == 3, spacing)
-    assert score(found[None], truth, spacing).hd95[0, 2] == expected > 60
+    assert score(found[None], truth, spacing)["hd95"][0, 2] == expected > 60
 
 
 def test_speckle_over_the_whole_grid_is_exact() -> None:
@@ -143,7 +143,7 @@ def test_speckle_over_the_whole_grid_is_exact() -> None:
     truth = volume((slice(2, 5), slice(2, 5), slice(2, 5)), size=16)
     found = np.where(rng.random(truth.shape) < 0.05, 3, 0).astype(np.uint8)
     found[:8, :8, :8] = 0
-    assert score(found[None], truth).hd95[0, 2] == binary.hd95(found == 3, truth == 3)
+    assert score(found[None], truth)["hd95"][0, 2] == binary.hd95(found == 3, truth == 3)
 
 
 def test_regions_are_nested_labels() -> None:
@@ -152,9 +152,9 @@ def test_regions_are_nested_labels() -> None:
     found = np.zeros_like(truth)
     found[0, 0, :3] = 2, 2, 3
     scores = score(found[None], truth)
-    assert scores.dice[0].tolist() == pytest.approx([1, 2 / 3, 1])
-    assert scores.sensitivity[0].tolist() == [1, 0.5, 1]
-    assert scores.precision[0].tolist() == [1, 1, 1]
+    assert scores["dice"][0].tolist() == pytest.approx([1, 2 / 3, 1])
+    assert scores["sensitivity"][0].tolist() == [1, 0.5, 1]
+    assert scores["precision"][0].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -181,15 +181,15 @@ def test_empty_sides_follow_the_policy(
         (empty, full, invented),
     ):
         s = score(found[None], truth, empty=policy)
-        got = [s.dice[0, 2], s.hd95[0, 2], s.sensitivity[0, 2], s.precision[0, 2]]
+        got = [s["dice"][0, 2], s["hd95"][0, 2], s["sensitivity"][0, 2], s["precision"][0, 2]]
         np.testing.assert_array_equal(got, expected)
 
 
 def test_one_empty_region_leaves_the_others_alone() -> None:
     truth = volume((slice(3, 6), slice(3, 6), slice(3, 6)), value=2)
     scores = score(truth[None], truth)
-    assert scores.hd95.tolist() == [[0, 0, 0]]
-    assert score(volume()[None], truth).hd95.tolist() == [[373.12866, 0, 0]]
+    assert scores["hd95"].tolist() == [[0, 0, 0]]
+    assert score(volume()[None], truth)["hd95"].tolist() == [[373.12866, 0, 0]]
 
 
 def test_many_subsets_score_as_each_alone() -> None:
@@ -198,15 +198,15 @@ def test_many_subsets_score_as_each_alone() -> None:
     together = score(np.stack(predicted), truth)
     for s in (0, MOST_SUBSETS - 1, MOST_SUBSETS, MOST_SUBSETS + 1):
         alone = score(predicted[s][None], truth)
-        np.testing.assert_array_equal(together.hd95[s], alone.hd95[0])
-        np.testing.assert_array_equal(together.dice[s], alone.dice[0])
+        np.testing.assert_array_equal(together["hd95"][s], alone["hd95"][0])
+        np.testing.assert_array_equal(together["dice"][s], alone["dice"][0])
 
 
 def test_threads_do_not_change_a_digit() -> None:
     truth, *predicted = speckled(np.random.default_rng(5), masks=5)
     one, three = (score(np.stack(predicted), truth, threads=n) for n in (1, 3))
-    np.testing.assert_array_equal(one.hd95, three.hd95)
-    np.testing.assert_array_equal(one.dice, three.dice)
+    np.testing.assert_array_equal(one["hd95"], three["hd95"])
+    np.testing.assert_array_equal(one["dice"], three["dice"])
 
 
 def test_read_only_and_strided_arrays_are_read_as_they_are() -> None:
@@ -214,7 +214,7 @@ def test_read_only_and_strided_arrays_are_read_as_they_are() -> None:
     turned = found[None].transpose(0, 3, 2, 1)
     truth.setflags(write=False)
     expected = score(np.ascontiguousarray(turned), np.ascontiguousarray(truth.T))
-    np.testing.assert_array_equal(score(turned, truth.T).hd95, expected.hd95)
+    np.testing.assert_array_equal(score(turned, truth.T)["hd95"], expected["hd95"])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from bts_lightning.errors import DataError
+from bts_lightning.metrics.table import METRICS
 from bts_lightning.report.table import COLUMNS, SUBSET_NAMES, EvaluationTable
 from tests.report.synthetic import rows
 
@@ -70,3 +71,10 @@ def test_a_file_that_is_not_there_or_not_a_table_is_named(tmp_path: Path) -> Non
     (tmp_path / "cases.csv").write_text(",".join(COLUMNS) + "\n")
     with pytest.raises(DataError, match="has no row"):
         EvaluationTable.read(tmp_path)
+
+
+def test_a_table_from_before_a_metric_shows_the_others() -> None:
+    table = EvaluationTable.from_rows(
+        [{key: value for key, value in one_row().items() if key != "precision"}]
+    )
+    assert [metric.name for metric in table.metrics] == [n for n in METRICS if n != "precision"]

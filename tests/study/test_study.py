@@ -16,6 +16,7 @@ from rich.console import Console
 from bts_lightning.commands import study
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.files import write_whole
+from bts_lightning.metrics.table import METRICS
 from bts_lightning.report.paired import pair
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs import processes
@@ -156,10 +157,10 @@ def constant(cases: list[str], dice: float) -> list[dict[str, Any]]:
 
 def test_deviation_is_that_of_trainings():
     results = [result("a", s, None, constant(["x", "y"], d)) for s, d in enumerate([0.7, 0.8, 0.9])]
-    mean, deviation = spread(results, "dice")
+    mean, deviation = spread(results, METRICS["dice"])
     np.testing.assert_allclose(mean, 80.0)
     np.testing.assert_allclose(deviation, 10.0)
-    assert np.isnan(spread(results[:1], "dice")[1]).all()
+    assert np.isnan(spread(results[:1], METRICS["dice"])[1]).all()
 
 
 def test_folds_are_joined_and_seeds_averaged():
@@ -185,7 +186,7 @@ def test_tests_use_what_all_experiments_have():
         result("b", 0, None, constant(["x"], 0.6)),
     ]
     first, second = pooled(results)
-    differences = pair(first.table, second.table, "dice").means.cells().mean
+    differences = pair(first.table, second.table, METRICS["dice"]).means.cells().mean
     np.testing.assert_allclose(differences, 10.0)  # not 0.6 against 0.7
 
 
@@ -198,7 +199,7 @@ def test_the_table_is_printed_and_written(tmp_path: Path):
     ]
     text = StringIO()
     write_study(tmp_path, results, 14, Console(file=text, width=80, color_system=None))
-    mean, deviation = spread(results[:6], "dice")
+    mean, deviation = spread(results[:6], METRICS["dice"])
     cell = f"{mean[0, 0]:.2f} ± {deviation[0, 0]:.2f}"
     row = next(line for line in text.getvalue().splitlines() if line.strip().startswith("base"))
     assert row.split()[:2] == ["base", "6"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from bts_lightning.distillation.chain.gap import Gap
 from bts_lightning.errors import UserError
-from bts_lightning.report.statistics import Estimate, bootstrap, holm, signed_rank
+from bts_lightning.report.statistics import Estimate, bootstrap, holm, mean, signed_rank
 from bts_lightning.report.table import EvaluationTable
 
 CONTRASTS = (("alone", "taught"), ("alone", "aligned"), ("taught", "aligned"))
@@ -74,11 +74,10 @@ def judge(
     return Claim(
         subsets=first.subsets,
         cases=len(first.cases),
-        dice={arm: _mean(grid, axis=0) for arm, grid in grids.items()},
+        dice={arm: mean(grid, axis=0) for arm, grid in grids.items()},
         contrasts=_contrasts(grids),
         teachers={
-            name: _mean(_POINTS * table.grid("dice"), axis=0)[-1]
-            for name, table in teachers.items()
+            name: mean(_POINTS * table.grid("dice"), axis=0)[-1] for name, table in teachers.items()
         },
         gaps=gaps,
     )
@@ -86,9 +85,9 @@ def judge(
 
 def _contrasts(grids: Mapping[str, np.ndarray]) -> tuple[Contrast, ...]:
     # Cases × subsets: the mean of the regions, as the paper's "mean Dice".
-    gains = [_mean(grids[other] - grids[reference], axis=2) for reference, other in CONTRASTS]
+    gains = [mean(grids[other] - grids[reference], axis=2) for reference, other in CONTRASTS]
     p = holm(np.array([[signed_rank(column) for column in gain.T] for gain in gains]))
-    mean_p = holm(np.array([signed_rank(_mean(gain, axis=1)) for gain in gains]))
+    mean_p = holm(np.array([signed_rank(mean(gain, axis=1)) for gain in gains]))
     found = []
     for row, ((reference, other), gain) in enumerate(zip(CONTRASTS, gains, strict=True)):
         means = bootstrap(gain)
@@ -102,11 +101,3 @@ def _contrasts(grids: Mapping[str, np.ndarray]) -> tuple[Contrast, ...]:
 def _gain(estimate: Estimate, index: int | tuple[()], p: float) -> Gain:
     mean, low, high = (float(e[index]) for e in (estimate.mean, estimate.low, estimate.high))
     return Gain(mean, low, high, float(p))
-
-
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Average what is there; nothing gives NaN without a warning."""
-    there = np.isfinite(values)
-    count = there.sum(axis=axis)
-    total = np.where(there, values, 0.0).sum(axis=axis)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -1,0 +1,104 @@
+"""All masks of a case as the bits of one volume, and what metrics are made of."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bts_lightning.metrics.distances import Spacing, outward_steps, surface_distances
+from bts_lightning.metrics.policies import Floats, Hd95
+from bts_lightning.metrics.surface import Words, occupied, pack, peel
+from bts_lightning.metrics.threads import in_threads, shares
+from bts_lightning.modalities import REGIONS
+
+LabelMaps = NDArray[np.uint8]
+Box = tuple[range, range, range]
+
+# Region × stored label: which values make up each region.
+_MEMBERS = np.array([[label in labels for label in range(4)] for labels in REGIONS.values()])
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Some predictions of a case beside its truth; arrays are subsets × regions (WT, TC, ET).
+
+    Attributes:
+        overlap: voxels that prediction and truth have in common.
+        found: voxels of the prediction.
+        there: voxels of the truth.
+        spacing: mm between voxels.
+        hd95: the definition that was asked for.
+        words: the bits of all masks, with a margin around.
+        threads: how many may work.
+    """
+
+    overlap: Floats
+    found: Floats
+    there: Floats
+    spacing: Spacing
+    hd95: Hd95
+    words: Words
+    threads: int
+
+    @classmethod
+    def of(
+        cls,
+        predicted: LabelMaps,
+        truth: LabelMaps,
+        box: Box,
+        spacing: Spacing,
+        hd95: Hd95,
+        threads: int,
+    ) -> "Masks":
+        """Pack label maps, `surface.MOST_SUBSETS` at most, and count their voxels."""
+        halo = outward_steps(spacing).halo
+        corner = (box[0].start, box[1].start, box[2].start)
+        words = np.zeros([len(b) + 2 * h for b, h in zip(box, halo, strict=True)], np.uint64)
+        counted = in_threads(
+            lambda z: pack(predicted, truth, _MEMBERS, corner, halo, z.start, z.stop, words),
+            shares(len(box[0]), threads),
+            threads,
+        )
+        pairs = np.sum(counted, axis=0).astype(np.float64)  # S prediction truth
+        member = _MEMBERS.astype(np.float64)
+        overlap = np.einsum("spt,rp,rt->sr", pairs, member, member)
+        found = np.einsum("spt,rp->sr", pairs, member)
+        there = np.einsum("spt,rt->sr", pairs, member)
+        return cls(overlap, found, there, spacing, hd95, words, threads)
+
+    @cached_property
+    def distances(self) -> dict[tuple[int, int], tuple[Floats, Floats]]:
+        """Squared mm from each surface voxel to the other surface, by (subset, region).
+
+        First those of the prediction's surface to the truth's, then back. A pair is there where
+        neither mask is empty.
+        """
+        halo = outward_steps(self.spacing).halo
+        surface = np.zeros_like(self.words)
+        points = in_threads(
+            lambda z: peel(self.words, halo, z.start, z.stop, surface),
+            shares(len(self.words) - 2 * halo[0], self.threads),
+            self.threads,
+        )
+        live = (self.found > 0) & (self.there > 0)
+        return surface_distances(surface, np.concatenate(points), live, self.spacing, self.threads)
+
+
+def box_of(predicted: LabelMaps, truth: LabelMaps, threads: int) -> Box:
+    """Find the box of all foreground, one voxel if there is none; refuse values no label has."""
+    seen = in_threads(
+        lambda z: occupied(predicted, truth, z.start, z.stop), shares(len(truth), threads), threads
+    )
+    most = _MEMBERS.shape[1] - 1
+    if int(np.bitwise_or.reduce([bits for *_, bits in seen])) > most:
+        raise ValueError(f"a label map holds a value above {most}; stored values are 0 to {most}")
+    planes = np.concatenate([planes for planes, _, _, _ in seen])
+    rows = np.logical_or.reduce([rows for _, rows, _, _ in seen])
+    columns = np.logical_or.reduce([columns for _, _, columns, _ in seen])
+    return _extent(planes), _extent(rows), _extent(columns)
+
+
+def _extent(flags: NDArray[np.bool_]) -> range:
+    where = np.flatnonzero(flags)
+    return range(int(where[0]), int(where[-1]) + 1) if where.size else range(1)

@@ -1,0 +1,66 @@
+"""The table of metrics: what is measured, how it is shown and what empty regions score."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bts_lightning.metrics.hd95 import hd95
+from bts_lightning.metrics.overlaps import dice, precision, sensitivity
+from bts_lightning.metrics.policies import Floats
+
+if TYPE_CHECKING:
+    from bts_lightning.metrics.masks import Masks
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table.
+
+    Attributes:
+        measure: from the masks of a case to subsets × regions, NaN where the metric is undefined;
+            its name is the column in `cases.csv`.
+        heading: with the printed unit.
+        best: the value of a perfect prediction, and of a region that is rightly empty.
+        worst: of a region that is missed or invented, where the metric is undefined; infinity
+            stands for the longest distance of the policy.
+        factor: from the measured to the printed unit.
+        decimals: to print.
+        is_main: stands in summary, LaTeX, comparisons and studies, not only in the report.
+        in_validation: is measured at every validation of a training too, and logged.
+    """
+
+    measure: Callable[["Masks"], Floats]
+    heading: str
+    best: float
+    worst: float
+    factor: float = 1.0
+    decimals: int = 2
+    is_main: bool = True
+    in_validation: bool = False
+
+    @property
+    def name(self) -> str:
+        """The column in `cases.csv`."""
+        return self.measure.__name__
+
+    @property
+    def more_is_better(self) -> bool:
+        """Which way is good."""
+        return self.best > self.worst
+
+    @property
+    def difference(self) -> str:
+        """The heading of a difference: percentages differ in points."""
+        return self.heading.replace("(%)", "(points)")
+
+
+TABLE = (
+    Metric(dice, "Dice (%)", best=1, worst=0, factor=100, in_validation=True),
+    Metric(hd95, "HD95 (mm)", best=0, worst=math.inf, in_validation=True),
+    Metric(sensitivity, "Sensitivity (%)", best=1, worst=0, factor=100, is_main=False),
+    Metric(precision, "Precision (%)", best=1, worst=0, factor=100, is_main=False),
+)
+METRICS = {metric.name: metric for metric in TABLE}
+# Columns beside the metrics: a volume is neither good nor bad.
+VOLUMES = ("true_ml", "predicted_ml")
