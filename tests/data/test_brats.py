@@ -11,7 +11,7 @@ import pytest
 
 from bts_lightning.data.cache.reading import BrokenCaseError, read_volumes
 from bts_lightning.data.cache.ready import load_case, read_images
-from bts_lightning.data.layouts.find import Case, find_cases
+from bts_lightning.data.layouts import Case, brats, find_cases
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES
 from tests.data import datasets
@@ -62,7 +62,7 @@ def _written(case: Case) -> tuple[bool, str]:
 
 
 def test_names_of_each_release() -> None:
-    from bts_lightning.data.layouts.folders import _CLASSIC, _MODERN
+    from bts_lightning.data.layouts.brats import _CLASSIC, _MODERN
 
     assert _CLASSIC.fullmatch("Brats17_2013_2_1_t1ce")
     assert _MODERN.fullmatch("BraTS-SSA-00002-000-t2f")
@@ -386,3 +386,41 @@ def _write_singular(path: Path) -> None:
 
 def _coloured() -> np.ndarray:
     return np.zeros(SIZE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+
+
+def test_each_layout_claims_its_own_files(tmp_path: Path):
+    datasets.write_decathlon(tmp_path / "Task01_BrainTumour")
+    datasets.write_brats2021(tmp_path / "BraTS2021")
+    write_image(tmp_path / "stranger.nii.gz", volume(0))
+    found = find_cases(tmp_path)
+    assert found.layout == "BraTS 2021 + Decathlon Task01"
+    assert [path.name for path in found.ignored] == ["stranger.nii.gz"]
+
+
+def test_two_files_of_one_name_are_a_fault_that_names_both(tmp_path: Path):
+    datasets.write_decathlon(tmp_path)
+    file = next(tmp_path.rglob("imagesTr/*.nii.gz"))
+    nested = file.parent / "again" / file.name
+    nested.parent.mkdir()
+    nested.write_bytes(file.read_bytes())
+    found = find_cases(tmp_path)
+    (fault,) = found.faults
+    assert str(file) in str(fault)
+    assert str(nested) in str(fault)
+    assert fault.case not in [case.name for case in found.cases]
+
+
+@pytest.mark.parametrize("again", ["t2", "label"])
+def test_a_file_that_stands_for_two_things_is_a_fault(tmp_path: Path, again: str):
+    write_image(tmp_path / "one.nii.gz", volume(0))
+    (tmp_path / "manifest.csv").write_text(f"case,t1,{again}\na,one.nii.gz,one.nii.gz\n")
+    (fault,) = find_cases(tmp_path).faults
+    assert (fault.file.name, fault.case) == ("one.nii.gz", "a")
+
+
+def test_a_reader_cannot_hand_on_a_case_without_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    empty = Case("nobody", "nobody", "clinic", {}, None, {})
+    monkeypatch.setattr(brats, "read", lambda images: [empty])
+    assert str(find_cases(tmp_path).faults[0]) == f"nobody: {tmp_path}: a case without any image"

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from bts_lightning.data.cache.geometry import Geometry
 from bts_lightning.data.cache.normalise import Recipe, normalise
 from bts_lightning.data.cache.reading import read_volumes
-from bts_lightning.data.layouts.case import Case
-from bts_lightning.data.layouts.folders import LABEL_VALUES, LabelScheme
+from bts_lightning.data.layouts.case import LABEL_VALUES, Case, LabelScheme
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES, REGIONS, Modality, Region, Subset
 

@@ -1,29 +1,15 @@
-"""The naming of BraTS 2017 to 2024, and what label values mean in each data set."""
+"""The naming of BraTS 2017 to 2024."""
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from bts_lightning.data.layouts.case import Case, DataSet, Fault
-from bts_lightning.modalities import BACKGROUND, ENHANCING, MODALITIES, NECROSIS, OEDEMA, Modality
+from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Fault, Image, LabelScheme
+from bts_lightning.modalities import MODALITIES, Modality
 
-LabelScheme = Literal["brats2021", "brats2023", "brats2024", "decathlon"]
-
-# Value in the file -> stored class, each as its data set documents it.
-LABEL_VALUES: dict[LabelScheme, dict[int, int]] = {
-    # 2017 to 2021: 1 NCR/NET, 2 ED, 4 ET; 3 has not been used since 2016.
-    "brats2021": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 4: ENHANCING},
-    # 2023: 1 NCR, 2 SNFH (oedema and infiltration), 3 ET.
-    "brats2023": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 3: ENHANCING},
-    # 2024, after treatment: 4 is the resection cavity. It belongs to none of WT, TC and ET there,
-    # so as background it leaves all three regions as the challenge defines them.
-    "brats2024": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 3: ENHANCING, 4: BACKGROUND},
-    # Decathlon Task01 counts otherwise: 1 oedema, 2 non-enhancing, 3 enhancing.
-    "decathlon": {0: BACKGROUND, 1: OEDEMA, 2: NECROSIS, 3: ENHANCING},
-}
+KNOWN = "BraTS 2017 to 2024"
 
 _CLASSIC = re.compile(
     r"(?P<case>(?P<release>Brats17|Brats18|BraTS19|BraTS20|BraTS2021)_.+)_(?P<what>t1ce|t1|t2|flair|seg)",
@@ -50,72 +36,31 @@ _YEARS = {"brats17": 2017, "brats18": 2018, "brats19": 2019, "brats20": 2020, "b
 _STRAY_LABEL = "w39_1998.09.19_segm"
 
 
-def read_folders(root: Path) -> DataSet:
+def read(images: Sequence[Image]) -> Iterator[Case | Fault]:
     """Group files named as in BraTS 2017 to 2024 into cases, wherever below the folder they lie."""
     parts: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     matches: dict[str, re.Match[str]] = {}
-    strangers: list[Path] = []
-    for stem, path in images_below(root):
-        match = _CLASSIC.fullmatch(stem) or _MODERN.fullmatch(stem)
-        if match is None:
-            strangers.append(path)
-            continue
-        parts[match["case"]][_SUFFIXES[match["what"].lower()]].append(path)
-        matches.setdefault(match["case"], match)
-    ignored = [path for path in strangers if not _adopt(path, parts)]
-    cases, faults = [], []
-    for name, files in sorted(parts.items()):
+    for stem, path in images:
+        if match := _CLASSIC.fullmatch(stem) or _MODERN.fullmatch(stem):
+            parts[match["case"]][_SUFFIXES[match["what"].lower()]].append(path)
+            matches.setdefault(match["case"], match)
+    for stem, path in images:
+        if stem.lower() == _STRAY_LABEL:
+            _adopt(path, parts)
+    for name, files in parts.items():
         broken = _name_faults(name, files)
-        faults += broken
+        yield from broken
         if not broken:
-            cases.append(_brats_case(name, matches[name], files))
-    return DataSet(root, tuple(cases), tuple(faults), tuple(ignored))
+            yield _brats_case(name, matches[name], files)
 
 
-def images_below(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield name without ending and path of every NIfTI file, in one order on every machine."""
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        here = Path(folder)
-        # A link to a folder above would never end.
-        if (real := os.path.realpath(here)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        for name in sorted(folders):
-            # Some unpackers leave `X_t1.nii/`, a folder around a file with an internal name.
-            inner = _nifti_files(here / name) if _stem(name) is not None else []
-            if len(inner) == 1 and (stem := _stem(name)) is not None:
-                yield stem, inner[0]
-                folders.remove(name)
-        # Dot folders hold our cache, and `._` files are what macOS adds.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in _nifti_files(here, files):
-            yield _stem(path.name) or path.name, path
-
-
-def _nifti_files(folder: Path, names: list[str] | None = None) -> list[Path]:
-    names = [path.name for path in folder.iterdir()] if names is None else names
-    return [folder / n for n in sorted(names) if _stem(n) is not None and not n.startswith(".")]
-
-
-def _stem(name: str) -> str | None:
-    for ending in (".nii.gz", ".nii"):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return None
-
-
-def _adopt(path: Path, parts: dict[str, dict[str, list[Path]]]) -> bool:
+def _adopt(path: Path, parts: dict[str, dict[str, list[Path]]]) -> None:
     """Give the stray label to the one case of its folder that has none."""
-    if (_stem(path.name) or "").lower() != _STRAY_LABEL:
-        return False
     for files in parts.values():
         beside = any(p.parent == path.parent for paths in files.values() for p in paths)
         if beside and "label" not in files:
             files["label"].append(path)
-            return True
-    return False
+            return
 
 
 def _name_faults(name: str, files: dict[str, list[Path]]) -> list[Fault]:

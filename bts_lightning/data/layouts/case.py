@@ -2,8 +2,39 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from bts_lightning.modalities import MODALITIES, Modality, Subset
+from bts_lightning.modalities import (
+    BACKGROUND,
+    ENHANCING,
+    MODALITIES,
+    NECROSIS,
+    OEDEMA,
+    Modality,
+    Subset,
+)
+
+LabelScheme = Literal["brats2021", "brats2023", "brats2024", "decathlon"]
+
+# Value in the file -> stored class, each as its data set documents it.
+LABEL_VALUES: dict[LabelScheme, dict[int, int]] = {
+    # 2017 to 2021: 1 NCR/NET, 2 ED, 4 ET; 3 has not been used since 2016.
+    "brats2021": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 4: ENHANCING},
+    # 2023: 1 NCR, 2 SNFH (oedema and infiltration), 3 ET.
+    "brats2023": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 3: ENHANCING},
+    # 2024, after treatment: 4 is the resection cavity. It belongs to none of WT, TC and ET there,
+    # so as background it leaves all three regions as the challenge defines them.
+    "brats2024": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 3: ENHANCING, 4: BACKGROUND},
+    # Decathlon Task01 counts otherwise: 1 oedema, 2 non-enhancing, 3 enhancing.
+    "decathlon": {0: BACKGROUND, 1: OEDEMA, 2: NECROSIS, 3: ENHANCING},
+}
+
+
+class Image(NamedTuple):
+    """A NIfTI file as a walk through a folder finds it: its name without the ending, its path."""
+
+    stem: str
+    path: Path
 
 
 @dataclass(frozen=True)

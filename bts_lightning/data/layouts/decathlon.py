@@ -1,42 +1,39 @@
 """The Medical Segmentation Decathlon's Task01: 4-D files with a channel order of their own."""
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bts_lightning.data.layouts.case import Case, DataSet
-from bts_lightning.data.layouts.folders import LABEL_VALUES, images_below
+from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Image
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES, Modality
 
+KNOWN = "Decathlon Task01"
+_LABELS_OF = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 _CHANNELS: dict[str, Modality] = {"flair": "flair", "t1w": "t1", "t1gd": "t1c", "t2w": "t2"}
 _LABELS = {"0": "background", "1": "edema", "2": "non-enhancing", "3": "enhancing"}
 
 
-def read_decathlon(root: Path) -> DataSet | None:
-    """Read Medical Segmentation Decathlon Task01, from its folder or from the one above."""
-    homes = [
-        folder for folder in (root, *sorted(root.glob("*/"))) if (folder / "imagesTr").is_dir()
-    ]
-    if not homes:
-        return None
-    home = homes[0]
-    channels = _decathlon_channels(home / "dataset.json")
-    cases = []
-    for images, labels in (("imagesTr", "labelsTr"), ("imagesTs", "labelsTs")):
-        for stem, path in images_below(home / images):
-            label = home / labels / path.name
-            cases.append(
-                Case(
-                    name=stem,
-                    patient=stem,
-                    layout="Decathlon Task01",
-                    images={modality: path for modality in MODALITIES if modality in channels},
-                    label=label if label.exists() else None,
-                    label_values=LABEL_VALUES["decathlon"],
-                    channels=channels,
-                )
-            )
-    return DataSet(root, tuple(sorted(cases, key=lambda case: case.name)))
+def read(images: Sequence[Image]) -> Iterator[Case]:
+    """Read Medical Segmentation Decathlon Task01, wherever below the folder it lies."""
+    channels: dict[Path, dict[Modality, int]] = {}
+    for stem, path in images:
+        inside = next((folder for folder in path.parents if folder.name in _LABELS_OF), None)
+        if inside is None:
+            continue
+        home = inside.parent
+        if home not in channels:
+            channels[home] = _decathlon_channels(home / "dataset.json")
+        label = home / _LABELS_OF[inside.name] / path.name
+        yield Case(
+            name=stem,
+            patient=stem,
+            layout=KNOWN,
+            images={modality: path for modality in MODALITIES if modality in channels[home]},
+            label=label if label.exists() else None,
+            label_values=LABEL_VALUES["decathlon"],
+            channels=channels[home],
+        )
 
 
 def _decathlon_channels(path: Path) -> dict[Modality, int]:

@@ -6,15 +6,14 @@ from io import StringIO
 from pathlib import Path
 from typing import cast, get_args
 
-from bts_lightning.data.layouts.case import Case, DataSet, Fault
-from bts_lightning.data.layouts.folders import LABEL_VALUES, LabelScheme
+from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Fault, LabelScheme
 from bts_lightning.errors import DataError, did_you_mean
 from bts_lightning.modalities import MODALITIES
 
 _COLUMNS = ("case", "patient", *MODALITIES, "label", "labels")
 
 
-def read_manifest(path: Path) -> DataSet:
+def read_manifest(path: Path) -> list[Case | Fault]:
     """Read a CSV, one row a case; paths are relative to it, an empty cell was never acquired."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -26,17 +25,14 @@ def read_manifest(path: Path) -> DataSet:
     rows = [
         {c: (v or "").strip() for c, v in zip(columns, row.values(), strict=False)} for row in table
     ]
-    cases: list[Case] = []
-    faults: list[Fault] = []
+    found: list[Case | Fault] = []
     seen: set[str] = set()
     for number, row in enumerate(rows, start=2):
         name = row["case"] or f"line {number}"
         broken = _row_faults(path, name, row, seen)
         seen.add(name)
-        faults += broken
-        if not broken:
-            cases.append(_manifest_case(path.parent, row))
-    return DataSet(path, tuple(sorted(cases, key=lambda case: case.name)), tuple(faults))
+        found += broken or [_manifest_case(path.parent, row)]
+    return found
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
