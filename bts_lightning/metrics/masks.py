@@ -29,6 +29,8 @@ class Masks:
         there: voxels of the truth.
         spacing: mm between voxels.
         hd95: the definition that was asked for.
+        predicted: the label maps, S×D×H×W.
+        truth: D×H×W.
         words: the bits of all masks, with a margin around.
         threads: how many may work.
     """
@@ -38,6 +40,8 @@ class Masks:
     there: Floats
     spacing: Spacing
     hd95: Hd95
+    predicted: LabelMaps
+    truth: LabelMaps
     words: Words
     threads: int
 
@@ -65,7 +69,7 @@ class Masks:
         overlap = np.einsum("spt,rp,rt->sr", pairs, member, member)
         found = np.einsum("spt,rp->sr", pairs, member)
         there = np.einsum("spt,rt->sr", pairs, member)
-        return cls(overlap, found, there, spacing, hd95, words, threads)
+        return cls(overlap, found, there, spacing, hd95, predicted, truth, words, threads)
 
     @cached_property
     def distances(self) -> dict[tuple[int, int], tuple[Floats, Floats]]:
