@@ -101,7 +101,9 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     verb.add_argument("--cache", type=Path, help="where to cache (ROOT/.bts_cache)")
     verb.add_argument("--skip-broken", action="store_true", help="go on with the good cases")
     verb.add_argument("--workers", type=int, help="processes (one a core)")
-    verb.add_argument("--normalisation", default="zscore", help="zscore or legacy_rfnet")
+    verb.add_argument(
+        "--normalisation", default="zscore", help="zscore, legacy_rfnet or legacy_nnunet"
+    )
     verb.add_argument("--crop", default="brain", help="brain or none")
 
     verb = add("show", _show, "print an experiment, or the arguments of one of its nodes")

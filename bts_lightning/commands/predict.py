@@ -17,7 +17,7 @@ from bts_lightning.data.cache.reading import BrokenCaseError
 from bts_lightning.data.cache.ready import ReadyCase
 from bts_lightning.data.layouts.find import find_cases
 from bts_lightning.errors import DataError, UserError
-from bts_lightning.inference import Protocol, probabilities
+from bts_lightning.inference import Protocol, label_map, probabilities
 from bts_lightning.modalities import MODALITIES, Modality, subset_name
 from bts_lightning.runs.devices import chosen_device
 from bts_lightning.runs.opening import load_run, load_task
@@ -130,8 +130,8 @@ def _write(
     averaged = probabilities(
         task.net, task.loss, case.image, case.available, protocol, case.available, device
     )
-    label_map = task.loss.labels(torch.from_numpy(averaged).unsqueeze(0))[0]
+    labels = label_map(task.loss, torch.from_numpy(averaged).unsqueeze(0), protocol)
     if with_probabilities:
         name = out.name.removesuffix(".gz").removesuffix(".nii")
         write_probabilities(case, averaged, out.with_name(f"{name}_probabilities.nii.gz"))
-    write_prediction(case, label_map.numpy(), out)
+    write_prediction(case, labels, out)

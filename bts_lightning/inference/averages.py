@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bts_lightning.inference.protocol import Protocol
 from bts_lightning.inference.windows import Windows, importance
+from bts_lightning.losses import SegmentationLoss
 
 # Of a GPU's free memory; the network needs the rest.
 SHARE_OF_MEMORY = 0.5
@@ -22,23 +23,25 @@ class Averages:
     Args:
         windows: where they lie.
         shown: windows × subsets, which windows each subset's average is made of.
-        channels: probabilities per voxel.
+        loss: owns the way from logits to probabilities.
         protocol: how windows are weighted, and how many views each has.
         device: where the probabilities come from.
 
     Attributes:
-        sums: S×C×D×H×W in single precision; when every window has been added, the averages.
+        sums: S×C×D×H×W in single precision; when every window has been added, the averages of
+            what the protocol averages.
     """
 
     def __init__(
         self,
         windows: Windows,
         shown: NDArray[np.bool_],
-        channels: int,
+        loss: SegmentationLoss,
         protocol: Protocol,
         device: torch.device,
     ) -> None:
-        shape = (shown.shape[1], channels, *windows.volume.shape[1:])
+        self.loss, self.of_logits = loss, protocol.average == "logits"
+        shape = (shown.shape[1], loss.channels, *windows.volume.shape[1:])
         needed = 4 * torch.Size(shape).numel()
         fits = (
             device.type != "cuda" or needed < SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]
@@ -51,6 +54,20 @@ class Averages:
         patterns, self.pattern = np.unique(shown.T, axis=0, return_inverse=True)
         self.totals = [self._total(used) for used in patterns]
         self._shares: dict[tuple[int, int], Tensor] = {}
+
+    def read(self, logits: Tensor) -> Tensor:
+        """Turn logits into what is averaged."""
+        return logits.float() if self.of_logits else self.loss.probabilities(logits)
+
+    def probabilities(self, s: int) -> Tensor:
+        """Give the averaged probabilities of a subset within the case, 1×C×D×H×W."""
+        inside = self.windows.inside
+        averaged = self.sums[s][(slice(None), *inside)].unsqueeze(0)
+        if not self.of_logits:
+            return averaged
+        # Where no window shows anything nothing was said, which is not the logit 0.
+        said = self.totals[int(self.pattern[s])][inside].to(averaged.device) > 0
+        return torch.where(said, self.loss.probabilities(averaged), 0)
 
     def add(self, subsets: Sequence[int], windows: Sequence[int], probabilities: Tensor) -> None:
         """Add one view of these windows for these subsets, S'×W'×C×d×h×w."""

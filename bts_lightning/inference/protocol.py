@@ -10,7 +10,10 @@ from bts_lightning.metrics.policies import EmptyPolicy, Hd95
 from bts_lightning.modalities import SUBSETS, Subset, parse_subset, subset_name
 from bts_lightning.networks.backbone import Backbone
 
+Spacing = Literal["even", "stepped"]
 Weighting = Literal["gaussian", "constant"]
+Average = Literal["probabilities", "logits"]
+SmallET = Literal["erase", "relabel"]
 Precision = Literal["32", "bf16", "16"]
 Leak = Literal["none", "released"]
 AUTOCAST: dict[Precision, torch.dtype | None] = {
@@ -27,14 +30,20 @@ class Protocol:
     Args:
         window: edge of the sliding window in voxels, or its three edges.
         overlap: share of a window that its neighbour covers too.
+        windows: `even` spaces them evenly, as nnU-Net does. `stepped` goes from the corner in steps
+            of the same length and puts a last one at the end, as MONAI and the RFNet family do.
         weighting: of the probabilities inside a window. `gaussian` has a standard deviation of an
             eighth of the edge, as nnU-Net and MONAI have it.
+        average: over windows and views, of `probabilities`, or of `logits` as AMoE-BTS does.
         mirror: average over all eight mirrored views.
         precision: of the network; probabilities are averaged in single precision anyway.
         subsets: names such as `t1c+flair`; all 15 by default.
         shrink_window: on volumes smaller than the window take the smallest window that covers them
             and fits the network, in place of padding with background. Faster, and another protocol.
         skip_empty: leave out windows in which a subset shows no brain.
+        et_minimum: an ET of fewer voxels is taken for a false alarm; 500 in the RFNet family.
+        et_small: `erase` makes such an ET background; `relabel` makes it necrosis, so that WT and
+            TC stay as they are (DeMoSeg).
         hd95: `pooled` or `directed`, see `bts_lightning.metrics.score`.
         empty: what empty regions score, see `bts_lightning.metrics.policies`.
         leak: `released` also admits a network that sees the images of absent modalities, as some
@@ -53,12 +62,16 @@ class Protocol:
 
     window: int | list[int] = 128
     overlap: float = 0.5
+    windows: Spacing = "even"
     weighting: Weighting = "gaussian"
+    average: Average = "probabilities"
     mirror: bool = False
     precision: Precision = "32"
     subsets: list[str] | None = None
     shrink_window: bool = False
     skip_empty: bool = True
+    et_minimum: int = 0
+    et_small: SmallET = "erase"
     hd95: Hd95 = "pooled"
     empty: EmptyPolicy = "brats"
     leak: Leak = "none"
@@ -79,7 +92,10 @@ class Protocol:
                 "0.5 is usual"
             )
         for name, options in (
+            ("windows", Spacing),
             ("weighting", Weighting),
+            ("average", Average),
+            ("et_small", SmallET),
             ("precision", Precision),
             ("hd95", Hd95),
             ("empty", EmptyPolicy),
@@ -94,6 +110,11 @@ class Protocol:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ConfigError(f"{name}={size!r} of the evaluation must be 1 or more")
+        if self.et_minimum < 0:
+            raise ConfigError(
+                f"et_minimum={self.et_minimum!r} of the evaluation is a number of voxels; "
+                "0 keeps every ET, 500 is usual"
+            )
         if self.subsets is not None and not self.subsets:
             raise ConfigError(
                 "subsets=[] of the evaluation is empty; leave it out (null) for all 15"
@@ -140,6 +161,13 @@ class Protocol:
             "skip_empty": self.skip_empty,
             "hd95": self.hd95,
             "empty": self.empty,
-            # Named where it is so: tables from before this option read as they did.
+            # Named where it is so: tables from before these options read as they did.
             **({"leak": self.leak} if self.leak != "none" else {}),
+            **({"windows": self.windows} if self.windows != "even" else {}),
+            **({"average": self.average} if self.average != "probabilities" else {}),
+            **(
+                {"et_minimum": self.et_minimum, "et_small": self.et_small}
+                if self.et_minimum
+                else {}
+            ),
         }

@@ -16,10 +16,17 @@ from bts_lightning.inference.averages import Averages
 from bts_lightning.inference.clock import Clock, stage
 from bts_lightning.inference.convolutions import OneDNN
 from bts_lightning.inference.protocol import AUTOCAST, Protocol
-from bts_lightning.inference.windows import Windows, lay_out
+from bts_lightning.inference.windows import lay_out
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.memory import give_back_freed_memory, is_out_of_memory
-from bts_lightning.modalities import Subset, subset_name, subsets_within
+from bts_lightning.modalities import (
+    BACKGROUND,
+    ENHANCING,
+    NECROSIS,
+    Subset,
+    subset_name,
+    subsets_within,
+)
 from bts_lightning.networks.backbone import Backbone, Features
 
 # Of the memory that is free when the first subset has been decoded; the rest is for fragmentation.
@@ -55,14 +62,11 @@ def segment(
     """
     if subsets is None:
         subsets = subsets_within(available, protocol.chosen_subsets)
-    windows, averages = _average(
-        net, loss, image, available, protocol, subsets, torch.device(device), clock
-    )
+    averages = _average(net, loss, image, available, protocol, subsets, torch.device(device), clock)
     with stage(clock, "label"):
         labels = np.empty((len(subsets), *image.shape[1:]), np.uint8)
         for s in range(len(subsets)):
-            inside = averages.sums[s][(slice(None), *windows.inside)]
-            labels[s] = loss.labels(inside.unsqueeze(0))[0].cpu().numpy()
+            labels[s] = label_map(loss, averages.probabilities(s), protocol)
     return labels
 
 
@@ -76,11 +80,17 @@ def probabilities(
     device: torch.device | str = "cpu",
 ) -> NDArray[np.float32]:
     """Predict the averaged probabilities of one subset, C×D×H×W; see `segment`."""
-    windows, averages = _average(
-        net, loss, image, available, protocol, [subset], torch.device(device), None
-    )
-    inside = averages.sums[0][(slice(None), *windows.inside)]
-    return inside.cpu().numpy()
+    averages = _average(net, loss, image, available, protocol, [subset], torch.device(device), None)
+    return averages.probabilities(0)[0].cpu().numpy()
+
+
+def label_map(loss: SegmentationLoss, averaged: Tensor, protocol: Protocol) -> NDArray[np.uint8]:
+    """Read the label map D×H×W off averaged probabilities 1×C×D×H×W, as the protocol wants it."""
+    labels: NDArray[np.uint8] = loss.labels(averaged)[0].cpu().numpy()
+    small = labels == ENHANCING
+    if 0 < np.count_nonzero(small) < protocol.et_minimum:
+        labels[small] = BACKGROUND if protocol.et_small == "erase" else NECROSIS
+    return labels
 
 
 def _average(
@@ -92,7 +102,7 @@ def _average(
     subsets: Sequence[Subset],
     device: torch.device,
     clock: Clock | None,
-) -> tuple[Windows, Averages]:
+) -> Averages:
     for subset in subsets:
         if not subsets_within(available, [subset]):
             raise ValueError(
@@ -104,7 +114,7 @@ def _average(
             windows = lay_out(image, available, protocol, net)
             volume = windows.volume.to(device)
             shown = windows.brain @ np.array(subsets, np.bool_).reshape(-1, 4).T  # windows S
-            averages = Averages(windows, shown, loss.channels, protocol, device)
+            averages = Averages(windows, shown, loss, protocol, device)
         predictor = _Predictor(net, loss, subsets, protocol, averages, device, clock)
         for group in _groups(shown, protocol.batch_windows):
             views = [volume[(slice(None), *windows.views[w])] for w in group]
@@ -114,7 +124,7 @@ def _average(
                     with stage(clock, "accumulate"):
                         averages.add(chunk.tolist(), group, _flip(predicted, axes))
                     del predicted  # or it would lie beside the features of the next window
-    return windows, averages
+    return averages
 
 
 def _groups(shown: NDArray[np.bool_], most: int) -> Iterator[list[int]]:
@@ -188,7 +198,7 @@ class _Predictor:
         measure = self.at_once is None
         before = _restart_peak(self.device) if measure else 0
         logits = self.net.decode(features.repeat(len(chunk)).restrict(present)).logits
-        predicted = self.loss.probabilities(logits)
+        predicted = self.averages.read(logits)
         if measure:
             one = max(1, torch.cuda.max_memory_allocated(self.device) - before)
             self.at_once = max(1, int(_room(self.device) / one))
@@ -196,7 +206,7 @@ class _Predictor:
 
     def _whole_pass(self, patch: Tensor, chunk: NDArray[np.int64]) -> Tensor:
         present = self.present[chunk.tolist()].expand(len(patch), -1)
-        return self.loss.probabilities(self.net(patch, present).logits).unsqueeze(0)
+        return self.averages.read(self.net(patch, present).logits).unsqueeze(0)
 
     def _attempt(self, name: str, work: Callable[[], T]) -> T | None:
         """Do it; where memory ends make room and give None, so that the caller tries again."""

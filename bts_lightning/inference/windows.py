@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bts_lightning.errors import ConfigError
-from bts_lightning.inference.protocol import Protocol, Weighting
+from bts_lightning.inference.protocol import Protocol, Spacing, Weighting
 from bts_lightning.networks.backbone import Backbone
 
 Size = tuple[int, int, int]
@@ -54,7 +54,10 @@ def lay_out(
     volume = np.zeros((len(image), *padded), image.dtype)
     volume[(slice(None), *inside)] = image
     starts = product(
-        *(axis_starts(p, w, protocol.overlap) for p, w in zip(padded, size, strict=True))
+        *(
+            axis_starts(p, w, protocol.overlap, protocol.windows)
+            for p, w in zip(padded, size, strict=True)
+        )
     )
     views = [tuple(slice(a, a + w) for a, w in zip(at, size, strict=True)) for at in starts]
     brain = np.ones((len(views), len(image)), np.bool_)
@@ -87,10 +90,12 @@ def window_size(grid: Size, protocol: Protocol, net: Backbone) -> Size:
     return protocol.size
 
 
-def axis_starts(length: int, window: int, overlap: float) -> list[int]:
-    """Space windows evenly, so that neighbours overlap by this share or more."""
+def axis_starts(length: int, window: int, overlap: float, spacing: Spacing = "even") -> list[int]:
+    """Place windows, so that neighbours overlap by this share or more."""
     step = max(1, int(window * (1 - overlap)))
     last = length - window
+    if spacing == "stepped":
+        return [*range(0, last, step), last]
     count = -(-last // step) + 1
     return [round(last * i / max(1, count - 1)) for i in range(count)]
 

@@ -62,9 +62,11 @@ def score(
 
 
 def _measure(masks: Masks, metrics: Sequence[Metric], empty: EmptyPolicy) -> dict[str, Floats]:
-    nothing = (masks.found == 0) & (masks.there == 0)
     volumes = np.array([masks.there, masks.found]) * np.prod(masks.spacing) / 1000
-    measured = {m.name: fill(m.measure(masks), nothing, m.best, m.worst, empty) for m in metrics}
+    measured = {
+        m.name: fill(m.measure(masks), masks.there, masks.found, m.best, m.worst, empty)
+        for m in metrics
+    }
     return measured | dict(zip(VOLUMES, volumes, strict=True))
 
 

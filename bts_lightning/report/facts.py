@@ -20,6 +20,8 @@ EMPTY = {
     "absent from one of them, Dice 0 and HD95 374 mm",
     "nan": "a region absent from expert and prediction has no value and is left out of the means "
     "(n says how many cases remain); HD95 also where it is absent from one of them",
+    "amoe_bts": "a region absent from the expert has no value and is left out of the means (n says "
+    "how many cases remain), and so is every HD95 of 0 mm, as in AMoE-BTS's code",
 }
 # What a reader asks first stands first; other keys follow as they come.
 _ORDER = (
@@ -29,7 +31,9 @@ _ORDER = (
     "split",
     "window",
     "overlap",
+    "windows",
     "weighting",
+    "average",
     "mirror",
     "precision",
     "seed",

@@ -93,6 +93,24 @@ def test_legacy_recipe_scales_all_voxels_by_the_joint_brain(tmp_path: Path) -> N
     np.testing.assert_allclose(case.image[2], expected, atol=2e-3)
 
 
+def test_nnunets_recipe_counts_the_holes_of_the_joint_brain_in(tmp_path: Path) -> None:
+    home = write_case(tmp_path / "BraTS2021_00000", modalities=["t1"])
+    hollow = np.where(np.arange(SIZE[0])[:, None, None] < 10, volume(2), 0)
+    for name in ("t1", "t2"):  # a hole in the middle of both
+        image = volume(0) if name == "t1" else hollow.copy()
+        image[10, 9, 8] = 0
+        write_image(home / f"BraTS2021_00000_{name}.nii.gz", image)
+    case = prepare(tmp_path, normalisation="legacy_nnunet")[0]
+    inside = case.geometry.uncrop(np.ones(case.image.shape[1:]))
+    hollow[10, 9, 8] = 0
+    values = hollow[brain()].astype(np.float64)
+    expected = np.where(brain(), (hollow - values.mean()) / values.std(), 0)
+    found = case.geometry.uncrop(case.image[2])
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert found[10, 9, 8] != 0
+    assert inside[10, 9, 8]
+
+
 @pytest.mark.parametrize(
     ("box", "expected"),
     [

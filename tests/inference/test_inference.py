@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.inference import Clock, Protocol, probabilities, segment, sliding
+from bts_lightning.inference import Clock, Protocol, label_map, probabilities, segment, sliding
 from bts_lightning.inference.convolutions import OneDNN
 from bts_lightning.inference.windows import axis_starts, importance
 from bts_lightning.losses import LabelLoss, RegionLoss
@@ -372,6 +372,49 @@ def test_single_small_windows_meet_the_fast_kernels() -> None:
 )
 def test_windows_lie_evenly(length: int, window: int, overlap: float, expected: list[int]) -> None:
     assert axis_starts(length, window, overlap) == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [(8, [0]), (9, [0, 1]), (16, [0, 4, 8]), (18, [0, 4, 8, 10]), (23, [0, 4, 8, 12, 15])],
+)
+def test_stepped_windows_end_with_one_at_the_border(length: int, expected: list[int]) -> None:
+    assert axis_starts(length, 8, 0.5, "stepped") == expected
+
+
+def test_logits_of_overlapping_windows_are_averaged() -> None:
+    net, image = make().eval(), case(12, 8, 8)
+    by_logits = Protocol(window=8, weighting="constant", average="logits")
+    with torch.no_grad():
+        parts = [
+            net(torch.from_numpy(image[None, :, a : a + 8]).float(), torch.tensor([ALL])).logits[0]
+            for a in (0, 4)
+        ]
+    expected = ((parts[0][:, 4:] + parts[1][:, :4]) / 2).sigmoid()
+    averaged = probabilities(net, RegionLoss(), image, ALL, by_logits, ALL)
+    np.testing.assert_allclose(averaged[:, 4:8], expected.numpy(), atol=1e-5)
+    labels = segment(net, RegionLoss(), image, ALL, by_logits, [ALL])
+    np.testing.assert_array_equal(labels, RegionLoss().labels(torch.from_numpy(averaged)[None]))
+
+
+def test_where_nothing_was_shown_averaged_logits_say_nothing() -> None:
+    image = case(24, 8, 8)
+    image[:, 8:] = 0
+    protocol = Protocol(window=8, overlap=0, average="logits")
+    averaged = probabilities(make().eval(), RegionLoss(), image, ALL, protocol, ALL)
+    assert averaged[:, :8].all()
+    assert not averaged[:, 8:].any()
+
+
+@pytest.mark.parametrize(
+    ("minimum", "small", "expected"),
+    [(0, "erase", [3, 2]), (2, "erase", [3, 2]), (3, "erase", [0, 2]), (3, "relabel", [1, 2])],
+)
+def test_a_small_et_is_erased_or_relabelled(minimum: int, small: str, expected: list[int]) -> None:
+    # Two voxels of ET and two of oedema.
+    sure = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]).view(1, 3, 4, 1, 1).float()
+    labels = label_map(RegionLoss(), sure, Protocol(et_minimum=minimum, et_small=small))
+    assert labels.flatten().tolist() == [expected[0]] * 2 + [expected[1]] * 2
 
 
 def test_gaussian_is_symmetric_with_the_deviation_of_an_eighth() -> None:

@@ -169,6 +169,7 @@ def test_regions_are_nested_labels() -> None:
             (0, np.nan, 0, np.nan),
             (0, np.nan, np.nan, 0),
         ),
+        ("amoe_bts", (np.nan,) * 4, (0, np.nan, 0, np.nan), (np.nan,) * 4),
     ],
 )
 def test_empty_sides_follow_the_policy(
@@ -215,6 +216,13 @@ def test_read_only_and_strided_arrays_are_read_as_they_are() -> None:
     truth.setflags(write=False)
     expected = score(np.ascontiguousarray(turned), np.ascontiguousarray(truth.T))
     np.testing.assert_array_equal(score(turned, truth.T)["hd95"], expected["hd95"])
+
+
+def test_amoe_leaves_out_a_distance_of_nothing() -> None:
+    full = volume((slice(3, 5), slice(3, 5), slice(3, 5)))
+    perfect = score(full[None], full, empty="amoe_bts")
+    assert (perfect["dice"] == 1).all()
+    assert np.isnan(perfect["hd95"]).all()
 
 
 @pytest.mark.parametrize(

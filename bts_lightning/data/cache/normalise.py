@@ -5,12 +5,13 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
 
 from bts_lightning.data.cache.geometry import Box, box_around, grown
 from bts_lightning.data.cache.reading import Volumes
 from bts_lightning.modalities import MODALITIES
 
-Normalisation = Literal["zscore", "legacy_rfnet"]
+Normalisation = Literal["zscore", "legacy_rfnet", "legacy_nnunet"]
 Crop = Literal["brain", "none"]
 
 # RFNet, mmFormer, M2FTrans and IM-Fuse grow the box to this, so that a 128³ patch always fits.
@@ -27,7 +28,9 @@ class Recipe:
     Attributes:
         normalisation: `zscore`: mean and deviation of a modality over its own brain; background 0.
             `legacy_rfnet`: over the joint brain of all modalities and applied to the background
-            too, as that family of repositories does. Statistics leak between modalities.
+            too, as that family of repositories does. `legacy_nnunet`: over the joint brain with its
+            holes filled; background 0, as nnU-Net and A2FSeg do. In both, statistics leak between
+            modalities.
         crop: `brain`: the box where any acquired modality is not 0. A modality dropped later has
             had its part in where the box lies, never in a value. `none`: the whole grid, when
             not even that may be.
@@ -49,16 +52,17 @@ def normalise(volumes: Volumes, recipe: Recipe) -> tuple[NDArray[np.float16], Bo
     brains = {modality: image != 0 for modality, image in volumes.images.items()}
     joint = np.logical_or.reduce(list(brains.values()))
     box = _box(joint, volumes, recipe)
+    shared = binary_fill_holes(joint) if recipe.normalisation == "legacy_nnunet" else joint
     slices = tuple(slice(low, high) for low, high in box)
     image = np.zeros((len(MODALITIES), *(high - low for low, high in box)), dtype=np.float16)
     for channel, modality in enumerate(MODALITIES):
         if modality not in volumes.images:
             continue
         voxels = volumes.images[modality]
-        inside = brains[modality] if recipe.normalisation == "zscore" else joint
+        inside = brains[modality] if recipe.normalisation == "zscore" else shared
         mean, deviation = _statistics(voxels, inside)
         scaled = (voxels[slices].astype(np.float32) - np.float32(mean)) / np.float32(deviation)
-        if recipe.normalisation == "zscore":
+        if recipe.normalisation != "legacy_rfnet":
             scaled[~inside[slices]] = 0
         image[channel] = scaled.clip(-LARGEST, LARGEST)
     return image, box
