@@ -1,7 +1,7 @@
 """Errors that a user can mend: the command line prints them as one line and exits with 2."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -26,13 +26,31 @@ class EveryRankError(UserError):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of a command line that complains in one line, as everything else does."""
+    """A parser of a command line that complains in one line, as everything else does.
 
-    def __init__(self, **settings: Any) -> None:
+    Args:
+        fill: adds the arguments of a verb, once that verb was named; so no other is imported.
+        settings: those of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, fill: Callable[["Parser"], None] | None = None, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
+        self._fill = fill
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, after the arguments have been added."""
+        if self._fill is not None:
+            fill, self._fill = self._fill, None
+            fill(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see: {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = did_you_mean(str(value), map(str, action.choices))
+            raise argparse.ArgumentError(action, f"there is no {value!r}; {hint}")
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

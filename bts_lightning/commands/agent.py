@@ -1,22 +1,25 @@
 """`bts agent`: take trials of a W&B sweep from here, with this Python, until it is over."""
 
+import argparse
 import os
-from collections.abc import Sequence
 
 from bts_lightning.errors import Parser, UserError
-from bts_lightning.sweep.wandb import require_account, server_errors, use_this_python
 
 
-def main(words: Sequence[str]) -> int:
-    """Join a sweep that `bts sweep` or the W&B page has created."""
-    parser = Parser(prog="bts agent", description=__doc__)
+def add_arguments(parser: Parser) -> None:
     parser.add_argument("sweep", help="as entity/project/id; bts sweep prints it")
     parser.add_argument("--count", type=int, help="trials for this agent (no end)")
-    args = parser.parse_args(list(words))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Join a sweep that `bts sweep` or the W&B page has created."""
     if not 1 <= len(args.sweep.split("/")) <= 3 or "" in args.sweep.split("/"):
         raise UserError(f"{args.sweep} is no sweep; write entity/project/id")
     if args.count is not None and args.count < 1:
         raise UserError(f"--count is {args.count}; give 1 or more")
+    # It imports Lightning, which no help text needs.
+    from bts_lightning.sweep.wandb import require_account, server_errors, use_this_python
+
     require_account()
     use_this_python()
     # Trials that fail within seconds are what a sweep over sizes finds; go on after them.

@@ -1,14 +1,17 @@
 """`bts demo`: phantom, training, all 15 subsets and a report, on any laptop, in minutes."""
 
+import argparse
 import time
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from bts_lightning import runs
+from bts_lightning.commands.evaluate import evaluate
+from bts_lightning.commands.train import train
 from bts_lightning.errors import Parser
 
 CASES = 30
@@ -17,12 +20,14 @@ SIZE = (96, 96, 80)
 console = Console(highlight=False, soft_wrap=True)
 
 
-def main(words: Sequence[str]) -> int:
-    """Run the stages one after the other and say how long each took."""
-    parser = Parser(prog="bts demo", description=__doc__)
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="for the training")
     parser.add_argument("--data", type=Path, default=Path("scratch/demo"), help="phantom folder")
     parser.add_argument("--open", action="store_true", help="open the report in a browser")
-    args, overrides = parser.parse_known_args(list(words))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the stages one after the other and say how long each took."""
     from bts_lightning.data.cache.prepare import prepare
     from bts_lightning.data.phantom.write import write_phantom
 
@@ -32,21 +37,17 @@ def main(words: Sequence[str]) -> int:
     with _stage(stages, "cache: checked and normalised"):
         prepare(args.data)
     with _stage(stages, "train: a small A2FSeg, random modalities dropped"):
-        # Imported here: the first two stages need no Lightning.
-        from bts_lightning.commands.train import train
-
-        train(["demo", f"data.root={args.data}", *overrides])
-    run = runs.find_run(None, "demo")
+        train(["demo", f"data.root={args.data}", *args.words])
+    trained = runs.find_run(None, "demo")
     with _stage(stages, "evaluate: 15 subsets of every test patient"):
-        from bts_lightning.commands.evaluate import evaluate
-
-        folder = evaluate(run)
+        folder = evaluate(trained)
     console.print("\n" + (folder / "summary.md").read_text(encoding="utf-8"))
     console.print(", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items()))
     report = (folder / "report.html").resolve()
     console.print(
         f"[bold]report[/]  {report.as_uri()}\n"
-        f"[bold]next[/]    bts predict {run} --flair FLAIR.nii.gz --t2 T2.nii.gz --out seg.nii.gz\n"
+        f"[bold]next[/]    bts predict {trained} "
+        "--flair FLAIR.nii.gz --t2 T2.nii.gz --out seg.nii.gz\n"
         "        bts prepare /data/BraTS2020 && bts train a2fseg fast data.root=/data/BraTS2020"
     )
     if args.open:

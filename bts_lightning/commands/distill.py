@@ -2,44 +2,64 @@
 
 import argparse
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from bts_lightning import runs
-from bts_lightning.config.merge import is_override
+from bts_lightning.commands.words import names_among, takes_words
 from bts_lightning.data.splits import PARTS
-from bts_lightning.distillation.chain.plan import Plan, Students, make_plan
-from bts_lightning.distillation.chain.result import write_result
-from bts_lightning.distillation.chain.run import Chain
-from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.errors import ConfigError, Parser, UserError
 from bts_lightning.modalities import SUBSETS, parse_subset, subset_name
-from bts_lightning.runs.devices import chosen_device, share_gpus
+
+if TYPE_CHECKING:
+    from bts_lightning.distillation.chain.plan import Plan, Students
 
 # A shared student is trained for all subsets, so it is scored on all of them.
-_USUAL: dict[Students, str] = {"per_subset": "single", "shared": "all"}
+_USUAL: "dict[Students, str]" = {"per_subset": "single", "shared": "all"}
 console = Console(highlight=False, soft_wrap=True)
 
 
-def main(words: Sequence[str]) -> int:
+def add_arguments(parser: Parser) -> None:
+    takes_words(parser, "EXPERIMENT|KEY=VALUE", "as kd_unet data.root=DIR")
+    add = parser.add_argument
+    usual = "single, or all where one student serves them"
+    add("--subsets", help=f"single, all, or as t1c,t2+flair ({usual})")
+    text = "one for each subset, or one for all of them (%(default)s)"
+    add("--students", default="per_subset", choices=tuple(_USUAL), help=text)
+    also: dict[str, Any] = {"action": "append", "default": [], "metavar": "WORD"}
+    text = "mix-in or override of the aligned teacher, after adaptor or medmap, whichever fits"
+    add("--align", **also, help=text)
+    add("--for-teachers", **also, help="mix-in or override of both teachers")
+    add("--for-students", **also, help="mix-in or override of all students")
+    add("--part", default="test", choices=PARTS, help="cases to score (%(default)s)")
+    add("--agents", type=int, default=1, help="trainings at a time, which share the GPUs")
+    add("--name", help="of the chain (EXPERIMENT)")
+    add("--folder", type=Path, default=Path("distill"), help="of all chains (%(default)s)")
+    text = "to measure the modality gap on: cpu, cuda, cuda:1 (a GPU if there is one)"
+    add("--device", help=text)
+    add("--plan", action="store_true", help="list the trainings and stop")
+
+
+def run(args: argparse.Namespace) -> int:
     """Run a chain from the start, or go on with the one that the same words began."""
-    args, overrides = _parser().parse_known_args(list(words))
-    for word in overrides:
-        if not is_override(word):
-            raise UserError(f"unknown option {word}; see: bts distill --help")
-    given = [*args.words, *overrides]
-    names = [Path(word).stem for word in given if not is_override(word)]
+    names = [Path(name).stem for name in names_among(args.words)]
     if not names:
         raise UserError("name an experiment, as in: bts distill kd_unet data.root=DIR")
     if args.agents < 1:
         raise UserError(f"--agents is {args.agents}; give 1 or more")
+    # Imported late: neither a help text nor a mistake needs Lightning.
+    from bts_lightning.distillation.chain.plan import make_plan
+    from bts_lightning.distillation.chain.result import write_result
+    from bts_lightning.distillation.chain.run import Chain
+    from bts_lightning.runs.devices import chosen_device, share_gpus
+
     # It is for the very end, which may be days away.
     device = chosen_device(args.device)
     named = args.name or re.sub(r"[^\w.+-]+", "_", "+".join(names))
     plan = make_plan(
-        given,
+        args.words,
         folder=args.folder / named,
         subsets=_subsets(args.subsets or _USUAL[args.students]),
         students=args.students,
@@ -64,34 +84,6 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bts distill", description=__doc__, allow_abbrev=False)
-    add = parser.add_argument
-    add("words", nargs="*", metavar="EXPERIMENT|KEY=VALUE", help="as kd_unet data.root=DIR")
-    usual = "single, or all where one student serves them"
-    add("--subsets", help=f"single, all, or as t1c,t2+flair ({usual})")
-    add(
-        "--students",
-        default="per_subset",
-        choices=get_args(Students),
-        help="one for each subset, or one for all of them (%(default)s)",
-    )
-    also = {"action": "append", "default": [], "metavar": "WORD"}
-    text = "mix-in or override of the aligned teacher, after adaptor or medmap, whichever fits"
-    add("--align", **also, help=text)  # type: ignore[arg-type]
-    add("--for-teachers", **also, help="mix-in or override of both teachers")  # type: ignore[arg-type]
-    add("--for-students", **also, help="mix-in or override of all students")  # type: ignore[arg-type]
-    add("--part", default="test", choices=PARTS, help="cases to score (%(default)s)")
-    add("--agents", type=int, default=1, help="trainings at a time, which share the GPUs")
-    add("--name", help="of the chain (EXPERIMENT)")
-    add("--folder", type=Path, default=Path("distill"), help="of all chains (%(default)s)")
-    text = "to measure the modality gap on: cpu, cuda, cuda:1 (a GPU if there is one)"
-    add("--device", help=text)
-    add("--plan", action="store_true", help="list the trainings and stop")
-    add("--allow", action="append", default=[], metavar="PACKAGE", help="trust its classes too")
-    return parser
-
-
 def _subsets(text: str) -> list[str]:
     """Read the option `--subsets` into names in the order of tables."""
     if text == "single":
@@ -105,7 +97,7 @@ def _subsets(text: str) -> list[str]:
     return [subset_name(subset) for subset in SUBSETS if subset in chosen]
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: "Plan") -> None:
     console.print(f"subsets  {', '.join(plan.subsets)}")
     for stage in plan.stages:
         after = f"  after {', '.join(stage.needs)}" if stage.needs else ""

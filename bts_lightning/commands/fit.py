@@ -1,8 +1,7 @@
-"""`bts train`: build everything from the configuration and fit, or go on with a run."""
+"""What `bts train` does: build everything from the configuration and fit, or go on with a run."""
 
 import errno
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,43 +37,25 @@ from bts_lightning.task import SegmentationTask
 
 # What checkpoints, sweeps and studies watch.
 MONITORED = "val/dice/mean"
-# Arguments of the trainer that are filled in when a run begins.
-SET_ELSEWHERE = {
-    "callbacks": "name each in the section callbacks",
-    "logger": "name each in the section logger, or take one out: logger.wandb=null",
-    "default_root_dir": f"set {runs.RUN_VARIABLE}=FOLDER in the environment",
-    "enable_progress_bar": "take the bar out: callbacks.progress=null",
-    "enable_model_summary": "there is one in a terminal only",
-}
 console = Console(highlight=False, soft_wrap=True)
 
 
-def train(words: Sequence[str], allow: Sequence[str] = ()) -> int:
-    """Train the experiment that the words describe, or continue the run that they name."""
-    told = os.environ.get(runs.RUN_VARIABLE)
+def fit(config: DictConfig, run: Path) -> None:
+    """Train in a run folder, from its newest readable checkpoint if there is one."""
+    os.environ[runs.RUN_VARIABLE] = str(run.resolve())
     try:
-        run, config = _open(words, allow)
-        fit(config, run)
+        _fit(config, run)
     except UserError as error:
         # A training that was stopped has not failed: a sweep stops those that fall behind.
         if not isinstance(error.__cause__, PreemptedError):
             report_failure()
         # Lightning kills the first process as soon as another one has failed.
-        if isinstance(error, EveryRankError) and getattr(rank_zero_only, "rank", 0) != 0:
-            return 0
-        raise
-    finally:
-        # It is for the processes of this training; the next one, in a notebook, has its own run.
-        if told is None:
-            os.environ.pop(runs.RUN_VARIABLE, None)
-    return 0
+        if not isinstance(error, EveryRankError) or getattr(rank_zero_only, "rank", 0) == 0:
+            raise
 
 
-def fit(config: DictConfig, run: Path) -> dict[str, float]:
-    """Train in a run folder, from its newest readable checkpoint if there is one."""
-    os.environ[runs.RUN_VARIABLE] = str(run.resolve())
+def _fit(config: DictConfig, run: Path) -> None:
     hush()
-    _check_values(config)
     keep_freed_memory()
     seed_everything(config.seed, workers=True, verbose=False)
     resume, content = _newest_readable(run)
@@ -109,37 +90,12 @@ def fit(config: DictConfig, run: Path) -> dict[str, float]:
         ) from error
     except PreemptedError as stop:
         raise EveryRankError(f"{stop}; continue with: bts train {run}") from stop
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
-        console.print(f"done    {_summary(trainer, metrics)}\nnext    bts evaluate {run}")
-    return metrics
-
-
-def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig]:
-    """Tell a run to resume from an experiment to start."""
-    folders = [word for word in words if "=" not in word and runs.is_run(Path(word))]
-    if len(folders) > 1:
-        raise UserError(f"{folders[0]} and {folders[1]} are both runs; continue one at a time")
-    if folders:
-        words = [str(runs.config_file(Path(w))) if w in folders else w for w in words]
-    config = configuration.load(words, allow=allow)
-    configuration.check(config, supplied=configuration.SUPPLIED)
-    runs.require_data(config)
-    if folders:
-        return Path(folders[0]), config
-    names = [Path(word).stem for word in words if "=" not in word]
-    told = runs.RUN_VARIABLE in os.environ
-    run = runs.new_run("+".join(names) or "base")
-    if not told:
-        runs.refuse_another(run, config)
-    return run, config
+        console.print(f"done    {_summary(trainer)}\nnext    bts evaluate {run}")
 
 
 def _trainer(config: DictConfig, run: Path) -> Trainer:
     """Build the trainer, with callbacks and loggers that write into the run."""
-    for name, instead in SET_ELSEWHERE.items():
-        if name in config.trainer:
-            raise ConfigError(f"trainer.{name} has no effect here; {instead}")
     check_accelerator(config.trainer.get("accelerator"), "trainer.accelerator")
     callbacks: list[Callback] = [Provenance(run, config)]
     for name, node in (config.callbacks or {}).items():
@@ -171,21 +127,6 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
         enable_model_summary=is_terminal,
     )
     return trainer
-
-
-def _check_values(config: DictConfig) -> None:
-    """Refuse values that Lightning takes, and over which the training stumbles later."""
-    least = {"seed": 0, "trainer.accumulate_grad_batches": 1, "trainer.check_val_every_n_epoch": 1}
-    for key, lowest in least.items():
-        value = OmegaConf.select(config, key)
-        if value is not None and value < lowest:
-            raise ConfigError(f"{key} is {value}; the smallest is {lowest}")
-    precision = str(config.trainer.get("precision"))
-    if precision in ("bf16-true", "16-true", "64-true", "64"):
-        raise ConfigError(
-            f"trainer.precision is {precision}; images and losses are in single precision here, so "
-            "take bf16-mixed, 16-mixed or 32-true"
-        )
 
 
 def _check_patch(task: SegmentationTask, data: Any) -> None:
@@ -225,7 +166,7 @@ def _rewind(trainer: Trainer, step: int) -> None:
             logger.rewind(step)
 
 
-def _summary(trainer: Trainer, metrics: dict[str, float]) -> str:
+def _summary(trainer: Trainer) -> str:
     best = [
         checkpoint.best_model_score
         for checkpoint in trainer.checkpoint_callbacks
@@ -235,4 +176,5 @@ def _summary(trainer: Trainer, metrics: dict[str, float]) -> str:
         return f"{trainer.global_step} steps, no validation yet"
     text = f"mean Dice {float(best[0]):.4f} at best"
     # A training that had been finished before validates nothing now.
-    return text + (f", {metrics[MONITORED]:.4f} at the end" if MONITORED in metrics else "")
+    last = trainer.callback_metrics.get(MONITORED)
+    return text if last is None else f"{text}, {float(last):.4f} at the end"

@@ -1,8 +1,7 @@
-"""`bts evaluate`: score every case of a split in all subsets, one pass, and write the report."""
+"""What `bts evaluate` does: score cases in all subsets, one pass, and write the report."""
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,45 +25,26 @@ from bts_lightning.report.table import EvaluationTable, read_rows
 from bts_lightning.report.write import choose_cases, write_report
 from bts_lightning.runs.devices import check_accelerator, chosen_device
 from bts_lightning.runs.facts import commit, versions
-from bts_lightning.runs.opening import load_run, load_task
+from bts_lightning.runs.opening import load_task
 from bts_lightning.runs.quiet import hush
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
-def evaluate(
+def score(
     run: Path,
+    config: DictConfig,
+    checkpoint: Path,
+    name: str,
+    part: Part,
+    device: str | None,
     *,
-    words: Sequence[str] = (),
-    allow: Sequence[str] = (),
-    name: str | None = None,
-    part: Part = "test",
-    checkpoint: Path | None = None,
-    device: str | None = None,
-    predictions: bool = False,
+    predictions: bool,
 ) -> Path:
-    """Evaluate a run on one part of its split and give the folder with table and report.
-
-    An interrupted evaluation goes on where it stopped; one with another protocol or checkpoint
-    must have another name, because rows of the two must never stand in one table.
-
-    Args:
-        run: the run folder.
-        words: overrides, as `evaluation.overlap=0.25` or `data.root=OTHER`.
-        allow: packages that `_target_` may name beyond ours.
-        name: the folder below `RUN/evaluation`; the part of the split by default.
-        part: which part of the split.
-        checkpoint: another checkpoint than the best.
-        device: `cpu`, `cuda` or `cuda:1`; what the configuration says by default.
-        predictions: also write the label maps of all subsets as NIfTI.
-    """
+    """Score the cases that have no row yet; `bts_lightning.commands.evaluate` names the rest."""
     hush()
     keep_freed_memory()
-    if name is not None and (Path(name).name != name or name == ".."):
-        raise UserError(f"--name {name}: give the name of a folder in {run / 'evaluation'}")
-    config = load_run(run, words, allow)
-    checkpoint = checkpoint or runs.best_checkpoint(run)
-    folder = run / "evaluation" / (name or part)
+    folder = run / "evaluation" / name
     task = load_task(config, checkpoint)
     data = configuration.build(config.data)
     protocol: Protocol = configuration.build(config.evaluation)

@@ -1,26 +1,38 @@
 """`bts study`: train and evaluate experiments × seeds × folds, and compare them fairly."""
 
+import argparse
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from bts_lightning.commands.words import takes_words
 from bts_lightning.errors import Parser, UserError
 from bts_lightning.study.plan import SEVERAL, STUDIES, plan_study, slurm_script
-from bts_lightning.study.report import Result, write_study
-from bts_lightning.study.work import work
 
 console = Console(highlight=False, soft_wrap=True)
 
 
-def main(words: Sequence[str]) -> int:
+def add_arguments(parser: Parser) -> None:
+    takes_words(parser, "EXPERIMENTS|KEY=VALUE", SEVERAL)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … (%(default)s)")
+    parser.add_argument("--folds", type=int, help="of cross-validation (the experiment's split)")
+    parser.add_argument("--name", help="folder below studies (from the experiments)")
+    parser.add_argument("--folder", type=Path, default=STUDIES, help="of studies (%(default)s)")
+    parser.add_argument("--slurm", action="store_true", help="print a job array, run nothing")
+    parser.add_argument("--only", type=int, metavar="I", help="one unit, for a job array")
+
+
+def run(args: argparse.Namespace) -> int:
     """Run what is left of a study, and write its table."""
-    args, overrides = _parser().parse_known_intermixed_args(list(words))
-    folder, units = plan_study(args, overrides)
+    folder, units = plan_study(args)
     if args.slurm:
-        print(slurm_script(list(words), folder, len(units)))
+        print(slurm_script(args.typed, folder, len(units)))
         return 0
+    # pandas and what draws the tables, which neither a help text nor a mistake needs.
+    from bts_lightning.study.report import Result, write_study
+    from bts_lightning.study.work import work
+
     if args.only is not None:
         if not 0 <= args.only < len(units):
             raise UserError(f"--only is {args.only}; the study has units 0 to {len(units) - 1}")
@@ -36,19 +48,3 @@ def main(words: Sequence[str]) -> int:
     results = [Result.read(u.experiment, u.seed, u.fold, u.evaluation or u.run) for u in done]
     write_study(folder, results, len(units), console)
     return failed
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="bts study", description=__doc__)
-    parser.add_argument(
-        "experiments", nargs="?", help="as one word; quote those that are several: " + SEVERAL
-    )
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="for all of them")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … (%(default)s)")
-    parser.add_argument("--folds", type=int, help="of cross-validation (the experiment's split)")
-    parser.add_argument("--name", help="folder below studies (from the experiments)")
-    parser.add_argument("--folder", type=Path, default=STUDIES, help="of studies (%(default)s)")
-    parser.add_argument("--slurm", action="store_true", help="print a job array, run nothing")
-    parser.add_argument("--only", type=int, metavar="I", help="one unit, for a job array")
-    parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE")
-    return parser

@@ -1,36 +1,45 @@
 """`bts sweep`: search hyper-parameters, with Weights & Biases or on this machine alone."""
 
+import argparse
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from bts_lightning import config as configuration
-from bts_lightning.config.merge import is_override
+from bts_lightning import runs
+from bts_lightning.commands.words import names_among, takes_words
 from bts_lightning.errors import Parser, UserError
-from bts_lightning.runs.devices import share_gpus
-from bts_lightning.sweep.file import EXPERIMENT, check_sweep, find_sweep, read_sweep
-from bts_lightning.sweep.wandb import run_with_wandb
 
 SWEEPS = Path("sweeps")
 console = Console(highlight=False, soft_wrap=True)
 
 
-def main(words: Sequence[str]) -> int:
+def add_arguments(parser: Parser) -> None:
+    takes_words(parser, "EXPERIMENT|KEY=VALUE", "what to train")
+    parser.add_argument("--sweep", help="name or file of the sweep (that of the experiment)")
+    parser.add_argument("--local", action="store_true", help="without a W&B account")
+    parser.add_argument("--agents", type=int, help="trials at a time (one a GPU); 0: create only")
+    parser.add_argument("--count", type=int, help="trials in all (run_cap of the file)")
+    parser.add_argument("--name", help="of the sweep (EXPERIMENT-SWEEP)")
+    parser.add_argument("--folder", type=Path, default=SWEEPS, help="of local ones (%(default)s)")
+    parser.add_argument("--project", help="W&B project (bts_lightning)")
+    parser.add_argument("--entity", help="W&B entity (your default one)")
+
+
+def run(args: argparse.Namespace) -> int:
     """Start a sweep over an experiment, or go on with a local one."""
-    args, overrides = _parser().parse_known_intermixed_args(list(words))
-    for word in overrides:
-        if not is_override(word):
-            raise UserError(f"unknown option {word}; see: bts sweep --help")
+    # Imported late, as torch, Lightning and Optuna below: a help text needs none of them.
+    from bts_lightning.sweep.file import EXPERIMENT, check_sweep, find_sweep, read_sweep
+
     if args.agents is not None and args.agents < (1 if args.local else 0):
         raise UserError(f"--agents is {args.agents}; give 1 or more")
     if args.count is not None and args.count < 1:
         raise UserError(f"--count is {args.count}; give 1 or more")
     allowed = [part for package in args.allow for part in ("--allow", package)]
-    given = [*args.words, *overrides]
+    given = args.words
     file, stem = find_sweep(args.sweep, given)
-    experiments = "+".join(Path(word).stem for word in given if not is_override(word))
+    experiments = "+".join(Path(name).stem for name in names_among(given))
     named = re.sub(r"[^\w.+-]+", "_", args.name or f"{experiments or 'program'}-{stem}")
     sweep = read_sweep(file, named)
     takes_experiment = EXPERIMENT in sweep.command
@@ -39,13 +48,12 @@ def main(words: Sequence[str]) -> int:
     check_sweep(sweep, given, args.allow)
     # Where the sweep is only created, the data may be on other machines.
     if takes_experiment and args.agents != 0:
-        # Imported late, as torch below: a help text needs neither.
-        from bts_lightning.runs.folder import require_data
-
-        require_data(configuration.load(given, allow=args.allow))
+        runs.require_data(configuration.load(given, allow=args.allow))
     if not args.local:
+        from bts_lightning.sweep.wandb import run_with_wandb
+
         return run_with_wandb(sweep, [*given, *allowed], args, console)
-    # Optuna is not needed for the other kind.
+    from bts_lightning.runs.devices import share_gpus
     from bts_lightning.sweep.worker import run_local
 
     return run_local(
@@ -56,18 +64,3 @@ def main(words: Sequence[str]) -> int:
         places=share_gpus(args.agents),
         console=console,
     )
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="bts sweep", description=__doc__)
-    parser.add_argument("words", nargs="*", metavar="EXPERIMENT|KEY=VALUE", help="what to train")
-    parser.add_argument("--sweep", help="name or file of the sweep (that of the experiment)")
-    parser.add_argument("--local", action="store_true", help="without a W&B account")
-    parser.add_argument("--agents", type=int, help="trials at a time (one a GPU); 0: create only")
-    parser.add_argument("--count", type=int, help="trials in all (run_cap of the file)")
-    parser.add_argument("--name", help="of the sweep (EXPERIMENT-SWEEP)")
-    parser.add_argument("--folder", type=Path, default=SWEEPS, help="of local ones (%(default)s)")
-    parser.add_argument("--project", help="W&B project (bts_lightning)")
-    parser.add_argument("--entity", help="W&B entity (your default one)")
-    parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE")
-    return parser

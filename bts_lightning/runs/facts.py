@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = ("bts_lightning", "torch", "lightning", "torchio", "numpy", "simpleitk", "torchmetrics")
 
 
@@ -39,6 +37,8 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Describe the devices without naming the machine."""
+    import torch
+
     cuda = torch.cuda.is_available()
     return {
         "system": platform.system(),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from bts_lightning.config.merge import join
 from bts_lightning.data.splits import PARTS, Part, Split
@@ -163,6 +162,8 @@ def _job_name() -> str | None:
 
 def _agreed_by_torchrun() -> str:
     """Let rank 0 choose a name through the store that torchrun keeps for its workers."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     key = "bts_lightning/run"
     if os.environ.get("RANK") == "0":

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
-from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
-from bts_lightning.task import SegmentationTask
+
+if TYPE_CHECKING:
+    from bts_lightning.task import SegmentationTask
 
 
 def load_run(run: Path, words: Sequence[str] = (), allow: Sequence[str] = ()) -> DictConfig:
@@ -18,8 +20,11 @@ def load_run(run: Path, words: Sequence[str] = (), allow: Sequence[str] = ()) ->
     return config
 
 
-def load_task(config: DictConfig, checkpoint: Path) -> SegmentationTask:
+def load_task(config: DictConfig, checkpoint: Path) -> "SegmentationTask":
     """Build the task of a configuration with the weights of a checkpoint."""
+    # Lightning is imported late: a run is opened to find mistakes in what was typed, too.
+    from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
+
     task: SegmentationTask = configuration.build(config.task)
     load_weights(task, read_checkpoint(checkpoint), checkpoint)
     return task.eval()

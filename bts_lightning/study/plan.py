@@ -4,7 +4,6 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,18 +48,15 @@ class Unit:
         return folder if (folder / "cases.csv").is_file() else None
 
 
-def plan_study(args: argparse.Namespace, rest: Sequence[str]) -> tuple[Path, list[Unit]]:
+def plan_study(args: argparse.Namespace) -> tuple[Path, list[Unit]]:
     """List the trainings of a study, after all that can be wrong with them was looked for."""
-    overrides = [*args.words, *rest]
-    if not (args.experiments or "").strip():
+    overrides = [word for word in args.words if is_override(word)]
+    given, *others = [word for word in args.words if word not in overrides] or [""]
+    if not given.strip():
         raise UserError(SEVERAL)
+    if others:
+        raise UserError(f"{others[0]} is no key=value; {SEVERAL}")
     for word in overrides:
-        if not is_override(word):
-            raise UserError(
-                f"unknown option {word}; see: bts study --help"
-                if word.startswith("-")
-                else f"{word} is no key=value; {SEVERAL}"
-            )
         key = word.lstrip("-").partition("=")[0]
         if key == "seed" or (key == "data.split" and args.folds):
             raise UserError(f"{word}: a study sets {key} itself; use --seeds and --folds")
@@ -69,12 +65,12 @@ def plan_study(args: argparse.Namespace, rest: Sequence[str]) -> tuple[Path, lis
     if args.folds is not None and args.folds < 3:
         raise UserError(f"--folds is {args.folds}; one tests, one validates, so give 3 or more")
     try:
-        experiments = [tuple(group.split()) for group in shlex.split(args.experiments)]
+        experiments = [tuple(group.split()) for group in shlex.split(given)]
     except ValueError:
-        raise UserError(f"{args.experiments}: a quote is not closed; {SEVERAL}") from None
+        raise UserError(f"{given}: a quote is not closed; {SEVERAL}") from None
     names = [_file_name("+".join(group)) for group in experiments]
     if len(set(names)) < len(names):
-        raise UserError(f"{args.experiments}: an experiment stands there twice")
+        raise UserError(f"{given}: an experiment stands there twice")
     for group in experiments:
         config = configuration.load([*group, *overrides], allow=args.allow)
         configuration.check(config, supplied=configuration.SUPPLIED)

@@ -1,15 +1,18 @@
 """The command line answers at once, passes words on, and says what is wrong in one line."""
 
-import inspect
 import os
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+import torch
 
-from bts_lightning.__main__ import FORWARDED, _run_and_overrides, main
+from bts_lightning import commands
+from bts_lightning.__main__ import VERBS, main
+from bts_lightning.commands.words import run_and_overrides
 from bts_lightning.config import targets
 
 EXPERIMENT = """# A line that says what this is.
@@ -40,16 +43,26 @@ def test_help_lists_every_verb_and_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "loaded []" in done.stdout
-    verbs = "phantom prepare show train evaluate predict compare sweep agent study bench report"
-    for verb in (*verbs.split(), "distill"):
+    for verb in VERBS:
         assert f"\n    {verb} " in done.stdout
 
 
-def test_the_version_is_the_one_that_is_installed(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["--version"])
-    assert stop.value.code == 0
-    assert capsys.readouterr().out.startswith("bts 0.")
+def test_the_version_comes_with_what_a_report_of_a_fault_needs(capsys):
+    assert main(["--version"]) == 0
+    written = capsys.readouterr().out
+    assert written.startswith(f"bts {version('bts_lightning')}, commit ")
+    assert f"torch        {torch.__version__}" in written
+    assert "python " in written
+
+
+def test_a_checkout_works_without_an_installation(capsys, monkeypatch):
+    def absent(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("bts_lightning.runs.facts.version", absent)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("bts not installed, commit ")
+    assert main(["show"]) == 0
 
 
 def test_no_verb_prints_the_help_and_fails(capsys):
@@ -79,6 +92,12 @@ def test_no_verb_prints_the_help_and_fails(capsys):
         ("sweep a2fseg --local", "data.root is data, which does not exist"),
         ("study", "name the experiments in one word"),
         ("study a2fseg --name", "argument --name: expected one argument; see: bts study --help"),
+        ("distill kd_unet --agents x", "argument --agents: invalid int value: 'x'; see: bts dist"),
+        ("bench step --steps x", "argument --steps: invalid int value: 'x'; see: bts bench step"),
+        ("bench --quick step", "options stand behind the family: bts bench step --help"),
+        ("bench loadr", "there is no 'loadr'; did you mean loader?; see: bts bench --help"),
+        ("evaluate a --part tets", "argument --part: there is no 'tets'; did you mean test?"),
+        ("demo --opne", "unknown option --opne; overrides are written key=value or --key=value; "),
         ("agent", "the following arguments are required: sweep; see: bts agent --help"),
         ("agent a/b/c --count 0", "--count is 0; give 1 or more"),
         ("report", "the following arguments are required: RUN; see: bts report --help"),
@@ -129,9 +148,9 @@ def test_the_newest_run_of_an_experiment_is_meant_by_its_name(here):
         run.mkdir(parents=True)
         (run / "config.yaml").write_text("")
     os.utime(here / "runs/tiny/20260101-000000/config.yaml", (0, 0))
-    found, overrides = _run_and_overrides(["seed=1", "tiny"])
+    found, overrides = run_and_overrides(["seed=1", "tiny"])
     assert (found.name, overrides) == ("20260102-000000", ["seed=1"])
-    found, _ = _run_and_overrides(["runs/tiny/20260101-000000"])
+    found, _ = run_and_overrides(["runs/tiny/20260101-000000"])
     assert found.name == "20260101-000000"
 
 
@@ -174,7 +193,11 @@ def test_help_of_train_lists_the_experiments(capsys):
     assert "tiny " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", FORWARDED)
-def test_a_forwarded_verb_has_a_module_that_takes_words(verb):
-    main = import_module(f"bts_lightning.commands.{verb}").main
-    assert len(inspect.signature(main).parameters) == 1
+def test_every_verb_is_a_module_and_every_module_helps_one():
+    folder = Path(commands.__file__).parent
+    helpers = {"words", "fit", "score", "segment"}
+    assert {file.stem for file in folder.glob("[a-z]*.py")} == set(VERBS) | helpers
+    for verb in VERBS:
+        module = import_module(f"bts_lightning.commands.{verb}")
+        assert callable(module.add_arguments)
+        assert callable(module.run)

@@ -209,7 +209,7 @@ def test_a_terminal_gets_the_bar_that_is_named_and_a_file_none(
     other = "callbacks.progress._target_=lightning.pytorch.callbacks.TQDMProgressBar"
     assert train(*words, other) == 0
     assert "epoch 1/1" in capsys.readouterr().out
-    monkeypatch.setattr("bts_lightning.commands.train.console", Console(force_terminal=True))
+    monkeypatch.setattr("bts_lightning.commands.fit.console", Console(force_terminal=True))
     assert train(*words, other) == 0
     assert "epoch 1/1" not in capsys.readouterr().out
     assert train(*words, "callbacks.progress=null") == 0

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bts_lightning.commands.report import main
-from bts_lightning.errors import DataError, UserError
+from bts_lightning.__main__ import main
+from bts_lightning.errors import DataError
 from bts_lightning.report.page import findings, page
 from bts_lightning.report.summary import summarise
 from bts_lightning.report.table import EvaluationTable
@@ -144,10 +144,10 @@ def test_command_writes_the_newest_evaluation_of_a_run(
     folder.mkdir(parents=True)
     pd.DataFrame(rows(3)).to_csv(folder / "cases.csv", index=False)
     (folder / "protocol.json").write_text(json.dumps(protocol()))
-    assert main([str(tmp_path)]) == 0
+    assert main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{folder / 'report.html'}\n"
-    with pytest.raises(UserError, match="no evaluation found"):
-        main([str(tmp_path / "other")])
+    assert main(["report", str(tmp_path / "other")]) == 2
+    assert "no evaluation found" in capsys.readouterr().err
 
 
 def test_a_folder_without_protocol_is_refused(tmp_path: Path) -> None:

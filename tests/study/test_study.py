@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bts_lightning.commands import study
+from bts_lightning.__main__ import main, parse
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.files import write_whole
 from bts_lightning.metrics.table import METRICS
@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan(*words: str) -> list[Unit]:
-    return plan_study(*study._parser().parse_known_intermixed_args(list(words)))[1]
+    return plan_study(parse(["study", *words]))[1]
 
 
 def test_every_seed_meets_every_experiment_and_fold(here: Path):
@@ -127,7 +127,7 @@ def test_going_on_trusts_the_packages_that_the_beginning_did(
 
 def test_the_slurm_script_is_one_unit_a_task(here: Path, capsys: pytest.CaptureFixture[str]):
     words = ["tiny 'tiny wider'", "--seeds", "2", "--folds", "3", "data.root=a b", "--slurm"]
-    assert study.main(words) == 0
+    assert main(["study", *words]) == 0
     script = capsys.readouterr().out
     assert "#SBATCH --array=0-11" in script
     # What the shell makes of the last line is this program with the same words.

@@ -1,0 +1,70 @@
+"""`bts evaluate`: score every case of a split in all subsets, one pass, and write the report."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from bts_lightning import runs
+from bts_lightning.commands.words import run_and_overrides, runs_a_network, takes_words
+from bts_lightning.data.splits import PARTS, Part
+from bts_lightning.errors import Parser, UserError
+from bts_lightning.runs.opening import load_run
+
+
+def add_arguments(parser: Parser) -> None:
+    takes_words(parser, "RUN|EXPERIMENT|KEY=VALUE", "of an experiment: its newest run")
+    parser.add_argument("--name", help="folder below RUN/evaluation (the part's name)")
+    parser.add_argument("--part", default="test", choices=PARTS, help="cases (%(default)s)")
+    parser.add_argument("--predictions", action="store_true", help="also write all label maps")
+    runs_a_network(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    folder, overrides = run_and_overrides(args.words)
+    evaluate(
+        folder,
+        words=overrides,
+        allow=args.allow,
+        name=args.name,
+        part=args.part,
+        checkpoint=args.checkpoint,
+        device=args.device,
+        predictions=args.predictions,
+    )
+    return 0
+
+
+def evaluate(
+    run: Path,
+    *,
+    words: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    name: str | None = None,
+    part: Part = "test",
+    checkpoint: Path | None = None,
+    device: str | None = None,
+    predictions: bool = False,
+) -> Path:
+    """Evaluate a run on one part of its split and give the folder with table and report.
+
+    An interrupted evaluation goes on where it stopped; one with another protocol or checkpoint
+    must have another name, because rows of the two must never stand in one table.
+
+    Args:
+        run: the run folder.
+        words: overrides, as `evaluation.overlap=0.25` or `data.root=OTHER`.
+        allow: packages that `_target_` may name beyond ours.
+        name: the folder below `RUN/evaluation`; the part of the split by default.
+        part: which part of the split.
+        checkpoint: another checkpoint than the best.
+        device: `cpu`, `cuda` or `cuda:1`; what the configuration says by default.
+        predictions: also write the label maps of all subsets as NIfTI.
+    """
+    if name is not None and (Path(name).name != name or name == ".."):
+        raise UserError(f"--name {name}: give the name of a folder in {run / 'evaluation'}")
+    config = load_run(run, words, allow)
+    checkpoint = checkpoint or runs.best_checkpoint(run)
+    # Lightning is imported once nothing is wrong with what was typed.
+    from bts_lightning.commands.score import score
+
+    return score(run, config, checkpoint, name or part, part, device, predictions=predictions)

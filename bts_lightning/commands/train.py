@@ -1,0 +1,95 @@
+"""`bts train`: open a run, new or begun, and fit its task."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from bts_lightning import config as configuration
+from bts_lightning import runs
+from bts_lightning.commands.words import names_among, takes_words
+from bts_lightning.config.table import print_experiments, print_keys
+from bts_lightning.errors import ConfigError, Parser, UserError
+
+# Arguments of the trainer that are filled in when a run begins.
+SET_ELSEWHERE = {
+    "callbacks": "name each in the section callbacks",
+    "logger": "name each in the section logger, or take one out: logger.wandb=null",
+    "default_root_dir": f"set {runs.RUN_VARIABLE}=FOLDER in the environment",
+    "enable_progress_bar": "take the bar out: callbacks.progress=null",
+    "enable_model_summary": "there is one in a terminal only",
+}
+
+
+def add_arguments(parser: Parser) -> None:
+    takes_words(parser, "EXPERIMENT|RUN|KEY=VALUE", "as: a2fseg smoke net.width=8")
+    parser.add_argument("-h", "--help", action="store_true", help="with an experiment: its keys")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.help:
+        return train(args.words, allow=args.allow)
+    if args.words:
+        print_keys(args.words, allow=args.allow)
+    else:
+        args.parser.print_help()
+        print("\nexperiments:")
+        print_experiments()
+    return 0
+
+
+def train(words: Sequence[str], allow: Sequence[str] = ()) -> int:
+    """Train the experiment that the words describe, or continue the run that they name."""
+    told = os.environ.get(runs.RUN_VARIABLE)
+    try:
+        run, config = _open(words, allow)
+        # Lightning is imported once nothing is wrong with what was typed.
+        from bts_lightning.commands.fit import fit
+
+        fit(config, run)
+    finally:
+        # It is for the processes of this training; the next one, in a notebook, has its own run.
+        if told is None:
+            os.environ.pop(runs.RUN_VARIABLE, None)
+    return 0
+
+
+def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig]:
+    """Tell a run to resume from an experiment to start."""
+    names = names_among(words)
+    folders = [name for name in names if runs.is_run(Path(name))]
+    if len(folders) > 1:
+        raise UserError(f"{folders[0]} and {folders[1]} are both runs; continue one at a time")
+    if folders:
+        words = [str(runs.config_file(Path(w))) if w in folders else w for w in words]
+    config = configuration.load(words, allow=allow)
+    configuration.check(config, supplied=configuration.SUPPLIED)
+    _check_values(config)
+    runs.require_data(config)
+    if folders:
+        return Path(folders[0]), config
+    told = runs.RUN_VARIABLE in os.environ
+    run = runs.new_run("+".join(Path(name).stem for name in names) or "base")
+    if not told:
+        runs.refuse_another(run, config)
+    return run, config
+
+
+def _check_values(config: DictConfig) -> None:
+    """Refuse values that Lightning takes, and over which the training stumbles later."""
+    for name, instead in SET_ELSEWHERE.items():
+        if name in config.trainer:
+            raise ConfigError(f"trainer.{name} has no effect here; {instead}")
+    least = {"seed": 0, "trainer.accumulate_grad_batches": 1, "trainer.check_val_every_n_epoch": 1}
+    for key, lowest in least.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and value < lowest:
+            raise ConfigError(f"{key} is {value}; the smallest is {lowest}")
+    precision = str(config.trainer.get("precision"))
+    if precision in ("bf16-true", "16-true", "64-true", "64"):
+        raise ConfigError(
+            f"trainer.precision is {precision}; images and losses are in single precision here, so "
+            "take bf16-mixed, 16-mixed or 32-true"
+        )

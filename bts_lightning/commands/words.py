@@ -1,0 +1,57 @@
+"""What verbs share: the words RUN|EXPERIMENT|KEY=VALUE, and options that several take."""
+
+import os
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from bts_lightning.config.merge import is_override
+from bts_lightning.errors import Parser, UserError
+from bts_lightning.runs.folder import find_run
+
+
+def takes_words(parser: Parser, metavar: str, text: str) -> None:
+    """Let a verb take words; those behind options, and `--net.width=8`, are put to them."""
+    parser.add_argument("words", nargs="*", metavar=metavar, help=text)
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="PACKAGE", help="trust its classes too"
+    )
+
+
+def runs_a_network(parser: Parser) -> None:
+    """Let a verb choose weights and device."""
+    parser.add_argument("--checkpoint", type=Path, help="another one than the best")
+    parser.add_argument("--device", help="cpu or cuda (a GPU if there is one)")
+
+
+def check_overrides(rest: list[str], parser: Parser) -> list[str]:
+    """Let `--net.width=8` pass, as Weights & Biases writes it, but no unknown option."""
+    for word in rest:
+        if word.startswith("-") and not is_override(word):
+            known = [option for action in parser._actions for option in action.option_strings]
+            near = get_close_matches(word, known, n=1, cutoff=0.8)
+            raise UserError(
+                f"unknown option {word}; overrides are written key=value or --key=value"
+                + "".join(f"; did you mean {option}?" for option in near)
+            )
+    return rest
+
+
+def names_among(words: Sequence[str]) -> list[str]:
+    """Give the words that are no overrides: experiments and runs."""
+    return [word for word in words if not is_override(word)]
+
+
+def run_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """Take the run, or the newest run of the experiment, that stands among overrides."""
+    names = names_among(words)
+    if len(names) != 1:
+        given = " ".join(names) or "none"
+        raise UserError(f"name one run, as runs/a2fseg/20260131-120000, or experiment; got {given}")
+    return run_at(names[0]), [word for word in words if word != names[0]]
+
+
+def run_at(word: str) -> Path:
+    """Give the folder that a word names, or the newest run of the experiment of that name."""
+    is_place = Path(word).exists() or os.sep in word
+    return find_run(word) if is_place else find_run(None, word)
