@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         print_keys(args.words, allow=args.allow)
     else:
         args.parser.print_help()
-        print("\nexperiments:")
+        print()
         print_experiments()
     return 0
 

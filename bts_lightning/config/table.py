@@ -1,8 +1,8 @@
 """`bts show`: the merged experiment, and every argument that its classes take."""
 
 import inspect
+import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +19,8 @@ HEADER: Row = ("key", "value", "default", "type")
 # A union of twelve strategies is not read anyway; the table should stay one line a key.
 LONGEST = 60
 PARAGRAPH = "\n\n"
+# An experiment extends another one or says which network it trains; a mix-in does neither.
+_IS_WHOLE = re.compile(r"^extends:|^net:[\s{]*(?:_target_|\?\?\?)", re.MULTILINE)
 
 
 def show(words: Sequence[str], allow: Sequence[str] = ()) -> int:
@@ -52,8 +54,13 @@ def print_keys(words: Sequence[str], allow: Sequence[str] = ()) -> None:
 
 
 def print_experiments() -> None:
-    """Print what can be trained, each with the first line of its file."""
-    print_table([(name, _headline(find_experiment(name))) for name in experiments()])
+    """Print what can be trained and what can be mixed in, each with the first line of its file."""
+    texts = {name: find_experiment(name).read_text(encoding="utf-8") for name in experiments()}
+    whole = [name for name, text in texts.items() if _IS_WHOLE.search(text)]
+    mixins = [name for name in texts if name not in whole]
+    for title, names in (("experiments", whole), ("mix-ins, named behind an experiment", mixins)):
+        print(f"{title}:" if names is whole else f"\n{title}:")
+        print_table([(f"  {name}", _headline(texts[name])) for name in names])
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -128,6 +135,6 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _headline(file: Path) -> str:
-    first = file.read_text(encoding="utf-8").partition("\n")[0]
+def _headline(text: str) -> str:
+    first = text.partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -1,6 +1,7 @@
 """The command line answers at once, passes words on, and says what is wrong in one line."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bts_lightning import commands
+from bts_lightning import commands, config
 from bts_lightning.__main__ import VERBS, main
 from bts_lightning.commands.words import run_and_overrides
 from bts_lightning.config import targets
+from bts_lightning.config.merge import SEARCH
 
 EXPERIMENT = """# A line that says what this is.
 net: {_target_: torch.nn.Linear, in_features: 2, out_features: 1}
@@ -178,6 +180,27 @@ def test_show_alone_lists_the_experiments_with_their_first_line(capsys):
     assert main(["show"]) == 0
     assert "tiny " in (written := capsys.readouterr().out)
     assert "A line that says what this is." in written
+
+
+def test_mix_ins_stand_apart_from_experiments(capsys, here):
+    (here / "experiments" / "wide.yaml").write_text("# A wide one.\nnet: {width: 9}\n")
+    (here / "experiments" / "other.yaml").write_text("# Another.\nextends: [tiny]\n")
+    assert main(["show"]) == 0
+    experiments, mixins = capsys.readouterr().out.split("\nmix-ins, named behind an experiment:\n")
+    assert "  base " in experiments
+    assert "  tiny " in experiments
+    assert "  other " in experiments
+    assert "  wide " in mixins
+
+
+@pytest.mark.parametrize("file", sorted(SEARCH[-1].glob("*.yaml")), ids=lambda file: file.stem)
+def test_an_experiment_says_in_one_sentence_what_it_is(file):
+    first = file.read_text().partition("\n")[0]
+    assert re.fullmatch(r"# [A-Z`mn][^\n]{20,95}[^ .]\.", first), first
+    assert all(first.count(a) == first.count(b) for a, b in ("()", "[]"))
+    assert first.count("`") % 2 == 0
+    has_network = "_target_" in (config.load([str(file)]).get("net") or {})
+    assert first.startswith("# This mix-in ") == (not has_network and file.stem != "base")
 
 
 def test_help_of_an_experiment_lists_all_its_keys(capsys):
