@@ -30,6 +30,8 @@ def hush() -> None:
     # Checkpoints of a run that goes on lie where they always were.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=r"The dirpath has changed from")
+    # Where there is Slurm, it is said at every training, also at one that needs no srun.
+    warnings.filterwarnings("ignore", message=r"The `srun` command is available")
 
 
 def _is_news(record: logging.LogRecord) -> bool:

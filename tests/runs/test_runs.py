@@ -2,14 +2,17 @@
 
 import os
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from bts_lightning import runs
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
+from bts_lightning.runs import quiet
 from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
 
 
@@ -25,6 +28,19 @@ def make_run(folder: Path, age: float = 0) -> Path:
     then = time.time() - age
     os.utime(folder / "config.yaml", (then, then))
     return folder
+
+
+def test_nothing_is_said_of_srun_where_there_is_slurm(tmp_path: Path, monkeypatch):
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        SLURMEnvironment.detect()
+        assert len(said) == 1, "Lightning has stopped saying it; the filters can go"
+        quiet.hush()
+        SLURMEnvironment.detect()
+    assert len(said) == 1
 
 
 def test_two_runs_in_one_second_get_two_folders(tmp_path: Path):
