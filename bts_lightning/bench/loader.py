@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bts_lightning.bench import recipes, synthetic
+from bts_lightning import config
+from bts_lightning.bench import synthetic
 from bts_lightning.bench.contender import BATCH, Contender
 from bts_lightning.bench.crops import claim_of_crops, own_crops, time_crops
 from bts_lightning.bench.machine import start
@@ -156,8 +157,7 @@ def ours_augmented(cases: list[Any], patch: int, device: torch.device, threads: 
     def begin() -> Iterator[Iterator[int]]:
         # As a training does.
         keep_freed_memory()
-        node = recipes.read("nnunet")["data"]["augment"]
-        augment = Augment(recipes.build(node))
+        augment = Augment(config.build(config.load(["nnunet"]).data.augment))
         patches = PatchDataset(cases, samples=ENDLESS, patch=patch, foreground=FOREGROUND)
         pin = device.type == "cuda"
         batches = iter(PatchLoader(patches, batch_size=BATCH, workers=threads, pin=pin))

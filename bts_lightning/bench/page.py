@@ -22,8 +22,8 @@ bts bench step a2fseg rfnet --device cuda --results gpu
 bts bench page bench gpu   # joins the results of folders into this page
 ```
 
-A machine with torch, Lightning, NumPy, SciPy and numba can measure the GPU rows from a checkout,
-without an installation: `python -m bts_lightning bench subsets --device cuda`.
+A machine with torch, Lightning, NumPy, SciPy, numba, OmegaConf and rich can measure the GPU rows
+from a checkout, without an installation: `python -m bts_lightning bench subsets --device cuda`.
 """
 
 

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,60 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
+from bts_lightning import config
 from bts_lightning.bench.arithmetic import count
 from bts_lightning.bench.naive import dice_of, segment_naively
-from bts_lightning.bench.recipes import Recipe
 from bts_lightning.bench.timing import seconds_of
+from bts_lightning.errors import UserError
 from bts_lightning.inference import Clock, Protocol, segment
+from bts_lightning.losses import SegmentationLoss
 from bts_lightning.metrics.score import score
 from bts_lightning.modalities import COMPLETE, REGIONS, SUBSETS, subset_name
+from bts_lightning.networks.backbone import Backbone
+from bts_lightning.task import SegmentationTask
 
 STAGES = ("read", "encode", "decode", "accumulate", "label", "metrics", "write")
 LOOP, SKIPPING, OURS = "loop", "loop, absent skipped", "ours"
 # These repositories compute their training heads in evaluation too.
 WITH_AUXILIARY = ("rfnet", "mmformer")
+
+
+class Recipe:
+    """An experiment with a network, named as `a2fseg` or `a2fseg:variant=paper,width=8`."""
+
+    def __init__(self, name: str) -> None:
+        experiment, _, changes = name.partition(":")
+        words = [f"net.{change}" for change in changes.split(",") if change]
+        self.name, self.config = name, config.load([experiment, *words])
+        if "_target_" not in (self.config.get("net") or {}):
+            raise UserError(f"experiment {experiment} has no network; `bts show` lists those with")
+        # Without memory for its weights, to find at once what the network refuses.
+        with torch.device("meta"):
+            self.net()
+
+    def net(self, patch: int | None = None) -> Backbone:
+        """Build the network; one that must know its patch is told."""
+        sized = {"net": {"patch": patch}} if patch and "patch" in self.config.net else {}
+        net: Backbone = config.build(OmegaConf.merge(self.config, sized).task.net)
+        return net
+
+    def loss(self) -> SegmentationLoss:
+        """Build the loss."""
+        loss: SegmentationLoss = config.build(self.config.task.loss)
+        return loss
+
+    def task(self, net: Backbone, **settings: Any) -> SegmentationTask:
+        """Build the task that trains this network."""
+        task: SegmentationTask = config.build(self.config.task, net=net, **settings)
+        return task
+
+    @property
+    def patch(self) -> int:
+        """Edge of the published training patch."""
+        patch = self.config.data.patch
+        return int(patch if isinstance(patch, int) else max(patch))
 
 
 class Case:
@@ -53,10 +95,9 @@ class Race:
         torch.manual_seed(0)
         self.name, self.case, self.protocol, self.device = recipe.name, case, protocol, device
         window = protocol.size[0]
-        if "patch" in recipe.tree["net"]:
-            recipe.tree["net"]["patch"] = window
-        self.cost = count(recipe, window, device)
-        self.net = recipe.net().to(device).eval()
+        make = partial(recipe.net, window)
+        self.cost = count(make, window, device)
+        self.net = make().to(device).eval()
         self.loss = recipe.loss()
         self.masks = spread_masks(masks)
         self.skips = recipe.name.startswith("a2fseg")

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table as RichTable
+
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
 
@@ -151,13 +154,6 @@ def show(result: Result) -> None:
 
 
 def _print_table(table: Table) -> None:
-    try:
-        from rich.console import Console
-        from rich.table import Table as RichTable
-    except ImportError:
-        # A machine for the GPU rows may have little more than torch.
-        print("\n".join([table.title, *markdown(table), ""]))
-        return
     pretty = RichTable(*table.columns, title=table.title, title_justify="left")
     for row in table.rows:
         pretty.add_row(*(shown(cell) for cell in row))

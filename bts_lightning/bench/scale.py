@@ -16,7 +16,7 @@ import numpy as np
 from bts_lightning.bench import synthetic
 from bts_lightning.bench.machine import start
 from bts_lightning.bench.peers import environment
-from bts_lightning.bench.recipes import Recipe
+from bts_lightning.bench.race import Recipe
 from bts_lightning.bench.result import Cell, Claim, Result, Table
 from bts_lightning.errors import UserError
 from bts_lightning.modalities import COMPLETE

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bts_lightning.bench import recipes, synthetic
+from bts_lightning import config
+from bts_lightning.bench import synthetic
 from bts_lightning.bench.machine import start
-from bts_lightning.bench.recipes import Recipe
+from bts_lightning.bench.race import Recipe
 from bts_lightning.bench.result import Cell, Claim, Result, Table, again
 from bts_lightning.bench.timing import Timing, seconds_of, synchronise
 from bts_lightning.data.augment import Augment
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace) -> Result:
     """Time every network in every mode; a mode that fails gives a row that says why."""
     kind = args.device.type
-    names = args.networks or NETWORKS[kind]
+    recipes = [Recipe(name) for name in args.networks or NETWORKS[kind]]
     modes = [_mode(word) for word in (args.modes or CHOSEN[kind]).split(",")]
     steps = args.steps or (2 if args.quick else 4 if kind == "cpu" else 10)
     keep_freed_memory()
@@ -92,8 +93,8 @@ def measure(args: argparse.Namespace) -> Result:
     result = start("step", args, settings=settings)
     rows: list[list[Cell]] = []
     result.tables.append(_table(rows, peaks, args))
-    for name in names:
-        recipe = Recipe(name)
+    for recipe in recipes:
+        name = recipe.name
         patch = args.patch or (recipe.patch if kind == "cuda" else 48)
         arithmetic = count_step(recipe, patch, args.batch)
         found: dict[Mode, tuple[Timing, int]] = {}
@@ -119,7 +120,7 @@ def measure(args: argparse.Namespace) -> Result:
         if name == "a2fseg" and OFFICIAL in found:
             result.claims += _claims(found)
     if args.loader or kind == "cuda":
-        result.tables.append(fed_step(args, Recipe(names[0]), modes[-1]))
+        result.tables.append(fed_step(args, recipes[0], modes[-1]))
     return result
 
 
@@ -151,13 +152,12 @@ def stepper(
     """Build network, loss and optimizer of the experiment, and what does one step with them."""
     torch.manual_seed(0)
     torch.compiler.reset()
-    sized = {"patch": patch} if "patch" in recipe.tree["net"] else {}
     settings: dict[str, Any] = {
         "channels_last": mode.channels_last,
         "compile_net": mode.compiled,
         "main_loss_from_epoch": 0,
     }
-    task = recipe.task(recipe.net(**sized), **settings).to(device).train()
+    task = recipe.task(recipe.net(patch), **settings).to(device).train()
     task.setup("fit")
     optimizer = task.make_optimizer(task.parameters())
     scaler = torch.amp.GradScaler(device.type, enabled=mode.scaled)
@@ -189,9 +189,8 @@ def synthetic_batch(size: int, patch: int, device: torch.device) -> dict[str, An
 
 def count_step(recipe: Recipe, patch: int, batch: int) -> float:
     """Count convolutions and matrix products, forward and backward, on empty tensors."""
-    sized = {"patch": patch} if "patch" in recipe.tree["net"] else {}
     with torch.device("meta"):
-        net = recipe.net(**sized).train()
+        net = recipe.net(patch).train()
     image = torch.empty(batch, len(MODALITIES), *[patch] * 3, device="meta")
     present = torch.ones(batch, len(MODALITIES), dtype=torch.bool, device="meta")
     with FlopCounterMode(display=False) as counter:
@@ -227,7 +226,7 @@ def fed_step(args: argparse.Namespace, recipe: Recipe, mode: Mode) -> Table:
     device, patch = args.device, args.patch or (recipe.patch if args.device.type == "cuda" else 48)
     cases = synthetic.write_cases(args.scratch, 2)
     patches = PatchDataset(cases, samples=1000, patch=patch)
-    augment = Augment(recipes.build(recipes.read("nnunet")["data"]["augment"]))
+    augment = Augment(config.build(config.load(["nnunet"]).data.augment))
     train = stepper(recipe, mode, patch, device)
     rows: list[list[Cell]] = []
     for threads in (1, 4):

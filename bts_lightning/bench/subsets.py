@@ -12,8 +12,7 @@ import torch
 from bts_lightning.bench import synthetic
 from bts_lightning.bench.machine import start
 from bts_lightning.bench.naive import write_volume
-from bts_lightning.bench.race import LOOP, OURS, SKIPPING, STAGES, Case, Race
-from bts_lightning.bench.recipes import Recipe
+from bts_lightning.bench.race import LOOP, OURS, SKIPPING, STAGES, Case, Race, Recipe
 from bts_lightning.bench.result import Cell, Claim, Result, Table, again
 from bts_lightning.bench.timing import seconds_of
 from bts_lightning.inference import Protocol
