@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.commands.words import names_among, takes_words
 from bts_lightning.data.splits import PARTS
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("name an experiment, as in: bts distill kd_unet data.root=DIR")
     if args.agents < 1:
         raise UserError(f"--agents is {args.agents}; give 1 or more")
+    configuration.check_names(configuration.load(args.words, allow=args.allow))
     # Imported late: neither a help text nor a mistake needs Lightning.
     from bts_lightning.distillation.chain.plan import make_plan
     from bts_lightning.distillation.chain.result import write_result

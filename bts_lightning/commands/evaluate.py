@@ -8,7 +8,7 @@ from bts_lightning import runs
 from bts_lightning.commands.words import run_and_overrides, runs_a_network, takes_words
 from bts_lightning.data.splits import PARTS, Part
 from bts_lightning.errors import Parser, UserError
-from bts_lightning.runs.opening import load_run
+from bts_lightning.runs.opening import open_run
 
 
 def add_arguments(parser: Parser) -> None:
@@ -62,9 +62,11 @@ def evaluate(
     """
     if name is not None and (Path(name).name != name or name == ".."):
         raise UserError(f"--name {name}: give the name of a folder in {run / 'evaluation'}")
-    config = load_run(run, words, allow)
+    _, nodes = open_run(run, words, allow)
     checkpoint = checkpoint or runs.best_checkpoint(run)
     # Lightning is imported once nothing is wrong with what was typed.
     from bts_lightning.commands.score import score
 
-    return score(run, config, checkpoint, name or part, part, device, predictions=predictions)
+    folder = run / "evaluation" / (name or part)
+    score(run, folder, nodes, checkpoint, part, device, predictions=predictions)
+    return folder

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.callbacks.preemption import PreemptedError, Preemption
 from bts_lightning.callbacks.progress import EpochLines
 from bts_lightning.callbacks.provenance import Provenance
+from bts_lightning.config import build
 from bts_lightning.config.merge import one_line
 from bts_lightning.config.schema import signature
-from bts_lightning.config.targets import find_class
 from bts_lightning.errors import ConfigError, EveryRankError, UserError
 from bts_lightning.loggers import Csv, report_failure
 from bts_lightning.memory import advise_on_memory, is_out_of_memory, keep_freed_memory
@@ -40,11 +40,17 @@ MONITORED = "val/dice/mean"
 console = Console(highlight=False, soft_wrap=True)
 
 
-def fit(config: DictConfig, run: Path) -> None:
-    """Train in a run folder, from its newest readable checkpoint if there is one."""
+def fit(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> None:
+    """Train in a run folder, from its newest readable checkpoint if there is one.
+
+    Args:
+        run: the folder.
+        config: the merged experiment, which is kept with the run.
+        nodes: what it says, checked.
+    """
     os.environ[runs.RUN_VARIABLE] = str(run.resolve())
     try:
-        _fit(config, run)
+        _fit(run, config, nodes)
     except UserError as error:
         # A training that was stopped has not failed: a sweep stops those that fall behind.
         if not isinstance(error.__cause__, PreemptedError):
@@ -54,16 +60,16 @@ def fit(config: DictConfig, run: Path) -> None:
             raise
 
 
-def _fit(config: DictConfig, run: Path) -> None:
+def _fit(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> None:
     hush()
     keep_freed_memory()
-    seed_everything(config.seed, workers=True, verbose=False)
+    seed_everything(nodes["seed"], workers=True, verbose=False)
     resume, content = _newest_readable(run)
-    data = configuration.build(config.data)
-    task: SegmentationTask = configuration.build(config.task)
+    data = build(nodes["data"])
+    task: SegmentationTask = build(nodes["task"])
     task.prepare_fit()
     _check_patch(task, data)
-    trainer = _trainer(config, run)
+    trainer = _trainer(run, config, nodes)
     if resume:
         load_weights(task, content, resume)  # refuses a checkpoint of another network
     _rewind(trainer, content["global_step"] if resume else 0)
@@ -94,17 +100,17 @@ def _fit(config: DictConfig, run: Path) -> None:
         console.print(f"done    {_summary(trainer)}\nnext    bts evaluate {run}")
 
 
-def _trainer(config: DictConfig, run: Path) -> Trainer:
+def _trainer(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> Trainer:
     """Build the trainer, with callbacks and loggers that write into the run."""
-    check_accelerator(config.trainer.get("accelerator"), "trainer.accelerator")
+    given = nodes["trainer"].arguments
+    check_accelerator(given.get("accelerator"), "trainer.accelerator")
     callbacks: list[Callback] = [Provenance(run, config)]
-    for name, node in (config.callbacks or {}).items():
-        takes = signature(find_class(node._target_, f"callbacks.{name}")).arguments
+    for node in nodes["callbacks"].values():
+        takes = signature(node.cls).arguments
         place = {"dirpath": str(run / "checkpoints")} if "dirpath" in takes else {}
-        callbacks.append(configuration.build(node, **place))
+        callbacks.append(build(node, **place))
     loggers: list[Logger] = [
-        configuration.build(node, save_dir=str(run / "logs"))
-        for node in (config.logger or {}).values()
+        build(node, save_dir=str(run / "logs")) for node in nodes["logger"].values()
     ]
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
@@ -117,10 +123,10 @@ def _trainer(config: DictConfig, run: Path) -> Trainer:
         callbacks.append(EpochLines())
     # Last, so that its checkpoint holds what the others did after the step (averaged weights).
     callbacks.sort(key=lambda callback: isinstance(callback, Preemption))
-    trainer: Trainer = configuration.build(
-        config.trainer,
+    trainer: Trainer = build(
+        nodes["trainer"],
         default_root_dir=str(run),
-        plugins=[WholeCheckpoints(), *configuration.build(config.trainer.get("plugins") or [])],
+        plugins=[WholeCheckpoints(), *build(given.get("plugins") or [])],
         callbacks=callbacks,
         logger=loggers,
         enable_progress_bar=has_bar,

@@ -8,7 +8,7 @@ from bts_lightning import runs
 from bts_lightning.commands.words import run_and_overrides, runs_a_network, takes_words
 from bts_lightning.errors import Parser, UserError
 from bts_lightning.modalities import MODALITIES, Modality
-from bts_lightning.runs.opening import load_run
+from bts_lightning.runs.opening import open_run
 
 
 def add_arguments(parser: Parser) -> None:
@@ -64,12 +64,12 @@ def predict(
         device: `cpu`, `cuda` or `cuda:1`; a GPU if there is one by default.
     """
     _check_places(out, images or {}, folder)
-    config = load_run(run, words, allow)
+    _, nodes = open_run(run, words, allow)
     checkpoint = checkpoint or runs.best_checkpoint(run)
     # torch is imported once nothing is wrong with what was typed.
     from bts_lightning.commands.segment import Segmenter
 
-    segmenter = Segmenter(config, checkpoint, device, with_probabilities=with_probabilities)
+    segmenter = Segmenter(nodes, checkpoint, device, with_probabilities=with_probabilities)
     return segmenter.folder(folder, out) if folder else [segmenter.patient(images or {}, out)]
 
 

@@ -9,12 +9,12 @@ import pandas as pd
 from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig
 from rich.console import Console
 
-from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.callbacks.case_scorer import CaseScorer, rows_file
+from bts_lightning.config import build
+from bts_lightning.config.schema import Node
 from bts_lightning.data.splits import Part
 from bts_lightning.errors import UserError
 from bts_lightning.files import sha256, write_whole
@@ -33,64 +33,67 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 
 def score(
     run: Path,
-    config: DictConfig,
+    folder: Path,
+    nodes: dict[str, Any],
     checkpoint: Path,
-    name: str,
     part: Part,
     device: str | None,
     *,
     predictions: bool,
-) -> Path:
-    """Score the cases that have no row yet; `bts_lightning.commands.evaluate` names the rest."""
+) -> None:
+    """Score the cases that have no row in the folder yet, and write its table and report.
+
+    Args:
+        run: where the network was trained.
+        folder: of this evaluation.
+        nodes: what the run's configuration says, checked.
+        checkpoint: the weights.
+        part: which part of the split.
+        device: `cpu`, `cuda` or `cuda:1`; what the configuration says by default.
+        predictions: also write the label maps of all subsets as NIfTI.
+    """
     hush()
     keep_freed_memory()
-    folder = run / "evaluation" / name
-    task = load_task(config, checkpoint)
-    data = configuration.build(config.data)
-    protocol: Protocol = configuration.build(config.evaluation)
+    task = load_task(nodes, checkpoint)
+    data = build(nodes["data"])
+    protocol: Protocol = build(nodes["evaluation"])
     protocol.admit(task.net)
-    trainer = _trainer(config, device)
+    trainer = _trainer(nodes["trainer"].arguments, device)
     scorer = CaseScorer(folder, protocol, predictions=predictions)
     data.prepare_data()
     data.setup("test")
     if not getattr(data.split, part):
         raise UserError(f"the {part} part of split {data.split.name} has no case; choose another")
     runs.check_split(run, data, [part])
-    facts = _protocol_facts(run, config, protocol, checkpoint, data, part)
+    facts = _protocol_facts(run, nodes, protocol, checkpoint, data, part)
     if trainer.is_global_zero:
-        _open_folder(folder, facts)
+        facts = _open_folder(folder, facts)
     trainer.callbacks.append(scorer)  # type: ignore[attr-defined]
     trainer.test(task, dataloaders=data.case_dataloader(part), verbose=False)
     trainer.strategy.barrier("evaluated")
     if trainer.is_global_zero:
-        _finish(folder, data, part, facts)
-        _send_to_wandb(run, config, folder)
-        console.print(f"table   {folder / 'cases.csv'}\nreport  {folder / 'report.html'}")
-    return folder
-
-
-def _send_to_wandb(run: Path, config: DictConfig, folder: Path) -> None:
-    """Add the table to the W&B run of the training, if that had one."""
-    for name, node in (config.logger or {}).items():
-        logger = configuration.build(node, save_dir=str(run / "logs")) if name == "wandb" else None
-        if isinstance(logger, WandbLogger):
-            rows = EvaluationTable.read(folder).rows
-            logger.log_table(f"evaluation/{folder.name}", dataframe=rows)
+        table = _finish(folder, data, part, facts)
+        # The table joins the W&B run of the training, if that had one.
+        node = nodes["logger"].get("wandb")
+        if node and issubclass(node.cls, WandbLogger):
+            logger: WandbLogger = build(node, save_dir=str(run / "logs"))
+            logger.log_table(f"evaluation/{folder.name}", dataframe=table.rows)
             logger.experiment.finish()
+        console.print(f"table   {folder / 'cases.csv'}\nreport  {folder / 'report.html'}")
 
 
-def _trainer(config: DictConfig, device: str | None) -> Trainer:
+def _trainer(given: dict[str, Any], device: str | None) -> Trainer:
     """Keep what the configuration says about devices, and nothing about training."""
-    given = {k: config.trainer.get(k) for k in ("accelerator", "devices", "num_nodes", "strategy")}
-    settings = {name: value for name, value in given.items() if value is not None}
+    kept = ("accelerator", "devices", "num_nodes", "strategy")
+    settings = {name: given[name] for name in kept if given.get(name) is not None}
     if device is None:
         check_accelerator(settings.get("accelerator"), key="--device")
     else:
         chosen = chosen_device(device)
         one = [chosen.index] if chosen.type == "cuda" and chosen.index else 1
         settings |= {"accelerator": chosen.type, "devices": one}
-    trainer: Trainer = configuration.build(
-        {"_target_": "lightning.Trainer", **settings},
+    trainer: Trainer = build(
+        Node("trainer", Trainer, settings, is_partial=False),
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -103,7 +106,7 @@ def _trainer(config: DictConfig, device: str | None) -> Trainer:
 
 def _protocol_facts(
     run: Path,
-    config: DictConfig,
+    nodes: dict[str, Any],
     protocol: Protocol,
     checkpoint: Path,
     data: Any,
@@ -114,14 +117,14 @@ def _protocol_facts(
     return {
         "run": str(run),
         "experiment": run.resolve().parent.name,
-        "network": config.task.net._target_.rpartition(".")[2],
+        "network": nodes["task"].arguments["net"].cls.__name__,
         "checkpoint": checkpoint.name,
         "checkpoint_sha256": sha256(checkpoint),
         "commit": commit(),
         "versions": versions(),
         "split": split,
         "data_fingerprint": data.fingerprint,
-        "seed": config.seed,
+        "seed": nodes["seed"],
         # It changes nothing, but rows of the one pass would prove nothing in its place.
         "naive": protocol.naive,
         **protocol.facts(),
@@ -132,11 +135,14 @@ def _protocol_facts(
 _MAY_DIFFER = ("commit", "versions", "run", "experiment", "created", "cases", "unscored")
 
 
-def _open_folder(folder: Path, facts: dict[str, Any]) -> None:
-    """Start a folder of rows, or make sure that the rows in it were made in the same way."""
+def _open_folder(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Start a folder of rows, or make sure that the rows in it were made in the same way.
+
+    Gives the facts about the first of them.
+    """
     file = folder / "protocol.json"
     if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         changed = sorted(
             key
             for key in facts
@@ -147,11 +153,13 @@ def _open_folder(folder: Path, facts: dict[str, Any]) -> None:
                 f"{folder} holds an evaluation with another {', '.join(changed)}; give this one a "
                 "name of its own with --name, or delete that folder"
             )
-        return
-    write_whole(file, json.dumps(facts | {"created": time.strftime("%FT%T")}, indent=2) + "\n")
+        return before
+    facts = facts | {"created": time.strftime("%FT%T")}
+    write_whole(file, json.dumps(facts, indent=2) + "\n")
+    return facts
 
 
-def _finish(folder: Path, data: Any, part: str, facts: dict[str, Any]) -> None:
+def _finish(folder: Path, data: Any, part: str, facts: dict[str, Any]) -> EvaluationTable:
     """Join the rows of all cases, each exactly once, into table, summary and report."""
     names = sorted(getattr(data.split, part))
     missing = [name for name in names if not rows_file(folder, name).exists()]
@@ -178,10 +186,11 @@ def _finish(folder: Path, data: Any, part: str, facts: dict[str, Any]) -> None:
             "nothing to score"
         )
     rows = pd.concat(scored, ignore_index=True)
-    facts = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
-    facts |= {"cases": len(scored), "unscored": unscored}
+    table = EvaluationTable.from_rows(rows)
+    facts = facts | {"cases": len(scored), "unscored": unscored}
     write_whole(folder / "protocol.json", json.dumps(facts, indent=2) + "\n")
     write_whole(folder / "cases.csv", rows.to_csv(index=False))
-    write_report(folder)
+    write_report(folder, table, facts)
     # About a megabyte a case; the report shows a dozen.
-    keep_slices(folder, choose_cases(EvaluationTable.read(folder)))
+    keep_slices(folder, choose_cases(table))
+    return table

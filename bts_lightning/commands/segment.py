@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
-from bts_lightning import config as configuration
+from bts_lightning.config import build
 from bts_lightning.data.cache.prediction import write_probabilities
 from bts_lightning.data.cache.prepare import load_case, read_images, write_prediction
 from bts_lightning.data.cache.reading import BrokenCaseError
@@ -28,14 +28,19 @@ class Segmenter:
     """A trained network, and how its images were prepared."""
 
     def __init__(
-        self, config: DictConfig, checkpoint: Path, device: str | None, *, with_probabilities: bool
+        self,
+        nodes: dict[str, Any],
+        checkpoint: Path,
+        device: str | None,
+        *,
+        with_probabilities: bool,
     ) -> None:
-        self.task = load_task(config, checkpoint)
+        self.task = load_task(nodes, checkpoint)
         self.device = chosen_device(device)
         self.task.to(self.device)
-        self.protocol: Protocol = configuration.build(config.evaluation)
+        self.protocol: Protocol = build(nodes["evaluation"])
         # Images are normalised as those were that the network learned from.
-        self.recipe = configuration.build(config.data).recipe
+        self.recipe = build(nodes["data"]).recipe
         self.with_probabilities = with_probabilities
 
     def patient(self, images: Mapping[Modality, Path], out: Path) -> Path:

@@ -29,17 +29,19 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Start a sweep over an experiment, or go on with a local one."""
-    # Imported late, as torch, Lightning and Optuna below: a help text needs none of them.
-    from bts_lightning.sweep.file import EXPERIMENT, check_sweep, find_sweep, read_sweep
-
     if args.agents is not None and args.agents < (1 if args.local else 0):
         raise UserError(f"--agents is {args.agents}; give 1 or more")
     if args.count is not None and args.count < 1:
         raise UserError(f"--count is {args.count}; give 1 or more")
     allowed = [part for package in args.allow for part in ("--allow", package)]
     given = args.words
-    file, stem = find_sweep(args.sweep, given)
     experiments = "+".join(Path(name).stem for name in names_among(given))
+    if experiments:
+        configuration.check_names(configuration.load(given, allow=args.allow))
+    # SciPy, later torch, Lightning and Optuna: neither a help text nor a mistake needs them.
+    from bts_lightning.sweep.file import EXPERIMENT, check_sweep, find_sweep, read_sweep
+
+    file, stem = find_sweep(args.sweep, given)
     named = re.sub(r"[^\w.+-]+", "_", args.name or f"{experiments or 'program'}-{stem}")
     sweep = read_sweep(file, named)
     takes_experiment = EXPERIMENT in sweep.command

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -44,11 +45,11 @@ def train(words: Sequence[str], allow: Sequence[str] = ()) -> int:
     """Train the experiment that the words describe, or continue the run that they name."""
     told = os.environ.get(runs.RUN_VARIABLE)
     try:
-        run, config = _open(words, allow)
+        run, config, nodes = _open(words, allow)
         # Lightning is imported once nothing is wrong with what was typed.
         from bts_lightning.commands.fit import fit
 
-        fit(config, run)
+        fit(run, config, nodes)
     finally:
         # It is for the processes of this training; the next one, in a notebook, has its own run.
         if told is None:
@@ -56,7 +57,7 @@ def train(words: Sequence[str], allow: Sequence[str] = ()) -> int:
     return 0
 
 
-def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig]:
+def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig, dict[str, Any]]:
     """Tell a run to resume from an experiment to start."""
     names = names_among(words)
     folders = [name for name in names if runs.is_run(Path(name))]
@@ -65,16 +66,16 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig]
     if folders:
         words = [str(runs.config_file(Path(w))) if w in folders else w for w in words]
     config = configuration.load(words, allow=allow)
-    configuration.check(config, supplied=configuration.SUPPLIED)
+    nodes = configuration.check(config, supplied=configuration.SUPPLIED)
     _check_values(config)
     runs.require_data(config)
     if folders:
-        return Path(folders[0]), config
+        return Path(folders[0]), config, nodes
     told = runs.RUN_VARIABLE in os.environ
     run = runs.new_run("+".join(Path(name).stem for name in names) or "base")
     if not told:
         runs.refuse_another(run, config)
-    return run, config
+    return run, config, nodes
 
 
 def _check_values(config: DictConfig) -> None:

@@ -2,7 +2,9 @@
 
 import functools
 import re
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,12 +13,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from bts_lightning.config import merge, targets
+from bts_lightning.config import merge, source, targets
 from bts_lightning.config.merge import MAPPINGS, OPTIONAL, SEARCH, SECTIONS, join, one_line
 from bts_lightning.config.schema import (
     REQUIRED,
     MisfitError,
-    Plan,
+    Node,
     describe,
     fit,
     options,
@@ -29,6 +31,7 @@ SUPPLIED = ("logger.*.save_dir", "callbacks.*.dirpath")
 
 # Made by the task once there are parameters, so an experiment gives factories of them.
 _MADE_LATER = ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler")
+_OWN_KEYS = ("_target_", "_partial_")
 
 
 def load(
@@ -38,8 +41,8 @@ def load(
 
     Example:
         >>> config = load(["rfnet", "medmap", "smoke", "net.width=8"])
-        >>> check(config)
-        >>> task = build(config.task)
+        >>> nodes = check(config)
+        >>> task = build(nodes["task"])
     """
     targets.allow(allow)
     return OmegaConf.create(merge.merge(words, search))
@@ -47,8 +50,8 @@ def load(
 
 def check(
     config: DictConfig, *, allow: Collection[str] = (), supplied: Collection[str] = ()
-) -> None:
-    """Find whatever is wrong before anything is built.
+) -> dict[str, Any]:
+    """Find whatever is wrong before anything is built; give each section as `build` takes it.
 
     Args:
         config: a whole experiment.
@@ -59,41 +62,39 @@ def check(
     for name in config:
         if name not in SECTIONS:
             raise ConfigError(f"unknown key {str(name)!r}; {did_you_mean(str(name), SECTIONS)}")
-    for name, kind in SECTIONS.items():
-        if name in OPTIONAL and config.get(name) is None:
-            continue
-        if name not in config.keys() or OmegaConf.is_missing(config, name):  # noqa: SIM118
-            raise ConfigError(
-                f"{name} has no value yet; name an experiment that sets it, as in: bts train a2fseg"
-            )
-        value = _child(config, name, name, supplied)
-        if name == "seed":
-            _fit(value, int, name)
-        elif name not in MAPPINGS:
-            _require_kind(value, name, kind)
-        elif isinstance(value, dict):
-            for entry, node in value.items():
-                others = [other for other in value if isinstance(value[other], Plan)]
-                if isinstance(node, dict) and get_close_matches(entry, others, n=1):
-                    hint = did_you_mean(entry, others)
-                    raise ConfigError(f"{name}.{entry} needs a _target_; {hint}")
-                _require_kind(node, f"{name}.{entry}", kind)
-        else:
-            raise ConfigError(f"{name}: expected a mapping from names to nodes")
+    check_names(config)
+    reader = _Reader(supplied)
+    return {name: _section(config, name, reader) for name in SECTIONS}
+
+
+def check_names(node: Any, key: str = "") -> None:
+    """Find misspelt keys by the sources of the classes, before one of them is imported."""
+    tree = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+    if isinstance(tree, list):
+        tree = dict(enumerate(tree))
+    if not isinstance(tree, dict):
+        return
+    target = str(tree.get("_target_", ""))
+    # A class that is there already is asked itself, in the form in which it was loaded.
+    is_read = targets.is_allowed(target) and target.rpartition(".")[0] not in sys.modules
+    takes = source.arguments(target) if is_read else None
+    for name, value in tree.items():
+        if takes is not None and name not in (*takes, *_OWN_KEYS):
+            raise _unknown(join(key, name), takes, target.rpartition(".")[2])
+        check_names(value, join(key, name))
 
 
 def build(node: Any, **extra: Any) -> Any:
-    """Build a node and what it holds; `extra` arguments win over those of the YAML.
+    """Build a node, checked or as YAML has it, with what it holds; `extra` arguments win.
 
     A mapping or a list gives the same of built things, `_partial_: true` a `functools.partial`.
     """
-    if isinstance(node, dict | list):
+    if isinstance(node, dict) and "_target_" in node:
         node = OmegaConf.create(node)
-    key = _key(node)
-    plan = _plan(node, key, [join(key, name) for name in extra])
-    if extra and not isinstance(plan, Plan):
-        raise TypeError(f"{key or 'the node'} has no _target_, so it takes no {', '.join(extra)}")
-    return _make(plan, extra)
+    if OmegaConf.is_config(node):
+        key = _key(node)
+        node = _Reader([join(key, name) for name in extra]).value(node, key)
+    return _make(replace(node, arguments=node.arguments | extra) if extra else node)
 
 
 def as_yaml(config: DictConfig) -> str:
@@ -101,100 +102,131 @@ def as_yaml(config: DictConfig) -> str:
     return OmegaConf.to_yaml(config, resolve=False)
 
 
+def _section(config: DictConfig, name: str, reader: "_Reader") -> Any:
+    if name in OPTIONAL and config.get(name) is None:
+        return {} if name in MAPPINGS else None
+    if name not in config.keys() or OmegaConf.is_missing(config, name):  # noqa: SIM118
+        raise ConfigError(
+            f"{name} has no value yet; name an experiment that sets it, as in: bts train a2fseg"
+        )
+    value = reader.child(config, name, name)
+    if name == "seed":
+        return _fit(value, int, name)
+    if name not in MAPPINGS:
+        return _require_kind(value, name, SECTIONS[name])
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name}: expected a mapping from names to nodes")
+    for entry, node in value.items():
+        others = [other for other in value if isinstance(value[other], Node)]
+        if isinstance(node, dict) and get_close_matches(entry, others, n=1):
+            hint = did_you_mean(entry, others)
+            raise ConfigError(f"{name}.{entry} needs a _target_; {hint}")
+        _require_kind(node, f"{name}.{entry}", SECTIONS[name])
+    return value
+
+
 def _key(node: Any) -> str:
-    return str(node._get_full_key(None)) if OmegaConf.is_config(node) else ""
+    return str(node._get_full_key(None))
 
 
-def _plan(value: Any, key: str, supplied: Collection[str], via: tuple[str, ...] = ()) -> Any:
-    """Turn a resolved value into plain Python, with a checked Plan for each node.
+class _Reader:
+    """One reading of an experiment into plain Python, with a `Node` for each that has a class.
+
+    What several nodes refer to is read once, and found again by its key.
 
     Args:
-        value: what stands there.
-        key: where it stands.
         supplied: patterns of keys that the caller gives, so that they may be missing.
-        via: the nodes that references have led to.
     """
-    if OmegaConf.is_list(value):
-        return [_child(value, i, join(key, i), supplied, via) for i in range(len(value))]
-    if not OmegaConf.is_dict(value):
-        return value
-    if "_target_" not in value.keys():  # noqa: SIM118
-        return {name: _child(value, name, join(key, name), supplied, via) for name in value}
-    cls = targets.find_class(_child(value, "_target_", key, ()), join(key, "_target_"))
-    is_partial = _fit(value.get("_partial_", False), bool, join(key, "_partial_"))
-    takes = signature(cls).arguments
-    arguments = {}
-    for name in value:
-        if name in ("_target_", "_partial_"):
-            continue
-        path = join(key, name)
-        if name not in takes:
-            _require_open(cls, str(name), path)
-        item = _child(value, name, path, supplied, via)
-        arguments[str(name)] = _fit(item, takes[name].annotation, path) if name in takes else item
-    if not is_partial:
-        _require_complete(cls, arguments, key, supplied)
-    return Plan(key, cls, arguments, is_partial)
 
+    def __init__(self, supplied: Collection[str]) -> None:
+        self._supplied = supplied
+        self._read: dict[str, Any] = {}
+        self._via: list[str] = []
 
-def _require_complete(
-    cls: type, given: Collection[str], key: str, supplied: Collection[str]
-) -> None:
-    for name, argument in signature(cls).arguments.items():
-        path = join(key, name)
-        is_supplied = any(fnmatch(path, pattern) for pattern in supplied)
-        if argument.default is REQUIRED and name not in given and not is_supplied:
-            is_made_later = any(targets.is_kind(cls, kind) for kind in _MADE_LATER)
-            advice = "; add `_partial_: true`, the task makes it later" if is_made_later else ""
-            wanted = f"{cls.__name__} needs {describe(argument.annotation)}"
-            raise ConfigError(f"{path} has no value yet; {wanted}{advice}")
-
-
-def _child(
-    container: Any, name: Any, key: str, supplied: Collection[str], via: tuple[str, ...] = ()
-) -> Any:
-    if OmegaConf.is_missing(container, name):
-        raise ConfigError(f"{key} has no value yet")
-    try:
-        value = container[name]
-    except OmegaConfBaseException as error:
-        raw = OmegaConf.to_container(container, resolve=False)
-        assert isinstance(raw, dict | list)
-        refers_to = re.match(r"\$\{([\w]+)", str(raw[name]))
-        lost = isinstance(error, InterpolationKeyError) and refers_to
-        hint = f"; {did_you_mean(refers_to[1], SECTIONS)}" if lost and refers_to else ""
-        text = str(error).splitlines()[0]
-        raise ConfigError(f"{key}={raw[name]}: {text}{hint}") from error
-    if OmegaConf.is_config(value) and OmegaConf.is_interpolation(container, name):
+    def child(self, container: Any, name: Any, key: str) -> Any:
+        """Read what stands under a name, behind a reference too."""
+        if OmegaConf.is_missing(container, name):
+            raise ConfigError(f"{key} has no value yet")
+        try:
+            value = container[name]
+        except OmegaConfBaseException as error:
+            raw = str(OmegaConf.to_container(container, resolve=False)[name])  # type: ignore[index]
+            refers_to = re.match(r"\$\{([\w]+)", raw)
+            lost = isinstance(error, InterpolationKeyError) and refers_to
+            hint = f"; {did_you_mean(refers_to[1], SECTIONS)}" if lost and refers_to else ""
+            raise ConfigError(f"{key}={raw}: {str(error).splitlines()[0]}{hint}") from error
+        if not (OmegaConf.is_config(value) and OmegaConf.is_interpolation(container, name)):
+            return self.value(value, key)
         key = _key(value)  # what is wrong there must be mended where it was written
-        if key in via:
-            raise ConfigError(f"{key} refers to itself: {' → '.join((*via, key))}")
-        via = (*via, key)
-    return _plan(value, key, supplied, via)
+        if key in self._via:
+            raise ConfigError(f"{key} refers to itself: {' → '.join((*self._via, key))}")
+        self._via.append(key)
+        found = self.value(value, key)
+        self._via.pop()
+        return found
+
+    def value(self, value: Any, key: str) -> Any:
+        """Read a value that stands at a key."""
+        if OmegaConf.is_list(value):
+            return [self.child(value, i, join(key, i)) for i in range(len(value))]
+        if not OmegaConf.is_dict(value):
+            return value
+        if key not in self._read:
+            if "_target_" in value.keys():  # noqa: SIM118
+                self._read[key] = self._node(value, key)
+            else:
+                self._read[key] = {n: self.child(value, n, join(key, n)) for n in value}
+        return self._read[key]
+
+    def _node(self, value: Any, key: str) -> Node:
+        target = self.child(value, "_target_", key)
+        cls = targets.find_class(target, join(key, "_target_"))
+        is_partial = _fit(value.get("_partial_", False), bool, join(key, "_partial_"))
+        takes = signature(cls)
+        arguments = {}
+        for name in map(str, value):
+            if name in _OWN_KEYS:
+                continue
+            path = join(key, name)
+            known = takes.arguments.get(name)
+            # One that is not listed may be handed on by an open constructor, unless one is near.
+            is_near = get_close_matches(name, takes.arguments, n=1, cutoff=0.8)
+            if known is None and (not takes.is_open or is_near):
+                raise _unknown(path, takes.arguments, cls.__name__)
+            item = self.child(value, name, path)
+            arguments[name] = _fit(item, known.annotation, path) if known else item
+        if not is_partial:
+            self._require_complete(cls, arguments, key)
+        return Node(key, cls, arguments, is_partial)
+
+    def _require_complete(self, cls: type, given: Collection[str], key: str) -> None:
+        for name, argument in signature(cls).arguments.items():
+            path = join(key, name)
+            is_supplied = any(fnmatch(path, pattern) for pattern in self._supplied)
+            if argument.default is REQUIRED and name not in given and not is_supplied:
+                is_made_later = any(targets.is_kind(cls, kind) for kind in _MADE_LATER)
+                advice = "; add `_partial_: true`, the task makes it later" if is_made_later else ""
+                wanted = f"{cls.__name__} needs {describe(argument.annotation)}"
+                raise ConfigError(f"{path} has no value yet; {wanted}{advice}")
 
 
-def _require_open(cls: type, name: str, path: str) -> None:
-    """Refuse an argument that is not listed, unless the constructor is open and none is near."""
-    takes = signature(cls)
-    if takes.is_open and not get_close_matches(name, takes.arguments, n=1, cutoff=0.8):
-        return
-    prefix = path.removesuffix(name)
-    near = get_close_matches(name.lower(), takes.arguments, n=1)
-    meant = (
-        f"did you mean {prefix}{near[0]}?"
-        if near
-        else f"{cls.__name__} takes {', '.join(takes.arguments) or 'nothing'}"
+def _unknown(path: str, takes: Iterable[str], owner: str) -> ConfigError:
+    before, _, name = path.rpartition(".")
+    near = get_close_matches(name.lower(), takes, n=1)
+    listed = f"{owner} takes {', '.join(takes) or 'nothing'}"
+    return ConfigError(
+        f"unknown key '{path}'; {f'did you mean {before}.{near[0]}?' if near else listed}"
     )
-    raise ConfigError(f"unknown key '{path}'; {meant}")
 
 
-def _require_kind(value: Any, key: str, kind: str | None) -> None:
-    if not isinstance(value, Plan):
+def _require_kind(value: Any, key: str, kind: str | None) -> Any:
+    if not isinstance(value, Node):
         raise ConfigError(f"{key} needs a _target_, the class to build")
     if value.is_partial:
         raise ConfigError(f"{key}._partial_: a factory is of no use here; take it away")
     if kind is not None and not targets.is_kind(value.cls, kind):
         raise ConfigError(f"{key}={value.cls.__name__}: expected a {kind}")
+    return value
 
 
 def _fit(value: Any, annotation: Any, key: str) -> Any:
@@ -202,7 +234,7 @@ def _fit(value: Any, annotation: Any, key: str) -> Any:
         return fit(value, annotation)
     except MisfitError:
         wanted = f"expected {describe(annotation)}"
-    if isinstance(value, Plan):
+    if isinstance(value, Node):
         got = f"{'a' if value.is_partial else 'an object of'} {value}"
         raise ConfigError(f"{key}: {wanted}, got {got}; `_partial_: true` makes a factory")
     if isinstance(value, dict):
@@ -212,14 +244,14 @@ def _fit(value: Any, annotation: Any, key: str) -> Any:
     raise ConfigError(f"{key}={value}: {wanted}, got {type(value).__name__}{meant}")
 
 
-def _make(value: Any, extra: dict[str, Any]) -> Any:
+def _make(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _make(item, {}) for name, item in value.items()}
+        return {name: _make(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_make(item, {}) for item in value)
-    if not isinstance(value, Plan):
+        return type(value)(_make(item) for item in value)
+    if not isinstance(value, Node):
         return value
-    arguments = {name: _make(item, {}) for name, item in value.arguments.items()} | extra
+    arguments = _make(value.arguments)
     if value.is_partial:
         return functools.partial(value.cls, **arguments)
     try:

@@ -11,9 +11,11 @@ import typing
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, TypeVar, Union
 
 REQUIRED = inspect.Parameter.empty
+
+Value = TypeVar("Value")
 
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
@@ -36,7 +38,7 @@ class Signature:
 
 
 @dataclass(frozen=True, repr=False)
-class Plan:
+class Node:
     """A checked node: a class with fitted arguments, for an object or (`is_partial`) a factory."""
 
     key: str
@@ -89,8 +91,8 @@ def fit(value: Any, annotation: Any) -> Any:
         return _fit_union(value, inner)
     if origin is Literal:
         return _fit_literal(value, inner)
-    if isinstance(value, Plan):
-        return _fit_plan(value, annotation)
+    if isinstance(value, Node):
+        return _fit_node(value, annotation)
     kind = origin or annotation
     if not _is_checkable(kind):
         return value
@@ -171,7 +173,7 @@ def _hands_to_base(function: Any, keywords: str) -> bool:
     )
 
 
-def _require(holds: bool, value: Any) -> Any:
+def _require(holds: bool, value: Value) -> Value:
     if not holds:
         raise MisfitError
     return value
@@ -204,21 +206,21 @@ def _fit_list(value: list[Any], kind: type, inner: tuple[Any, ...]) -> Any:
     return kind(items) if kind in (tuple, set, frozenset) else items
 
 
-def _fit_plan(plan: Plan, annotation: Any) -> Plan:
+def _fit_node(node: Node, annotation: Any) -> Node:
     kind = typing.get_origin(annotation) or annotation
     inner = typing.get_args(annotation)
     if kind in (collections.abc.Callable, functools.partial):
         result = inner[-1] if inner else Any
-        if plan.is_partial:
-            fits = not _is_checkable(result) or issubclass(plan.cls, result)
+        if node.is_partial:
+            fits = not _is_checkable(result) or issubclass(node.cls, result)
         else:
             fits = kind is not functools.partial and any(
-                "__call__" in vars(base) for base in plan.cls.__mro__
+                "__call__" in vars(base) for base in node.cls.__mro__
             )
-        return typing.cast(Plan, _require(fits, plan))
+        return _require(fits, node)
     if not _is_checkable(kind):
-        return plan
-    return typing.cast(Plan, _require(not plan.is_partial and issubclass(plan.cls, kind), plan))
+        return node
+    return _require(not node.is_partial and issubclass(node.cls, kind), node)
 
 
 def _is_checkable(kind: Any) -> bool:

@@ -60,18 +60,13 @@ def find_class(target: object, key: str) -> type:
         raise ConfigError(
             f"{key}={target}: this is a module; its classes are {', '.join(_classes(module))}"
         )
-    if len(rest) > 1:
-        inside = [found.name for found in pkgutil.iter_modules(getattr(module, "__path__", []))]
-        inside = [name for name in inside if name[0] != "_"]
-        raise ConfigError(
-            f"{key}={target}: {module.__name__} has no module {rest[0]!r}; "
-            f"{did_you_mean(rest[0], inside)}"
-        )
     found = getattr(module, rest[0], None)
-    if found is None:
+    if len(rest) > 1 or found is None:
+        inside = [one.name for one in pkgutil.iter_modules(getattr(module, "__path__", []))]
+        what, names = ("module", inside) if len(rest) > 1 else ("class", _classes(module))
+        hint = did_you_mean(rest[0], [name for name in names if name[0] != "_"])
         raise ConfigError(
-            f"{key}={target}: module {module.__name__} has no class {rest[0]!r}; "
-            f"{did_you_mean(rest[0], _classes(module))}"
+            f"{key}={target}: module {module.__name__} has no {what} {rest[0]!r}; {hint}"
         )
     if not isinstance(found, type):
         raise ConfigError(
@@ -98,8 +93,13 @@ def is_kind(cls: type, kind: str) -> bool:
     return base is not None and issubclass(cls, base)
 
 
+def is_allowed(target: str) -> bool:
+    """Say whether the package of a class is trusted."""
+    return target.partition(".")[0] in {*PACKAGES, *_allowed_by_user}
+
+
 def _refuse_package(package: str, subject: str) -> None:
-    if package not in PACKAGES and package not in _allowed_by_user:
+    if not is_allowed(package):
         allowed = ", ".join([*PACKAGES, *sorted(_allowed_by_user)])
         raise ConfigError(
             f"{subject} comes from package {package!r}; allowed are {allowed}. "

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -15,16 +15,22 @@ if TYPE_CHECKING:
 
 def load_run(run: Path, words: Sequence[str] = (), allow: Sequence[str] = ()) -> DictConfig:
     """Read the configuration that a run was trained with, and override it."""
+    return open_run(run, words, allow)[0]
+
+
+def open_run(
+    run: Path, words: Sequence[str] = (), allow: Sequence[str] = ()
+) -> tuple[DictConfig, dict[str, Any]]:
+    """Read the configuration of a run; give what it says, checked, as well."""
     config = configuration.load([str(runs.config_file(run)), *words], allow=allow)
-    configuration.check(config, supplied=configuration.SUPPLIED)
-    return config
+    return config, configuration.check(config, supplied=configuration.SUPPLIED)
 
 
-def load_task(config: DictConfig, checkpoint: Path) -> "SegmentationTask":
-    """Build the task of a configuration with the weights of a checkpoint."""
+def load_task(config: "DictConfig | dict[str, Any]", checkpoint: Path) -> "SegmentationTask":
+    """Build the task of a configuration, checked or not, with the weights of a checkpoint."""
     # Lightning is imported late: a run is opened to find mistakes in what was typed, too.
     from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
 
-    task: SegmentationTask = configuration.build(config.task)
+    task: SegmentationTask = configuration.build(config["task"])
     load_weights(task, read_checkpoint(checkpoint), checkpoint)
     return task.eval()

@@ -12,7 +12,7 @@ from bts_lightning.config.schema import (
     REQUIRED,
     Argument,
     MisfitError,
-    Plan,
+    Node,
     describe,
     fit,
     options,
@@ -112,21 +112,21 @@ def test_a_value_does_not_fit(value, annotation):
         fit(value, annotation)
 
 
-def plan(cls: type, *, is_partial: bool = False) -> Plan:
-    return Plan("key", cls, {}, is_partial)
+def checked(cls: type, *, is_partial: bool = False) -> Node:
+    return Node("key", cls, {}, is_partial)
 
 
 @pytest.mark.parametrize(
     ("node", "annotation"),
     [
-        (plan(Thing), Thing),
-        (plan(Thing), Thing | None),
-        (plan(bool), int),
-        (plan(Thing), Any),
-        (plan(Thing), Named),
-        (plan(Thing), Callable[[], int]),
-        (plan(Thing, is_partial=True), Callable[[], Thing]),
-        (plan(Thing, is_partial=True), Callable[..., Any]),
+        (checked(Thing), Thing),
+        (checked(Thing), Thing | None),
+        (checked(bool), int),
+        (checked(Thing), Any),
+        (checked(Thing), Named),
+        (checked(Thing), Callable[[], int]),
+        (checked(Thing, is_partial=True), Callable[[], Thing]),
+        (checked(Thing, is_partial=True), Callable[..., Any]),
     ],
 )
 def test_a_node_fits(node, annotation):
@@ -136,12 +136,12 @@ def test_a_node_fits(node, annotation):
 @pytest.mark.parametrize(
     ("node", "annotation"),
     [
-        (plan(Thing), int),
-        (plan(Thing), Literal["a"]),
-        (plan(Thing), None),
-        (plan(Thing, is_partial=True), Thing),
-        (plan(Thing, is_partial=True), Callable[[], int]),
-        (plan(Colour), Callable[[], int]),
+        (checked(Thing), int),
+        (checked(Thing), Literal["a"]),
+        (checked(Thing), None),
+        (checked(Thing, is_partial=True), Thing),
+        (checked(Thing, is_partial=True), Callable[[], int]),
+        (checked(Colour), Callable[[], int]),
     ],
 )
 def test_a_node_does_not_fit(node, annotation):
