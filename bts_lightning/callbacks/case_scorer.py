@@ -23,11 +23,18 @@ from bts_lightning.report.table import COLUMNS, VALUES
 class CaseScorer(Callback):
     """Segment, score and write down one case after the other; each appears whole or not at all."""
 
-    def __init__(self, folder: Path, protocol: Protocol, *, predictions: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        protocol: Protocol,
+        cases: Sequence[str],
+        *,
+        predictions: bool = False,
+    ) -> None:
         self.folder = folder
         self.protocol = protocol
         self.predictions = predictions
-        self.subsets = protocol.chosen_subsets
+        self.asked = protocol.subsets_of(cases)
 
     def on_test_batch_start(
         self,
@@ -41,7 +48,7 @@ class CaseScorer(Callback):
         case: CachedCase | None = batch["case"]
         if case is None:
             return
-        subsets = subsets_within(case.available, self.subsets)
+        subsets = subsets_within(case.available, self.asked[case.name])
         if self._is_done(case, subsets):
             return
         if not subsets:

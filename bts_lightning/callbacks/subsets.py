@@ -38,13 +38,15 @@ class SubsetEvaluation(Callback):
         self.cells = cells
         self.subsets: list[Subset] = protocol.chosen_subsets
         self.scores = SubsetScores(len(VALIDATED), len(self.subsets))
+        self._asked: dict[str, list[Subset]] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse validation cases that cannot be scored, before a training that needs the score."""
         self.protocol.admit(network_of(pl_module)[0])
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._asked = self.protocol.subsets_of(data.split.val)
         cases = [data.cases[name] for name in data.split.val]
-        if not any(subsets_within(case.available, self.subsets) for case in cases):
+        if not any(subsets_within(case.available, self._asked[case.name]) for case in cases):
             raise ConfigError(
                 f"none of the {len(cases)} validation cases has one of evaluation.subsets, so no "
                 "checkpoint can be the best; change them or data.split, or train without: "
@@ -69,7 +71,7 @@ class SubsetEvaluation(Callback):
         case = batch["case"]
         if case is None or case.label is None:
             return
-        subsets = subsets_within(case.available, self.subsets)
+        subsets = subsets_within(case.available, self._asked.get(case.name, self.subsets))
         if not subsets:
             return
         predicted = segment_case(pl_module, case, self.protocol, subsets)

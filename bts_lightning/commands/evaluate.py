@@ -70,12 +70,12 @@ def evaluate(
     protocol: Protocol = configuration.build(config.evaluation)
     protocol.admit(task.net)
     trainer = _trainer(config, device)
-    scorer = CaseScorer(folder, protocol, predictions=predictions)
     data.prepare_data()
     data.setup("test")
     if not getattr(data.split, part):
         raise UserError(f"the {part} part of split {data.split.name} has no case; choose another")
     runs.check_split(run, data, [part])
+    scorer = CaseScorer(folder, protocol, getattr(data.split, part), predictions=predictions)
     facts = _protocol_facts(run, config, protocol, checkpoint, data, part)
     if trainer.is_global_zero:
         _open_folder(folder, facts)

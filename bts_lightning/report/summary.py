@@ -119,7 +119,13 @@ def notes(summary: Summary) -> list[str]:
             f"With fewer than {FEW} cases a bootstrap interval is too narrow: read it as the least "
             "that is uncertain."
         )
-    if len(table.subsets) < len(SUBSET_NAMES):
+    if summary.protocol.get("draw") == "brasyn":
+        said.append(
+            "Each case lacks one modality, by the draw of the BraSyn challenge, and stands in one "
+            f"row. The mean over all cases: {_over_cases(summary)}."
+        )
+        partial = []
+    elif len(table.subsets) < len(SUBSET_NAMES):
         said.append(f"Only {len(table.subsets)} of the {len(SUBSET_NAMES)} subsets are in it.")
     if partial:
         said.append(
@@ -129,6 +135,16 @@ def notes(summary: Summary) -> list[str]:
     if without:
         said.append(f"{count_cases(len(without))} without label, not scored: {_some(without)}.")
     return said
+
+
+def _over_cases(summary: Summary) -> str:
+    """Give the mean of each region over the rows of all cases."""
+    told = []
+    for metric in summary.main:
+        mean = summary.table.rows.groupby("region")[metric.name].mean()
+        cells = (f"{r} {_number(mean[r] * metric.factor, metric.decimals)}" for r in REGION_NAMES)
+        told.append(f"{metric.heading} {', '.join(cells)}")
+    return "; ".join(told)
 
 
 def count_cases(number: int) -> str:
