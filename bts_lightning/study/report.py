@@ -1,9 +1,7 @@
 """The end of a study: one table of means and deviations, and paired tests over all cases."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
 from bts_lightning.metrics.table import Metric
 from bts_lightning.modalities import dots, parse_subset
+from bts_lightning.report import document
+from bts_lightning.report.document import Sheet
 from bts_lightning.report.evaluations import Evaluation, compare_evaluations
 from bts_lightning.report.facts import policy, read_protocol
 from bts_lightning.report.statistics import groups, mean
@@ -60,8 +60,11 @@ def write_study(folder: Path, results: Sequence[Result], planned: int, console: 
     evaluations = pooled(results)
     if len(evaluations) > 1:
         compare_evaluations(evaluations, folder / "comparison", console)
-    write_whole(folder / "study.md", _markdown(results, said))
-    page = write_whole(folder / "study.html", _html(results, said))
+    sheets = _sheets(results)
+    several = len(_by_experiment(results)) > 1
+    beside = {"Paired tests": "comparison/comparison"} if several else {}
+    write_whole(folder / "study.md", document.markdown("Study", said, sheets, beside))
+    page = write_whole(folder / "study.html", document.html("Study", said, sheets, beside))
     console.print(f"study   {page}", highlight=False, soft_wrap=True)
     return page
 
@@ -189,65 +192,20 @@ def _subset_rows(results: Sequence[Result], metric: Metric, region: int) -> list
     ]
 
 
-def _markdown(results: Sequence[Result], said: Sequence[str]) -> str:
-    lines = ["# Study", "", *(f"- {_plain(text)}" for text in said)]
-    if len(_by_experiment(results)) > 1:
-        lines.append("- Paired tests: [comparison/comparison.md](comparison/comparison.md)")
-    lines.append("")
-    _each_table(results, lambda title, heads, rows: lines.extend(_md(title, heads, rows)))
-    return "\n".join(lines)
-
-
-def _html(results: Sequence[Result], said: Sequence[str]) -> str:
-    style = files("bts_lightning.report").joinpath("report.css").read_text(encoding="utf-8")
-    parts: list[str] = []
-    _each_table(results, lambda title, heads, rows: parts.append(_section(title, heads, rows)))
-    items = "".join(f"<li>{escape(text)}</li>" for text in said)
-    if len(_by_experiment(results)) > 1:
-        items += '<li>Paired tests: <a href="comparison/comparison.html">comparison</a></li>'
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'\">"
-        '<meta name="color-scheme" content="light dark"><title>Study</title>'
-        f"<style>{style}</style></head><body><header><h1>Study</h1></header><main>"
-        f'<section><ul class="findings">{items}</ul></section>'
-        f"{''.join(parts)}</main></body></html>"
-    )
-
-
-def _each_table(
-    results: Sequence[Result], add: Callable[[str, list[str], list[list[str]]], None]
-) -> None:
-    """Go through the tables of a study: the main one, then all subsets by metric and region."""
-    add(f"Mean over {len(results[0].table.subsets)} subsets", _heads(results), _rows(results))
-    for metric in shown(results):
-        for region, name in enumerate(REGION_NAMES):
-            heads = ["T1 T1c T2 FLAIR", *_by_experiment(results)]
-            add(
+def _sheets(results: Sequence[Result]) -> list[Sheet]:
+    """Lay out the main table, then all subsets by metric and region."""
+    count = len(results[0].table.subsets)
+    heads = ["T1 T1c T2 FLAIR", *_by_experiment(results)]
+    return [
+        Sheet(f"Mean over {count} subsets", _heads(results), _rows(results)),
+        *(
+            Sheet(
                 f"{name}, {metric.heading}, by subset", heads, _subset_rows(results, metric, region)
             )
-
-
-def _md(title: str, heads: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [f"## {title}", "", f"| {' | '.join(map(_plain, heads))} |"]
-    lines.append(f"|:--|{'--:|' * (len(heads) - 1)}")
-    return [*lines, *(f"| {' | '.join(map(_plain, row))} |" for row in rows), ""]
-
-
-def _section(title: str, heads: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(text)}</td>" for text in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return (
-        f'<section><h2>{escape(title)}</h2><div class="scroll"><table><thead><tr>{head}</tr>'
-        f"</thead><tbody>{body}</tbody></table></div></section>"
-    )
+            for metric in shown(results)
+            for region, name in enumerate(REGION_NAMES)
+        ),
+    ]
 
 
 def _cell(value: float, deviation: float, metric: Metric) -> str:
@@ -255,7 +213,3 @@ def _cell(value: float, deviation: float, metric: Metric) -> str:
         return "–"
     digits = metric.decimals
     return f"{value:.{digits}f}" + (f" ± {deviation:.{digits}f}" if np.isfinite(deviation) else "")
-
-
-def _plain(text: object) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

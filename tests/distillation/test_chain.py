@@ -372,7 +372,7 @@ def test_the_page_says_what_came_out_whichever_way() -> None:
     worse = markdown(made, claim(cases=3, aligned=-0.02))
     assert "−3.00 [−3.00, −3.00] points of mean Dice over the subsets (p 0.750)" in worse
     assert "which 3 cases cannot tell from chance" in worse
-    assert "With 3 cases no cell can reach p &lt; 0.05: that takes at least 8." in worse
+    assert "With 3 cases no cell can reach p < 0.05: that takes at least 8." in worse
     page = html(made, claim())
     assert page.count("<table>") == 4
     longer = plan("kd_unet", *TINY, for_teachers=["trainer.max_epochs=7"], for_students=["seed=3"])

@@ -1,17 +1,14 @@
 """The result of a chain as Markdown and as one HTML page."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
-
 import numpy as np
 
 from bts_lightning.distillation.chain.claim import Claim, Gain
 from bts_lightning.distillation.chain.gap import HEAD
 from bts_lightning.distillation.chain.plan import ARMS, Plan
 from bts_lightning.modalities import dots, parse_subset
-from bts_lightning.report.comparison import p_value
+from bts_lightning.report import document
+from bts_lightning.report.comparison import difference, p_value
+from bts_lightning.report.document import Sheet
 from bts_lightning.report.paired import ALPHA
 from bts_lightning.report.statistics import fewest_cases
 from bts_lightning.report.summary import count_cases
@@ -21,17 +18,6 @@ COLUMNS = ("mean", *REGION_NAMES)
 PUBLISHED = (
     "Mind the Gap (arXiv 2409.19366) claims +1.75 points of mean Dice for an aligned teacher."
 )
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Hold a table as text; the first column names the rows, `sums` of the last stand out."""
-
-    title: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-    sums: int = 0
 
 
 def sheets(plan: Plan, claim: Claim) -> list[Sheet]:
@@ -70,36 +56,17 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
 
 def markdown(plan: Plan, claim: Claim) -> str:
     """Write all sheets below each other."""
-    lines = [f"# Distillation: {plan.folder.name}", ""]
-    lines += [_item(text) for text in summary(plan, claim)]
-    for sheet in sheets(plan, claim):
-        lines += ["", f"## {sheet.title}", ""]
-        lines += [f"| {' | '.join(sheet.heads)} |", f"|:--|{'--:|' * (len(sheet.heads) - 1)}"]
-        for number, row in enumerate(sheet.rows):
-            is_sum = number >= len(sheet.rows) - sheet.sums
-            head = f"**{row[0]}**" if is_sum else row[0]
-            lines.append(f"| {' | '.join([head, *row[1:]])} |")
-        lines += [f"\n{_plain(note)}" for note in sheet.notes]
-    return "\n".join(lines) + "\n"
+    return document.markdown(_title(plan), summary(plan, claim), sheets(plan, claim))
 
 
 def html(plan: Plan, claim: Claim) -> str:
     """Write one page without any other file."""
-    style = files("bts_lightning.report").joinpath("report.css").read_text(encoding="utf-8")
-    title = escape(f"Distillation: {plan.folder.name}")
-    first, *others = (escape(text) for text in summary(plan, claim))
-    body = "".join(_section(sheet) for sheet in sheets(plan, claim))
-    found = "".join(f"<li>{text}</li>" for text in others)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'\">"
-        f'<meta name="color-scheme" content="light dark"><title>{title}</title>'
-        f"<style>{style}</style></head><body><header><h1>{title}</h1>"
-        f'<p class="lead">{first}</p></header><main><section><ul class="findings">{found}</ul>'
-        f"</section>{body}</main></body></html>\n"
-    )
+    first, *others = summary(plan, claim)
+    return document.html(_title(plan), others, sheets(plan, claim), lead=first)
+
+
+def _title(plan: Plan) -> str:
+    return f"Distillation: {plan.folder.name}"
 
 
 def _gains(claim: Claim) -> Sheet:
@@ -169,26 +136,8 @@ def _gaps(claim: Claim) -> Sheet:
     return Sheet("Modality gap of the teachers", ["", *heads], rows, notes)
 
 
-def _section(sheet: Sheet) -> str:
-    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in sheet.heads)
-    body = []
-    for number, row in enumerate(sheet.rows):
-        kind = " class=sum" if number >= len(sheet.rows) - sheet.sums else ""
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        body.append(f'<tr{kind}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in sheet.notes)
-    return (
-        f'<section><h2>{escape(sheet.title)}</h2><div class="scroll"><table><thead><tr>{heads}</tr>'
-        f"</thead><tbody>{''.join(body)}</tbody></table></div>{notes}</section>"
-    )
-
-
 def _gain(gain: Gain) -> str:
-    if not np.isfinite(gain.mean):
-        return "–"
-    ends = f" [{gain.low:.2f}, {gain.high:.2f}]" if np.isfinite(gain.low) else ""
-    star = "*" if gain.p < ALPHA else ""
-    return f"{gain.mean:+.2f}{star}{ends}".replace("-", "−")
+    return difference(gain.mean, gain.low, gain.high, gain.p < ALPHA)
 
 
 def _cells(dice: np.ndarray) -> list[str]:
@@ -202,13 +151,3 @@ def _marks(subset: str) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _item(text: str) -> str:
-    # Without the backslash a list would begin inside the list.
-    plain = _plain(text)
-    return f"- \\{plain}" if plain.startswith("+") else f"- {plain}"
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
