@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.networks.backbone import Auxiliary
+from bts_lightning.networks.modules import Modules
 
 
 class Block(nn.Sequential):
@@ -61,7 +62,7 @@ class ExpandingPath(nn.Module):
             nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2, bias=False)
             for fine, coarse in steps
         )
-        self.joins = nn.ModuleList(
+        self.joins = Modules(
             nn.Sequential(Block(2 * fine, fine), second(fine)) for fine, _ in steps
         )
         self.heads = nn.ModuleList(
@@ -87,11 +88,14 @@ class ExpandingPath(nn.Module):
         decoded = [bottleneck]
         for step in reversed(range(len(self.ups))):
             up = self.ups[step](decoded[0])
-            conv, *rest = (layer for block in self.joins[step].children() for layer in block)  # type: ignore[attr-defined]
+            first, second = self.joins[step]
+            assert isinstance(first, Block)
+            conv, *rest = first
+            assert isinstance(conv, nn.Conv3d)
             x = convolve_part(up, conv, slice(up.shape[1])) + terms[step] + bias_of(conv)
             for layer in rest:
                 x = layer(x)
-            decoded.insert(0, x)
+            decoded.insert(0, second(x))
         return decoded
 
     def supervise(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES, Modality
 from bts_lightning.networks.backbone import Backbone, Features, Output
+from bts_lightning.networks.presence import over
 
 
 class MedMAP(Backbone):
@@ -113,9 +114,9 @@ class MedMAP(Backbone):
                 pulled = features.real if self.pulls_all else kept
                 penalty = penalty + self.pull(x, weights, pulled) / len(self.aligned)
             p = self.mix(x, weights, features.real if self.mixes_all and self.training else kept)
-            filled = torch.where(_over(kept, x), x, p.to(x.dtype).unsqueeze(1))
+            filled = torch.where(over(kept, x), x, p.to(x.dtype).unsqueeze(1))
             if self.scales and not self.training:
-                filled = filled * _over(weights.to(x.dtype), x)
+                filled = filled * over(weights.to(x.dtype), x)
             levels[level], present[level] = filled, torch.ones_like(kept)
         aligned = replace(
             features,
@@ -153,8 +154,8 @@ class MedMAP(Backbone):
         # No matrix product, which TF32 would round: a single modality gives exactly itself.
         total = torch.zeros_like(x[:, 0], dtype=torch.float32)
         for m in range(x.shape[1]):
-            own = torch.where(_over(kept, x)[:, m], x[:, m], 0.0)
-            total = total + _over(shares, x)[:, m] * own
+            own = torch.where(over(kept, x)[:, m], x[:, m], 0.0)
+            total = total + over(shares, x)[:, m] * own
         return total
 
     def pull(self, x: Tensor, weights: Tensor, pulled: Tensor) -> Tensor:
@@ -166,13 +167,8 @@ class MedMAP(Backbone):
             k = MODALITIES.index(self.fixed_modality)
             pulled = pulled & pulled[:, k : k + 1]
         # What is not pulled takes the value of the anchor itself, at distance zero.
-        distance = (torch.where(_over(pulled, x), x, p) - p).square().flatten(2).mean(dim=2)  # B M
+        distance = (torch.where(over(pulled, x), x, p) - p).square().flatten(2).mean(dim=2)  # B M
         return (0.5 * distance.sum(dim=1) / pulled.sum(dim=1).clamp_min(1)).mean()
-
-
-def _over(flags: Tensor, x: Tensor) -> Tensor:
-    """Shape B×M so that it broadcasts over B×M×C×D×H×W."""
-    return flags.view(*flags.shape, *[1] * (x.dim() - 2))
 
 
 def _choose(

@@ -134,33 +134,34 @@ def test_linear_work_is_shared_between_subsets(
     for level in features.levels:
         level[:, 1] = float("nan")  # T1c was never there
     subsets = torch.tensor([s for s in SUBSETS if not s[1]])[-count:]
-    many = features.repeat(count).restrict(subsets)
     alone = [net.decode(features.restrict(subset.view(1, 4))).logits for subset in subsets]
     # Slabs of some planes each: neither their borders nor those of the window may show.
     monkeypatch.setattr(local_fusion, "SHARED_BYTES", 2**20)
-    torch.testing.assert_close(net.decode(many).logits, torch.cat(alone))
+    torch.testing.assert_close(
+        net.decode_subsets(features, subsets).flatten(0, 1), torch.cat(alone)
+    )
 
 
 @torch.no_grad()
 def test_large_features_are_decoded_without_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
     net = small("official").eval()
     features = net.encode(torch.randn(1, 4, 16, 16, 16), flags(0, 1, 2, 3))
-    many = features.repeat(15).restrict(torch.tensor(SUBSETS))
-    shared = net.decode(many).logits
+    subsets = torch.tensor(SUBSETS)
+    shared = net.decode_subsets(features, subsets)
     monkeypatch.setattr(a2fseg, "SHARED_BYTES", 0)
     monkeypatch.setattr(A2FSeg, "_once", lambda *_: pytest.fail("something was shared"))
-    torch.testing.assert_close(net.decode(many).logits, shared, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(net.decode_subsets(features, subsets), shared, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_shared_work_stays_near_in_half_precision() -> None:
     net = small("paper").eval()
-    many = net.encode(torch.randn(1, 4, 16, 16, 16), flags(0, 1, 2, 3)).repeat(15)
-    many = many.restrict(torch.tensor(SUBSETS))
-    full = net.decode(many).logits
-    half = tuple(level.bfloat16() for level in many.levels)
+    features = net.encode(torch.randn(1, 4, 16, 16, 16), flags(0, 1, 2, 3))
+    subsets = torch.tensor(SUBSETS)
+    full = net.decode_subsets(features, subsets)
+    half = tuple(level.bfloat16() for level in features.levels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = net.decode(replace(many, levels=half)).logits
+        rounded = net.decode_subsets(replace(features, levels=half), subsets)
     assert rounded.dtype == torch.bfloat16
     assert (rounded - full).norm() < 0.02 * full.norm()
 

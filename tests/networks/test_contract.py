@@ -249,10 +249,10 @@ def test_encode_once_equals_naive_bit_for_bit(net: Backbone) -> None:
 def test_subsets_in_one_batch_equal_single_ones(net: Backbone, count: int) -> None:
     features = net.encode(image_for(net), torch.ones(1, 4, dtype=torch.bool))
     some = rows(*SUBSETS[:count])
-    logits = net.decode(features.repeat(count).restrict(some)).logits
+    logits = net.decode_subsets(features, some)  # S 1 C D H W
     for row in range(count):
         alone = net.decode(features.restrict(some[row : row + 1])).logits
-        torch.testing.assert_close(logits[row : row + 1], alone, **ROUNDING)
+        torch.testing.assert_close(logits[row], alone, **ROUNDING)
 
 
 # Learning
@@ -280,6 +280,18 @@ def test_evaluation_computes_the_prediction_alone(net: Backbone) -> None:
     output = net(image_for(net), torch.ones(1, 4, dtype=torch.bool))
     assert output.auxiliary == ()
     assert output.penalties == {}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_embedding_is_what_the_head_reads(net: Backbone, training: bool) -> None:
+    image = image_for(net, batch=2)
+    output = net.train(training)(image, torch.ones(2, 4, dtype=torch.bool))
+    assert output.embedding is not None
+    assert output.embedding.shape[2:] == image.shape[2:]
+    size = output.logits.shape[1], output.embedding.shape[1]
+    heads = [m for m in net.modules() if isinstance(m, torch.nn.Conv3d) and m.kernel_size[0] == 1]
+    fits = [head for head in heads if (head.out_channels, head.in_channels) == size]
+    assert any(torch.equal(head(output.embedding), output.logits) for head in fits)
 
 
 @pytest.mark.parametrize("channels", [3, 4])

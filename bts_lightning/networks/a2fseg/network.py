@@ -19,10 +19,11 @@ from bts_lightning.networks.layers import (
     halving_widths,
     initialise,
 )
+from bts_lightning.networks.modules import Modules
 from bts_lightning.networks.presence import (
     Presence,
     is_nobody,
-    is_shared,
+    is_worth_sharing,
     nothing_of,
     pick,
     spread,
@@ -88,8 +89,6 @@ class A2FSeg(Backbone):
         torch.Size([1, 3, 16, 16, 16])
     """
 
-    shares_decoding = True
-
     def __init__(
         self,
         *,
@@ -111,7 +110,7 @@ class A2FSeg(Backbone):
         deep = variant in ("official", "decoder")
         self.fused_levels = tuple(range(poolings + 1)) if deep else (0,)
         widths = halving_widths(width, poolings, width_limit)
-        self.unets = nn.ModuleList(Branch(widths, out_channels) for _ in MODALITIES)
+        self.unets = Modules(Branch(widths, out_channels) for _ in MODALITIES)
         self.fusion_decoder = ExpandingPath(widths, out_channels) if deep else None
         initialise(self)  # what follows keeps PyTorch's default, as in the official code
         self.attention = (
@@ -132,7 +131,7 @@ class A2FSeg(Backbone):
         """Take the weights of the official network, without the encoder that it never uses."""
         dead = "fusion_decoder.conv_blocks_context."
         live = {name: value for name, value in state.items() if not name.startswith(dead)}
-        poolings = len(self.unets[0].contract.stages) - 1  # type: ignore[union-attr, arg-type]
+        poolings = len(self.unets[0].contract.stages) - 1
         self.load_state_dict({from_official(name, poolings): live[name] for name in live})
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
@@ -158,19 +157,25 @@ class A2FSeg(Backbone):
     def decode(self, features: Features) -> Output:
         """Fuse the finest features of the present modalities and predict."""
         presence = Presence(features.present, read=self.skip_absent)
-        if not self.training and is_shared(features.levels):
-            return Output(self._decode_case([x[:1] for x in features.levels], presence))
-        logits, averages, reference = self._fuse(features.levels, presence)
+        fused, averages, reference = self._fuse(features.levels, presence)
+        logits = self.head(fused)
         if not self.training:
-            return Output(logits)
+            return Output(logits, embedding=fused)
         return Output(
             logits,
+            embedding=fused,
             weight=self.final_head_weight,
             auxiliary=self._modality_heads(features) + self._average_heads(averages, reference),
         )
 
+    def decode_subsets(self, features: Features, subsets: Tensor) -> Tensor:
+        """Do only once what is linear in each modality, for all subsets of a case."""
+        if not is_worth_sharing(features.levels):
+            return super().decode_subsets(features, subsets)
+        presence = Presence(features.restrict(subsets).present, read=self.skip_absent)
+        return self._decode_case(features.levels, presence).unsqueeze(1)  # S 1 C D H W
+
     def _decode_case(self, case: Sequence[Tensor], presence: Presence) -> Tensor:
-        """Decode the subsets of one case; do only once what is linear in each modality."""
         # For fewer subsets than this it is no less work.
         many = presence.batch > len(MODALITIES)
         if many and self.fusion_decoder is None and self.refine is None:
@@ -180,13 +185,13 @@ class A2FSeg(Backbone):
             return attend(self.attention, self.head, finest, subsets)
         # From half a gigabyte of finest features on, what is shared would take gigabytes.
         once = self._once(case) if many and case[0].nbytes <= SHARED_BYTES / 2 else None
-        rows = [self._fuse(case, presence.row(i), once)[0] for i in range(presence.batch)]
-        return torch.cat(rows)
+        rows = range(presence.batch)
+        return torch.cat([self.head(self._fuse(case, presence.row(i), once)[0]) for i in rows])
 
     def _fuse(
         self, levels: Sequence[Tensor], presence: Presence, once: Once | None = None
     ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Give logits, the levels of the fusion decoder and the reference feature."""
+        """Give what the head reads, the levels of the fusion decoder and the reference feature."""
         finest = levels[0].unbind(dim=1)
         averages: list[Tensor] = []
         if self.fusion_decoder is None:
@@ -212,7 +217,7 @@ class A2FSeg(Backbone):
             fused = reference
         if self.refine is not None:
             fused = self.refine(torch.cat([fused, reference], dim=1))
-        return self.head(fused), averages, reference
+        return fused, averages, reference
 
     def _once(self, case: Sequence[Tensor]) -> Once:
         """Compute what is linear in each modality, for all subsets of a case."""
@@ -231,7 +236,6 @@ class A2FSeg(Backbone):
         heads: tuple[Auxiliary, ...] = ()
         for m, name in enumerate(MODALITIES):
             branch, valid = self.unets[m], own.present[0][:, m]
-            assert isinstance(branch, Branch)
             keep = valid.view(-1, 1, 1, 1, 1)
             decoded = [torch.where(keep, level[:, m], 0) for level in own.levels]
             heads += branch.expand.supervise(decoded, f"modality/{name}", valid=valid)
