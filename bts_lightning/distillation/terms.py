@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from bts_lightning.distillation.answer import Answer
 from bts_lightning.errors import ConfigError
 from bts_lightning.losses import SegmentationLoss
-from bts_lightning.networks.presence import over
+from bts_lightning.networks.backbone import over
 
 # Background, NCR/NET, ED, ET: prototypes are those of the stored labels, whatever the loss reads.
 LABELS = 4

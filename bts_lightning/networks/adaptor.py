@@ -10,8 +10,7 @@ from torch.func import functional_call
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Features, Output
-from bts_lightning.networks.presence import over
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
 
 
 class InputAdaptor(Backbone):

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Features, Output
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
 from bts_lightning.networks.experts import GAM_DROPOUT, ExpertMemory, Experts, GlobalModule, Mixer
-from bts_lightning.networks.presence import encode_each, over
+from bts_lightning.networks.presence import encode_each
 
 DEEPEST = 4
 LAYERS = 2  # mixing layers a level

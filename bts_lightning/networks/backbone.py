@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.presence import over
 
 
 @dataclass(frozen=True)
@@ -212,3 +211,8 @@ class Backbone(nn.Module, ABC):
                 f"{type(self).__name__} needs sizes that are multiples of {self.divisor}, "
                 f"got {size}; {fits} would do"
             )
+
+
+def over(flags: Tensor, x: Tensor) -> Tensor:
+    """Shape flags or counts, B or B×M, so that they broadcast over the features `x`."""
+    return flags.view(*flags.shape, *[1] * (x.dim() - flags.dim()))

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Features, Output
-from bts_lightning.networks.presence import encode_each, over
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
+from bts_lightning.networks.presence import encode_each
 
 
 class UHeMIS(Backbone):

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES, Modality
-from bts_lightning.networks.backbone import Backbone, Features, Output
-from bts_lightning.networks.presence import over
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
 
 
 class MedMAP(Backbone):

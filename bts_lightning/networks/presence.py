@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.backbone import over
 
 # Rows of a batch: all, some by number, or unknown to Python.
 Rows = slice | Tensor | None
@@ -76,11 +77,6 @@ class Presence:
             total = kept if total is None else total + kept
         assert total is not None
         return total / over(self.present[level].sum(dim=1), total)
-
-
-def over(flags: Tensor, x: Tensor) -> Tensor:
-    """Shape flags or counts, B or B×M, so that they broadcast over the features `x`."""
-    return flags.view(*flags.shape, *[1] * (x.dim() - flags.dim()))
 
 
 def is_nobody(rows: Rows) -> bool:

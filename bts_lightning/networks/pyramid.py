@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Auxiliary, Features
-from bts_lightning.networks.presence import full_precision, over
+from bts_lightning.networks.backbone import Auxiliary, Features, over
+from bts_lightning.networks.presence import full_precision
 
 Order = Literal["post", "pre"]
 Border = Literal["reflect", "zeros"]

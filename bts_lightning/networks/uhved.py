@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES, SUBSETS
-from bts_lightning.networks.backbone import Backbone, Features, Output
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
 from bts_lightning.networks.hemis import Decoder, Encoder
-from bts_lightning.networks.presence import encode_each, full_precision, is_worth_sharing, over
+from bts_lightning.networks.presence import encode_each, full_precision, is_worth_sharing
 
 # The clip of the official log-variances, and what keeps their inverse finite (U-HVED).
 LOG_VARIANCE_LIMIT = 50.0

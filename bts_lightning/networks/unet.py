@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Features, Output
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
 from bts_lightning.networks.layers import (
     ContractingPath,
     ExpandingPath,
@@ -14,7 +14,6 @@ from bts_lightning.networks.layers import (
     halving_widths,
     initialise,
 )
-from bts_lightning.networks.presence import over
 
 
 class UNet(Backbone):

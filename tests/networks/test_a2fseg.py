@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from bts_lightning.modalities import SUBSETS
-from bts_lightning.networks.a2fseg import local_fusion
 from bts_lightning.networks.a2fseg import network as a2fseg
+from bts_lightning.networks.a2fseg import subsets as shortcuts
 from bts_lightning.networks.a2fseg.modality_attention import Variant
-from bts_lightning.networks.a2fseg.network import A2FSeg, from_official
+from bts_lightning.networks.a2fseg.network import A2FSeg
 from bts_lightning.networks.layers import deep_weights
+from tests.networks.official_a2fseg import from_official, load_official
 
 DEAD = 14_025_120  # the fusion decoder's unused encoder, as counted in the official network
 
@@ -136,7 +137,7 @@ def test_linear_work_is_shared_between_subsets(
     subsets = torch.tensor([s for s in SUBSETS if not s[1]])[-count:]
     alone = [net.decode(features.restrict(subset.view(1, 4))).logits for subset in subsets]
     # Slabs of some planes each: neither their borders nor those of the window may show.
-    monkeypatch.setattr(local_fusion, "SHARED_BYTES", 2**20)
+    monkeypatch.setattr(shortcuts, "SHARED_BYTES", 2**20)
     torch.testing.assert_close(
         net.decode_subsets(features, subsets).flatten(0, 1), torch.cat(alone)
     )
@@ -148,8 +149,8 @@ def test_large_features_are_decoded_without_sharing(monkeypatch: pytest.MonkeyPa
     features = net.encode(torch.randn(1, 4, 16, 16, 16), flags(0, 1, 2, 3))
     subsets = torch.tensor(SUBSETS)
     shared = net.decode_subsets(features, subsets)
-    monkeypatch.setattr(a2fseg, "SHARED_BYTES", 0)
-    monkeypatch.setattr(A2FSeg, "_once", lambda *_: pytest.fail("something was shared"))
+    monkeypatch.setattr(a2fseg, "MOST_BYTES", 0)
+    monkeypatch.setattr(a2fseg, "OwnTerms", lambda *_: pytest.fail("something was shared"))
     torch.testing.assert_close(net.decode_subsets(features, subsets), shared, atol=1e-5, rtol=1e-5)
 
 
@@ -193,7 +194,7 @@ def test_official_state_fills_every_weight_and_drops_the_dead_encoder() -> None:
         state |= {f"modality_aware_modules.{m}.{k}": v + 1 for k, v in module.state_dict().items()}
     state |= {f"lastconv.0.{k}": v + 1 for k, v in net.refine.state_dict().items()}
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    net.load_official(state)
+    load_official(net, state)
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name] + 1)
 

@@ -17,7 +17,7 @@ from bts_lightning.distillation import AnchorTerm, DistillationTask
 from bts_lightning.distillation.answer import Answer
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.modalities import COMPLETE, MODALITIES, subset_name
-from bts_lightning.networks.backbone import Backbone
+from bts_lightning.networks.backbone import Backbone, Output
 from bts_lightning.task import SegmentationTask
 
 Students = Literal["per_subset", "shared"]
@@ -201,7 +201,7 @@ def _check_anchor(term: AnchorTerm, student: Backbone, teacher: Backbone) -> Non
     complete = torch.ones(1, len(MODALITIES), dtype=torch.bool)
     try:
         own, theirs = (
-            Answer(image, None, net.eval().encode(image, complete), net)
+            Answer(net, Output(image, features=net.eval().encode(image, complete)))
             for net in (student, teacher)
         )
     except ValueError:
