@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bts_lightning.files import write_whole
-from bts_lightning.modalities import dots, parse_subset
+from bts_lightning.modalities import marked
 from bts_lightning.report.document import columns, findings, grid, heat, item, page, plain, table
 from bts_lightning.report.paired import ALPHA, Paired, remarks
 from bts_lightning.report.plots import forest, shown
@@ -55,8 +55,7 @@ def write_comparison(out: Path, comparisons: Sequence[Comparison]) -> Path:
 
 def cell(line: Estimate, corrected: np.ndarray, region: int, decimals: int = 2) -> str:
     """Write one difference with its interval, and * where it is sure."""
-    mean, low, high = (float(end[region]) for end in (line.mean, line.low, line.high))
-    return difference(mean, low, high, corrected[region] < ALPHA, decimals)
+    return difference(*line.at(region), corrected[region] < ALPHA, decimals)
 
 
 def difference(mean: float, low: float, high: float, sure: bool, decimals: int = 2) -> str:
@@ -90,7 +89,7 @@ def _markdown(comparisons: Sequence[Comparison]) -> str:
         for paired in comparison.metrics:
             rows = []
             for title, subset, line, corrected in paired.rows():
-                head = " ".join(dots(parse_subset(subset))) if subset else f"**{title}**"
+                head = marked(subset) if subset else f"**{title}**"
                 cells = [
                     text
                     for r in range(len(REGION_NAMES))
@@ -128,7 +127,7 @@ def _grid(paired: Paired) -> str:
     body = []
     for title, subset, line, corrected in rows:
         name = shown(subset) if subset else title
-        marks = " ".join(dots(parse_subset(subset))) if subset else escape(title)
+        marks = marked(subset) if subset else escape(title)
         cells = "".join(
             _cell(paired, line, corrected, region, top) for region in range(len(REGION_NAMES))
         )
@@ -158,14 +157,7 @@ def _figure(paired: Paired) -> str:
         (
             region,
             [
-                (
-                    title,
-                    subset,
-                    float(line.mean[r]),
-                    float(line.low[r]),
-                    float(line.high[r]),
-                    is_sure(line, corrected, r),
-                )
+                (title, subset, *line.at(r), is_sure(line, corrected, r))
                 for title, subset, line, corrected in rows
             ],
         )

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 
-NOWHERE: Mapping[str, str] = {}
+from bts_lightning.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -29,39 +30,51 @@ class Sheet:
     is_prose: bool = False
 
 
-def markdown(
-    title: str, said: Iterable[str], sheets: Iterable[Sheet], beside: Mapping[str, str] = NOWHERE
-) -> str:
-    """Write what was found as a list, then the tables; `beside` names other results by path."""
-    lines = [f"# {plain(title)}", "", *map(item, said)]
-    lines += [f"- {name}: [{path}.md]({path}.md)" for name, path in beside.items()]
-    for sheet in sheets:
-        if not sheet.rows:
-            continue
-        rows = [list(row) for row in sheet.rows]
-        for row in rows[len(rows) - sheet.sums :]:
-            row[0] = f"**{row[0]}**"
-        right = len(sheet.heads) - 1 - sheet.is_prose
-        aligned = ["---", *["---:"] * right, *["---"] * sheet.is_prose]
-        lines += ["", f"## {plain(sheet.title)}", "", *table(sheet.heads, rows, aligned)]
-        lines += [f"\n{plain(note)}" for note in sheet.notes]
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True)
+class Document:
+    """A title, what was found in sentences, and tables.
 
+    Attributes:
+        beside: other results, each a name and a path without suffix.
+        lead: the first sentence, which a page shows larger.
+    """
 
-def html(
-    title: str,
-    said: Iterable[str],
-    sheets: Iterable[Sheet],
-    beside: Mapping[str, str] = NOWHERE,
-    lead: str = "",
-) -> str:
-    """Write the same as a page that needs no other file and no network."""
-    links = (
-        f'<li>{escape(name)}: <a href="{escape(path)}.html">{escape(path)}.html</a></li>'
-        for name, path in beside.items()
-    )
-    main = f"<section>{findings(said, ''.join(links))}</section>"
-    return page(title, main + "".join(map(_section, sheets)), lead)
+    title: str
+    said: Sequence[str]
+    sheets: Sequence[Sheet]
+    beside: Mapping[str, str] = field(default_factory=dict)
+    lead: str = ""
+
+    def write(self, file: Path) -> Path:
+        """Write Markdown and, with the suffix .html, the page; give the page."""
+        write_whole(file.with_suffix(".md"), self.markdown())
+        return write_whole(file.with_suffix(".html"), self.html())
+
+    def markdown(self) -> str:
+        """Write what was found as a list, then the tables that have rows."""
+        said = [self.lead, *self.said] if self.lead else self.said
+        lines = [f"# {plain(self.title)}", "", *map(item, said)]
+        lines += [f"- {name}: [{path}.md]({path}.md)" for name, path in self.beside.items()]
+        for sheet in self.sheets:
+            if not sheet.rows:
+                continue
+            rows = [list(row) for row in sheet.rows]
+            for row in rows[len(rows) - sheet.sums :]:
+                row[0] = f"**{row[0]}**"
+            right = len(sheet.heads) - 1 - sheet.is_prose
+            aligned = ["---", *["---:"] * right, *["---"] * sheet.is_prose]
+            lines += ["", f"## {plain(sheet.title)}", "", *table(sheet.heads, rows, aligned)]
+            lines += [f"\n{plain(note)}" for note in sheet.notes]
+        return "\n".join(lines) + "\n"
+
+    def html(self) -> str:
+        """Write a page that needs no other file and no network."""
+        links = (
+            f'<li>{escape(name)}: <a href="{escape(path)}.html">{escape(path)}.html</a></li>'
+            for name, path in self.beside.items()
+        )
+        found = f"<section>{findings(self.said, ''.join(links))}</section>"
+        return page(self.title, found + "".join(map(_section, self.sheets)), self.lead)
 
 
 def page(title: str, main: str, lead: str = "") -> str:

@@ -37,12 +37,7 @@ class Summary:
 
     def rows(self, metric: str) -> Iterator[tuple[str, str | None, Estimate]]:
         """Give (title, subset or None, estimate per region) for every line of a table."""
-        cells = self.metrics[metric].cells()
-        for i, name in enumerate(self.table.subsets):
-            line = Estimate(cells.mean[i], cells.low[i], cells.high[i], cells.count[i])
-            yield name, name, line
-        for title, indices in self.groups.items():
-            yield title, None, self.metrics[metric].over(indices)
+        return self.metrics[metric].rows(self.table.subsets)
 
 
 def summarise(table: EvaluationTable, protocol: Mapping[str, Any]) -> Summary:

@@ -13,11 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bts_lightning.errors import UserError
-from bts_lightning.files import write_whole
 from bts_lightning.metrics.table import Metric
-from bts_lightning.modalities import dots, parse_subset
-from bts_lightning.report import document
-from bts_lightning.report.document import Sheet
+from bts_lightning.modalities import marked
+from bts_lightning.report.document import Document, Sheet
 from bts_lightning.report.evaluations import Evaluation, compare_evaluations
 from bts_lightning.report.facts import policy, read_protocol
 from bts_lightning.report.statistics import groups, mean
@@ -63,8 +61,7 @@ def write_study(folder: Path, results: Sequence[Result], planned: int, console: 
     sheets = _sheets(results)
     several = len(_by_experiment(results)) > 1
     beside = {"Paired tests": "comparison/comparison"} if several else {}
-    write_whole(folder / "study.md", document.markdown("Study", said, sheets, beside))
-    page = write_whole(folder / "study.html", document.html("Study", said, sheets, beside))
+    page = Document("Study", said, sheets, beside).write(folder / "study")
     console.print(f"study   {page}", highlight=False, soft_wrap=True)
     return page
 
@@ -184,7 +181,7 @@ def _terminal_table(results: Sequence[Result], metric: Metric) -> Table:
 def _subset_rows(results: Sequence[Result], metric: Metric, region: int) -> list[list[str]]:
     """Write one table of all subsets: an experiment a column."""
     subsets = results[0].table.subsets
-    titles = [*groups(subsets), *(" ".join(dots(parse_subset(name))) for name in subsets)]
+    titles = [*groups(subsets), *map(marked, subsets)]
     columns = [spread(runs, metric) for runs in _by_experiment(results).values()]
     order = [*range(len(titles) - len(subsets), len(titles)), *range(len(titles) - len(subsets))]
     return [

@@ -9,9 +9,7 @@ import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from bts_lightning.files import write_whole
-from bts_lightning.report import document
-from bts_lightning.report.document import Sheet
+from bts_lightning.report.document import Document, Sheet
 from bts_lightning.sweep.plots import draw_choices, draw_curves, draw_points, draw_shares
 from bts_lightning.sweep.space import Parameter
 from bts_lightning.sweep.store import Store, number_of
@@ -32,11 +30,9 @@ def write_result(store: Store, words: Sequence[str]) -> Path:
     trials = [t for t in store.trials() if t.state != TrialState.WAITING]
     order = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1, TrialState.RUNNING: 2}
     trials.sort(key=lambda t: (order.get(t.state, 3), -store.sweep.sign * (_score(store, t) or 0)))
-    title, sheets = f"Sweep {store.sweep.name}", _sheets(store, trials)
     facts = [f"{name}: {text}" for name, text in _facts(store, words, trials).items()]
-    write_whole(store.folder / "result.md", document.markdown(title, facts, sheets))
-    page = document.html(title, facts, sheets)
-    return shown_path(write_whole(store.folder / "result.html", page))
+    result = Document(f"Sweep {store.sweep.name}", facts, _sheets(store, trials))
+    return shown_path(result.write(store.folder / "result"))
 
 
 def state_name(state: TrialState) -> str:
@@ -132,16 +128,12 @@ def _figures(store: Store, trials: Sequence[FrozenTrial]) -> list[str]:
     for parameter in store.sweep.parameters:
         if parameter.name not in _varied(store):
             continue
-        given = [(t, _values(t)[parameter.name], _score(store, t) or 0.0) for t in seen]
+        name = parameter.name
+        points = [(title(t), _values(t)[name], _score(store, t) or 0.0, kind(t)) for t in seen]
         if _is_numeric(parameter):
-            points = [(title(t), float(x), y, kind(t)) for t, x, y in given]
-            lowest = min(x for _, x, _, _ in points)
-            is_wide = lowest > 0 and max(x for _, x, _, _ in points) / lowest >= 10
-            on_log = parameter.is_logarithmic or is_wide
-            figures.append(draw_points(points, parameter.name, metric, on_log))
+            figures.append(draw_points(points, name, metric, parameter.is_logarithmic))
         else:
-            named = [(title(t), str(x), y, kind(t)) for t, x, y in given]
-            figures.append(draw_choices(named, parameter.name, metric))
+            figures.append(draw_choices(points, name, metric))
     return figures
 
 

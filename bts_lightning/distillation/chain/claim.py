@@ -7,7 +7,7 @@ import numpy as np
 
 from bts_lightning.distillation.chain.gap import Gap
 from bts_lightning.errors import UserError
-from bts_lightning.report.statistics import Estimate, bootstrap, holm, mean, signed_rank
+from bts_lightning.report.statistics import bootstrap, holm, mean, signed_rank
 from bts_lightning.report.table import EvaluationTable
 
 CONTRASTS = (("alone", "taught"), ("alone", "aligned"), ("taught", "aligned"))
@@ -92,12 +92,7 @@ def _contrasts(grids: Mapping[str, np.ndarray]) -> tuple[Contrast, ...]:
     for row, ((reference, other), gain) in enumerate(zip(CONTRASTS, gains, strict=True)):
         means = bootstrap(gain)
         each = means.cells()
-        subsets = tuple(_gain(each, s, p[row, s]) for s in range(gain.shape[1]))
+        subsets = tuple(Gain(*each.at(s), float(p[row, s])) for s in range(gain.shape[1]))
         average = means.over(range(gain.shape[1]))
-        found.append(Contrast(reference, other, subsets, _gain(average, (), mean_p[row])))
+        found.append(Contrast(reference, other, subsets, Gain(*average.at(), float(mean_p[row]))))
     return tuple(found)
-
-
-def _gain(estimate: Estimate, index: int | tuple[()], p: float) -> Gain:
-    mean, low, high = (float(e[index]) for e in (estimate.mean, estimate.low, estimate.high))
-    return Gain(mean, low, high, float(p))

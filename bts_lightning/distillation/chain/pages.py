@@ -5,10 +5,9 @@ import numpy as np
 from bts_lightning.distillation.chain.claim import Claim, Gain
 from bts_lightning.distillation.chain.gap import HEAD
 from bts_lightning.distillation.chain.plan import ARMS, Plan
-from bts_lightning.modalities import dots, parse_subset
-from bts_lightning.report import document
+from bts_lightning.modalities import marked
 from bts_lightning.report.comparison import difference, p_value
-from bts_lightning.report.document import Sheet
+from bts_lightning.report.document import Document, Sheet
 from bts_lightning.report.paired import ALPHA
 from bts_lightning.report.statistics import fewest_cases
 from bts_lightning.report.summary import count_cases
@@ -18,11 +17,6 @@ COLUMNS = ("mean", *REGION_NAMES)
 PUBLISHED = (
     "Mind the Gap (arXiv 2409.19366) claims +1.75 points of mean Dice for an aligned teacher."
 )
-
-
-def sheets(plan: Plan, claim: Claim) -> list[Sheet]:
-    """Lay out Dice, gains, teachers and gaps."""
-    return [_gains(claim), _dice(claim), _teachers(plan, claim), _gaps(claim)]
 
 
 def summary(plan: Plan, claim: Claim) -> list[str]:
@@ -54,26 +48,18 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
     return [*said, PUBLISHED]
 
 
-def markdown(plan: Plan, claim: Claim) -> str:
-    """Write all sheets below each other."""
-    return document.markdown(_title(plan), summary(plan, claim), sheets(plan, claim))
-
-
-def html(plan: Plan, claim: Claim) -> str:
-    """Write one page without any other file."""
+def document(plan: Plan, claim: Claim) -> Document:
+    """Lay out the result: Dice, gains, teachers and gaps."""
     first, *others = summary(plan, claim)
-    return document.html(_title(plan), others, sheets(plan, claim), lead=first)
-
-
-def _title(plan: Plan) -> str:
-    return f"Distillation: {plan.folder.name}"
+    sheets = [_gains(claim), _dice(claim), _teachers(plan, claim), _gaps(claim)]
+    return Document(f"Distillation: {plan.folder.name}", others, sheets, lead=first)
 
 
 def _gains(claim: Claim) -> Sheet:
     titles = [f"{ARMS[c.other]} − {ARMS[c.reference]}" for c in claim.contrasts]
     lines = [[c.subsets[s] for c in claim.contrasts] for s in range(len(claim.subsets))]
     lines.append([c.mean for c in claim.contrasts])
-    names = [*map(_marks, claim.subsets), f"mean over {len(claim.subsets)}"]
+    names = [*map(marked, claim.subsets), f"mean over {len(claim.subsets)}"]
     rows = [
         [name, *(text for gain in line for text in (_gain(gain), p_value(gain.p)))]
         for name, line in zip(names, lines, strict=True)
@@ -101,7 +87,7 @@ def _dice(claim: Claim) -> Sheet:
     heads = [f"{column}: {ARMS[arm]}" for column in COLUMNS for arm in claim.dice]
     lines = [[grid[s] for grid in claim.dice.values()] for s in range(len(claim.subsets))]
     lines.append([grid.mean(axis=0) for grid in claim.dice.values()])
-    names = [*map(_marks, claim.subsets), f"mean over {len(claim.subsets)}"]
+    names = [*map(marked, claim.subsets), f"mean over {len(claim.subsets)}"]
     rows = [
         [name, *(text for column in zip(*map(_cells, line), strict=True) for text in column)]
         for name, line in zip(names, lines, strict=True)
@@ -143,10 +129,6 @@ def _gain(gain: Gain) -> str:
 def _cells(dice: np.ndarray) -> list[str]:
     """Write the columns of a row of Dice by region."""
     return [f"{value:.2f}" if np.isfinite(value) else "–" for value in (dice.mean(), *dice)]
-
-
-def _marks(subset: str) -> str:
-    return " ".join(dots(parse_subset(subset)))
 
 
 def _words(name: str) -> str:

@@ -13,7 +13,7 @@ from bts_lightning.distillation import Teacher
 from bts_lightning.distillation.chain.claim import judge
 from bts_lightning.distillation.chain.gap import Gap, measure_gaps
 from bts_lightning.distillation.chain.joint import join_students
-from bts_lightning.distillation.chain.pages import html, markdown, summary
+from bts_lightning.distillation.chain.pages import document, summary
 from bts_lightning.distillation.chain.plan import ALIGNED_TEACHER, TEACHER, Plan
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
@@ -35,8 +35,7 @@ def write_result(plan: Plan, part: str, device: torch.device, console: Console) 
     claim = judge(arms, teachers, gaps)
     for said in summary(plan, claim):
         console.print(said, markup=False)
-    write_whole(plan.folder / "result.html", html(plan, claim))
-    return write_whole(plan.folder / "result.md", markdown(plan, claim))
+    return document(plan, claim).write(plan.folder / "result").with_suffix(".md")
 
 
 def check_teachers(plan: Plan) -> None:
