@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bts_lightning.loggers import read_metrics
@@ -48,6 +49,13 @@ def test_validation_logs_every_cell_and_keeps_the_best(phantom: Path) -> None:
         assert len(curves[name]) == 2
     cells = [name for name in curves if re.fullmatch(r"val/[a-z0-9+]+/dice/(WT|TC|ET)", name)]
     assert len(cells) == 45
+    # What checkpoints and sweeps watch is the mean of the cells, and so are the parts of it.
+    with_t1c = [name for name in cells if "t1c" in name]
+    without = sorted(set(cells) - set(with_t1c))
+    for shown, some in (("mean", cells), ("with_t1c", with_t1c), ("without_t1c", without)):
+        means = np.mean([[value for _, value in curves[name]] for name in some], axis=0)
+        found = [value for _, value in curves[f"val/dice/{shown}"]]
+        assert found == pytest.approx(means.tolist(), abs=1e-5)
     best = read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"]
     scores = [value for _, value in curves["val/dice/mean"]]
     assert scores[best] == max(scores)
