@@ -11,7 +11,7 @@ from rich.console import Console
 from bts_lightning import runs
 from bts_lightning.config.merge import is_override
 from bts_lightning.data.splits import PARTS
-from bts_lightning.distillation.chain.plan import Plan, Students, make_plan
+from bts_lightning.distillation.chain.plan import ChainPlan, Students, make_plan
 from bts_lightning.distillation.chain.result import write_result
 from bts_lightning.distillation.chain.run import Chain
 from bts_lightning.errors import ConfigError, UserError
@@ -53,9 +53,9 @@ def main(words: Sequence[str]) -> int:
         return 0
     for stage in plan.stages:
         runs.require_data(stage.config)
-    chain = Chain(plan, args.part, share_gpus(args.agents), args.allow, console)
+    chain = Chain(plan, args.part, args.allow, console)
     try:
-        chain.run()
+        chain.work(share_gpus(args.agents))
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on with {plan.folder}")
         return 130
@@ -105,7 +105,7 @@ def _subsets(text: str) -> list[str]:
     return [subset_name(subset) for subset in SUBSETS if subset in chosen]
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: ChainPlan) -> None:
     console.print(f"subsets  {', '.join(plan.subsets)}")
     for stage in plan.stages:
         after = f"  after {', '.join(stage.needs)}" if stage.needs else ""

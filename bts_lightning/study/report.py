@@ -75,7 +75,7 @@ def shown(results: Sequence[Result]) -> list[Metric]:
     ]
 
 
-def spread(results: Sequence[Result], metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_deviation(results: Sequence[Result], metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """Give mean and standard deviation over trainings, for each average of subsets and region.
 
     The first line is the mean over all subsets, the others with and without T1c, then each subset.
@@ -152,7 +152,7 @@ def _rows(results: Sequence[Result]) -> list[list[str]]:
     for name, runs in _by_experiment(results).items():
         cells = [name, str(len(runs))]
         for metric in shown(results):
-            means, deviation = spread(runs, metric)
+            means, deviation = mean_and_deviation(runs, metric)
             cells += [_cell(means[0, r], deviation[0, r], metric) for r in range(len(REGION_NAMES))]
         rows.append(cells)
     return rows
@@ -182,7 +182,7 @@ def _subset_rows(results: Sequence[Result], metric: Metric, region: int) -> list
     """Write one table of all subsets: an experiment a column."""
     subsets = results[0].table.subsets
     titles = [*groups(subsets), *map(marked, subsets)]
-    columns = [spread(runs, metric) for runs in _by_experiment(results).values()]
+    columns = [mean_and_deviation(runs, metric) for runs in _by_experiment(results).values()]
     order = [*range(len(titles) - len(subsets), len(titles)), *range(len(titles) - len(subsets))]
     return [
         [titles[i], *(_cell(m[i, region], d[i, region], metric) for m, d in columns)] for i in order

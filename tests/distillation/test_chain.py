@@ -19,11 +19,11 @@ from bts_lightning.__main__ import main
 from bts_lightning.config.build import build
 from bts_lightning.data.module import BratsDataModule
 from bts_lightning.distillation import DistillationTask, Teacher
-from bts_lightning.distillation.chain.claim import Claim, judge
+from bts_lightning.distillation.chain.claim import Verdict, judge
 from bts_lightning.distillation.chain.gap import Gap, Moments, measure_gaps
 from bts_lightning.distillation.chain.joint import join_students
 from bts_lightning.distillation.chain.pages import document
-from bts_lightning.distillation.chain.plan import Plan, make_plan
+from bts_lightning.distillation.chain.plan import ChainPlan, make_plan
 from bts_lightning.distillation.chain.result import check_teachers
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.inference import Protocol
@@ -47,7 +47,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv(runs.RUN_VARIABLE, raising=False)
 
 
-def plan(*words: str, subsets: Sequence[str] = ("flair", "t1c"), **options: Any) -> Plan:
+def plan(*words: str, subsets: Sequence[str] = ("flair", "t1c"), **options: Any) -> ChainPlan:
     return make_plan(words, folder=Path("distill/test"), subsets=subsets, **options)
 
 
@@ -323,7 +323,7 @@ def test_students_that_were_scored_differently_are_not_joined() -> None:
 # The claim
 
 
-def claim(cases: int = 8, aligned: float = 0.02) -> Claim:
+def claim(cases: int = 8, aligned: float = 0.02) -> Verdict:
     """Let the teacher give nothing and the aligned one the same to each case."""
     names = [f"case{i}" for i in range(cases)]
 
@@ -341,7 +341,7 @@ def claim(cases: int = 8, aligned: float = 0.02) -> Claim:
 
 
 def test_gains_are_paired_differences_in_points() -> None:
-    taught, aligned, more = claim().contrasts
+    taught, aligned, more = claim().pairs
     assert (taught.mean.mean, taught.mean.p) == (0, 1)
     assert [gain.mean for gain in aligned.subsets] == pytest.approx([2, 4])
     # The same in each case: an interval of no width, and the smallest p that eight cases can give.

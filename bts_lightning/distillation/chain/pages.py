@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from bts_lightning.distillation.chain.claim import Claim, Gain
+from bts_lightning.distillation.chain.claim import Difference, Verdict
 from bts_lightning.distillation.chain.gap import HEAD
-from bts_lightning.distillation.chain.plan import ARMS, Plan
+from bts_lightning.distillation.chain.plan import ARMS, ChainPlan
 from bts_lightning.modalities import marked
 from bts_lightning.report.comparison import difference, p_value
 from bts_lightning.report.document import Document, Sheet
@@ -19,7 +19,7 @@ PUBLISHED = (
 )
 
 
-def summary(plan: Plan, claim: Claim) -> list[str]:
+def summary(plan: ChainPlan, claim: Verdict) -> list[str]:
     """Say in sentences what came out, whichever way."""
     each = "one student for each" if plan.students == "per_subset" else "one student for all"
     subsets = "1 subset" if len(claim.subsets) == 1 else f"{len(claim.subsets)} subsets"
@@ -30,15 +30,15 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
         f"{count_cases(claim.cases)}; {subsets}, {each}; the aligned teacher is "
         f"the teacher with {' '.join(plan.align)}{also}. {' '.join(plan.words)}"
     ]
-    for contrast in claim.contrasts:
+    for pair in claim.pairs:
         chance = "no more than the choice of cases can explain"
-        if contrast.mean.p < ALPHA:
+        if pair.mean.p < ALPHA:
             chance = "more than the choice of cases can explain"
-        elif claim.cases < fewest_cases(len(claim.contrasts)):
+        elif claim.cases < fewest_cases(len(claim.pairs)):
             chance = f"which {count_cases(claim.cases)} cannot tell from chance"
         said.append(
-            f"{ARMS[contrast.other]} against {ARMS[contrast.reference]}: {_gain(contrast.mean)} "
-            f"points of mean Dice over the subsets (p {p_value(contrast.mean.p) or 'unknown'}), "
+            f"{ARMS[pair.other]} against {ARMS[pair.reference]}: {_gain(pair.mean)} "
+            f"points of mean Dice over the subsets (p {p_value(pair.mean.p) or 'unknown'}), "
             f"{chance}."
         )
     heads = ((name, gaps[HEAD]) for name, gaps in claim.gaps.items() if HEAD in gaps)
@@ -48,17 +48,17 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
     return [*said, PUBLISHED]
 
 
-def document(plan: Plan, claim: Claim) -> Document:
+def document(plan: ChainPlan, claim: Verdict) -> Document:
     """Lay out the result: Dice, gains, teachers and gaps."""
     first, *others = summary(plan, claim)
     sheets = [_gains(claim), _dice(claim), _teachers(plan, claim), _gaps(claim)]
     return Document(f"Distillation: {plan.folder.name}", others, sheets, lead=first)
 
 
-def _gains(claim: Claim) -> Sheet:
-    titles = [f"{ARMS[c.other]} − {ARMS[c.reference]}" for c in claim.contrasts]
-    lines = [[c.subsets[s] for c in claim.contrasts] for s in range(len(claim.subsets))]
-    lines.append([c.mean for c in claim.contrasts])
+def _gains(claim: Verdict) -> Sheet:
+    titles = [f"{ARMS[c.other]} − {ARMS[c.reference]}" for c in claim.pairs]
+    lines = [[c.subsets[s] for c in claim.pairs] for s in range(len(claim.subsets))]
+    lines.append([c.mean for c in claim.pairs])
     names = [*map(marked, claim.subsets), f"mean over {len(claim.subsets)}"]
     rows = [
         [name, *(text for gain in line for text in (_gain(gain), p_value(gain.p)))]
@@ -82,7 +82,7 @@ def _gains(claim: Claim) -> Sheet:
     return Sheet("Gain in mean Dice (points)", ["T1 T1c T2 FLAIR", *heads], rows, notes, sums=1)
 
 
-def _dice(claim: Claim) -> Sheet:
+def _dice(claim: Verdict) -> Sheet:
     # The arms side by side and their mean first: a page shows half of the columns.
     heads = [f"{column}: {ARMS[arm]}" for column in COLUMNS for arm in claim.dice]
     lines = [[grid[s] for grid in claim.dice.values()] for s in range(len(claim.subsets))]
@@ -95,13 +95,13 @@ def _dice(claim: Claim) -> Sheet:
     return Sheet("Dice of the students (%)", ["T1 T1c T2 FLAIR", *heads], rows, sums=1)
 
 
-def _teachers(plan: Plan, claim: Claim) -> Sheet:
+def _teachers(plan: ChainPlan, claim: Verdict) -> Sheet:
     rows = [[_words(name), *_cells(dice)] for name, dice in claim.teachers.items()]
     note = f"All four modalities. The aligned teacher has {' '.join(plan.align)}."
     return Sheet("Dice of the teachers (%)", ["", *COLUMNS], rows, [note])
 
 
-def _gaps(claim: Claim) -> Sheet:
+def _gaps(claim: Verdict) -> Sheet:
     places = list(dict.fromkeys(place for gaps in claim.gaps.values() for place in gaps))
     heads = [f"{_words(name)}: {what}" for name in claim.gaps for what in ("distance", "Fréchet")]
     rows = []
@@ -122,7 +122,7 @@ def _gaps(claim: Claim) -> Sheet:
     return Sheet("Modality gap of the teachers", ["", *heads], rows, notes)
 
 
-def _gain(gain: Gain) -> str:
+def _gain(gain: Difference) -> str:
     return difference(gain.mean, gain.low, gain.high, gain.p < ALPHA)
 
 
