@@ -20,7 +20,8 @@ class MedMAP(Backbone):
 
     At each of the chosen levels the features f of the modalities are pulled to an anchor p,
     ½ mean (f - p)², and p fills the slots of absent modalities; the network then takes that level
-    as complete. Levels that are not chosen stay as they are.
+    as complete. Levels that are not chosen stay as they are. A level whose filling changes nothing
+    is refused in the first training step that misses a modality.
 
     Deviations (the value in brackets is the official one):
         `substitute_from="available"` ["all"]: in training p is made of what the sample keeps, as
@@ -81,6 +82,7 @@ class MedMAP(Backbone):
         self.leaks = backbone.leaks
         self.fused_levels = backbone.fused_levels
         self.learns_from_dropped = self.pulls_all or self.mixes_all or backbone.learns_from_dropped
+        self._matters = False  # not known before a batch misses something
         if anchor == "adaptive":
             self.theta = nn.Parameter(torch.zeros(len(self.aligned), len(MODALITIES)))
 
@@ -100,6 +102,8 @@ class MedMAP(Backbone):
         output = self.backbone.decode(filled)
         if not self.training:
             return output
+        if not self._matters and not torch.compiler.is_compiling():
+            self._refuse_idle_levels(features, filled)
         return replace(output, penalties={**output.penalties, "align": self.weight * penalty})
 
     def align(self, features: Features) -> tuple[Features, Tensor]:
@@ -124,6 +128,25 @@ class MedMAP(Backbone):
             original=features.original or features,
         )
         return aligned, penalty
+
+    @torch.no_grad()
+    def _refuse_idle_levels(self, features: Features, filled: Features) -> None:
+        """See once that the prediction depends on each level that is filled."""
+        if features.present[0].all():
+            return
+        with self.backbone.evaluating():
+            logits = self.backbone.decode(filled).logits
+            for level in self.aligned:
+                levels, present = list(filled.levels), list(filled.present)
+                levels[level], present[level] = features.levels[level], features.present[level]
+                without = replace(filled, levels=tuple(levels), present=tuple(present))
+                if torch.equal(self.backbone.decode(without).logits, logits):
+                    raise ConfigError(
+                        f"{type(self.backbone).__name__} predicts the same whether or not MedMAP "
+                        f"fills level {self.fused_levels.index(level)}, so aligning it is in vain; "
+                        "align others with `levels`"
+                    )
+        self._matters = True
 
     def anchors(self, features: Features) -> dict[int, Tensor]:
         """Mix the present modalities of each aligned level."""

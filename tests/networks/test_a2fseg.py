@@ -14,6 +14,7 @@ from bts_lightning.networks.a2fseg.modality_attention import Variant
 from bts_lightning.networks.a2fseg.network import A2FSeg
 from bts_lightning.networks.layers import deep_weights
 from tests.networks.official_a2fseg import from_official, load_official
+from tests.networks.parts import check_that_a_fusion_treats_modalities_alike
 
 DEAD = 14_025_120  # the fusion decoder's unused encoder, as counted in the official network
 
@@ -59,6 +60,11 @@ def test_attention_over_one_modality_is_the_modality() -> None:
     alone, pair = flags(2), flags(2, 3)
     torch.testing.assert_close(official(image, alone).logits, decoder(image, alone).logits)
     assert not torch.allclose(official(image, pair).logits, decoder(image, pair).logits)
+
+
+@pytest.mark.parametrize("variant", ["official", "post", "decoder", "base", "paper"])
+def test_branches_and_scorers_go_with_their_modality(variant: Variant) -> None:
+    check_that_a_fusion_treats_modalities_alike(small(variant).eval())
 
 
 @pytest.mark.parametrize("variant", ["official", "post", "decoder", "base", "paper"])

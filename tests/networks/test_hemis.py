@@ -18,6 +18,7 @@ from bts_lightning.networks.uhved import (
     posterior,
     subset_divergence,
 )
+from tests.networks.parts import check_that_a_fusion_treats_modalities_alike
 
 
 def scalars(*values: float) -> Tensor:
@@ -40,6 +41,12 @@ def test_weights_of_the_published_sizes() -> None:
     # 0.566 M in all and 0.112 M an encoder, says the construction from the paper.
     assert sum(p.numel() for p in hemis.parameters()) == 565_888
     assert sum(p.numel() for p in hemis.encoders[0].parameters()) == 111_776
+
+
+@pytest.mark.parametrize("kind", [UHeMIS, UHVED])
+def test_branches_go_with_their_modality(kind: type[Any]) -> None:
+    torch.manual_seed(0)
+    check_that_a_fusion_treats_modalities_alike(kind(width=4).eval())
 
 
 @pytest.mark.parametrize(
