@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bts_lightning.report.evaluations import compare_evaluations, open_evaluations
+from bts_lightning.report.evaluations import open_evaluations
+from bts_lightning.report.terminal import compare_evaluations
 
 
 def compare(
@@ -15,4 +16,5 @@ def compare(
     metrics: Sequence[str] | None = None,
 ) -> int:
     """Print every run against the first, and write Markdown, HTML and figures if `out` is given."""
-    return compare_evaluations(open_evaluations(runs), out, console, metrics)
+    compare_evaluations(open_evaluations(runs), out, console, metrics)
+    return 0

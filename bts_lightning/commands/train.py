@@ -16,8 +16,8 @@ from rich.console import Console
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
+from bts_lightning.callbacks.epoch_lines import EpochLines
 from bts_lightning.callbacks.preemption import PreemptedError, Preemption
-from bts_lightning.callbacks.progress import EpochLines
 from bts_lightning.callbacks.provenance import Provenance
 from bts_lightning.config.merge import one_line
 from bts_lightning.config.schema import signature

@@ -16,10 +16,11 @@ from bts_lightning.errors import UserError
 from bts_lightning.metrics.table import Metric
 from bts_lightning.modalities import marked
 from bts_lightning.report.document import Document, Sheet
-from bts_lightning.report.evaluations import Evaluation, compare_evaluations
+from bts_lightning.report.evaluations import Evaluation
 from bts_lightning.report.facts import policy, read_protocol
 from bts_lightning.report.statistics import groups, mean
 from bts_lightning.report.table import KEYS, REGION_NAMES, VALUES, EvaluationTable
+from bts_lightning.report.terminal import compare_evaluations
 
 
 @dataclass(frozen=True)
