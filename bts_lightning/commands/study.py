@@ -8,7 +8,7 @@ from rich.console import Console
 
 from bts_lightning.errors import Parser, UserError
 from bts_lightning.study.plan import SEVERAL, STUDIES, plan_study, slurm_script
-from bts_lightning.study.report import Result, write_study
+from bts_lightning.study.report import Outcome, write_study
 from bts_lightning.study.work import work
 
 console = Console(highlight=False, soft_wrap=True)
@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> int:
     done = [training for training in trainings if training.evaluation]
     if not done:
         raise UserError(f"no training of the study in {folder} has come to its evaluation")
-    results = [Result.read(t.experiment, t.seed, t.fold, t.evaluation or t.run) for t in done]
+    results = [Outcome.read(t.experiment, t.seed, t.fold, t.evaluation or t.run) for t in done]
     write_study(folder, results, len(trainings), console)
     return failed
 

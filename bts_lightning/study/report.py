@@ -24,7 +24,7 @@ from bts_lightning.report.terminal import compare_evaluations
 
 
 @dataclass(frozen=True)
-class Result:
+class Outcome:
     """The evaluation of one training of a study."""
 
     experiment: str
@@ -34,7 +34,7 @@ class Result:
     protocol: dict[str, Any]
 
     @classmethod
-    def read(cls, experiment: str, seed: int, fold: int | None, folder: Path) -> "Result":
+    def read(cls, experiment: str, seed: int, fold: int | None, folder: Path) -> "Outcome":
         """Read an evaluation folder."""
         return cls(experiment, seed, fold, EvaluationTable.read(folder), read_protocol(folder))
 
@@ -43,7 +43,7 @@ class Result:
         return metric.factor * mean(self.table.grid(metric.name), axis=0)
 
 
-def write_study(folder: Path, results: Sequence[Result], planned: int, console: Console) -> Path:
+def write_study(folder: Path, results: Sequence[Outcome], planned: int, console: Console) -> Path:
     """Print the table and the comparisons; write study.md, study.html and comparison/."""
     subsets = {result.table.subsets for result in results}
     if len(subsets) > 1:
@@ -67,7 +67,7 @@ def write_study(folder: Path, results: Sequence[Result], planned: int, console: 
     return page
 
 
-def shown(results: Sequence[Result]) -> list[Metric]:
+def shown(results: Sequence[Outcome]) -> list[Metric]:
     """Take the main metrics that all trainings were measured in."""
     return [
         metric
@@ -76,7 +76,7 @@ def shown(results: Sequence[Result]) -> list[Metric]:
     ]
 
 
-def mean_and_deviation(results: Sequence[Result], metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_deviation(results: Sequence[Outcome], metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """Give mean and standard deviation over trainings, for each average of subsets and region.
 
     The first line is the mean over all subsets, the others with and without T1c, then each subset.
@@ -94,7 +94,7 @@ def mean_and_deviation(results: Sequence[Result], metric: Metric) -> tuple[np.nd
     return mean(values, axis=0), deviation
 
 
-def pooled(results: Sequence[Result]) -> list[Evaluation]:
+def pooled(results: Sequence[Outcome]) -> list[Evaluation]:
     """Join the folds and average the seeds of each experiment: every case counts once.
 
     Only what all experiments have finished counts, so that each case meets the same seeds.
@@ -110,7 +110,7 @@ def pooled(results: Sequence[Result]) -> list[Evaluation]:
     ]
 
 
-def remarks(results: Sequence[Result], planned: int) -> list[str]:
+def remarks(results: Sequence[Outcome], planned: int) -> list[str]:
     """Say what stands behind the numbers, and what does not."""
     seeds, folds = {r.seed for r in results}, {r.fold for r in results if r.fold}
     times = f"{len(seeds)} seeds" + (f" × {len(folds)} folds" if folds else "")
@@ -128,7 +128,7 @@ def remarks(results: Sequence[Result], planned: int) -> list[str]:
     return said
 
 
-def _pool(name: str, results: Sequence[Result]) -> Evaluation:
+def _pool(name: str, results: Sequence[Outcome]) -> Evaluation:
     rows = pd.concat([result.table.rows for result in results], ignore_index=True)
     values = [column for column in VALUES if column in rows]
     means = rows.groupby(list(KEYS), sort=False)[values].mean().reset_index()
@@ -140,14 +140,14 @@ def _pool(name: str, results: Sequence[Result]) -> Evaluation:
     return Evaluation(name, Path(name), EvaluationTable.from_rows(means, name), same)
 
 
-def _by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
+def _by_experiment(results: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     return {
         name: [result for result in results if result.experiment == name]
         for name in dict.fromkeys(result.experiment for result in results)
     }
 
 
-def _rows(results: Sequence[Result]) -> list[list[str]]:
+def _rows(results: Sequence[Outcome]) -> list[list[str]]:
     """Write the main table: an experiment a row, with the mean over subsets."""
     rows = []
     for name, runs in _by_experiment(results).items():
@@ -159,12 +159,12 @@ def _rows(results: Sequence[Result]) -> list[list[str]]:
     return rows
 
 
-def _heads(results: Sequence[Result]) -> list[str]:
+def _heads(results: Sequence[Outcome]) -> list[str]:
     columns = [f"{region} {metric.heading}" for metric in shown(results) for region in REGION_NAMES]
     return ["experiment", "trainings", *columns]
 
 
-def _terminal_table(results: Sequence[Result], metric: Metric) -> Table:
+def _terminal_table(results: Sequence[Outcome], metric: Metric) -> Table:
     """Show one metric: all side by side are too wide for a terminal."""
     title = f"{metric.heading}, mean over {len(results[0].table.subsets)} subsets"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -179,7 +179,7 @@ def _terminal_table(results: Sequence[Result], metric: Metric) -> Table:
     return table
 
 
-def _subset_rows(results: Sequence[Result], metric: Metric, region: int) -> list[list[str]]:
+def _subset_rows(results: Sequence[Outcome], metric: Metric, region: int) -> list[list[str]]:
     """Write one table of all subsets: an experiment a column."""
     subsets = results[0].table.subsets
     titles = [*groups(subsets), *map(marked, subsets)]
@@ -190,7 +190,7 @@ def _subset_rows(results: Sequence[Result], metric: Metric, region: int) -> list
     ]
 
 
-def _sheets(results: Sequence[Result]) -> list[Sheet]:
+def _sheets(results: Sequence[Outcome]) -> list[Sheet]:
     """Lay out the main table, then all subsets by metric and region."""
     count = len(results[0].table.subsets)
     heads = ["T1 T1c T2 FLAIR", *_by_experiment(results)]

@@ -22,7 +22,7 @@ from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs import jobs, processes
 from bts_lightning.study import work
 from bts_lightning.study.plan import Training, plan_study
-from bts_lightning.study.report import Result, mean_and_deviation, pooled, write_study
+from bts_lightning.study.report import Outcome, mean_and_deviation, pooled, write_study
 from tests.report.synthetic import protocol, rows
 from tests.tiny_training import TRAINING, wait_for
 
@@ -159,8 +159,8 @@ def test_the_slurm_script_is_one_training_a_task(here: Path, capsys: pytest.Capt
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
-def result(name: str, seed: int, fold: int | None, made: list[dict[str, Any]]) -> Result:
-    return Result(name, seed, fold, EvaluationTable.from_rows(made), protocol(experiment=name))
+def result(name: str, seed: int, fold: int | None, made: list[dict[str, Any]]) -> Outcome:
+    return Outcome(name, seed, fold, EvaluationTable.from_rows(made), protocol(experiment=name))
 
 
 def constant(cases: list[str], dice: float) -> list[dict[str, Any]]:
