@@ -2,11 +2,13 @@
 # EXP   experiments and overrides, as in EXP="rfnet medmap"      DATA  the data set's folder
 # RUN   a run folder (evaluate: or the newest of EXP)            ARGS  more words for the command
 # PYTHON  what makes the environment, as in `make setup PYTHON=python3.12`
+# CONSTRAINTS  which versions: constraints.txt (torch alone is pinned), -lowest or -newest
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-all demo phantom prepare train evaluate predict compare \
+.PHONY: help setup check format test test-all docs demo phantom prepare train evaluate predict compare \
 	sweep agent study bench clean
 
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 BTS := $(BIN)/bts
@@ -32,13 +34,13 @@ predict: EXAMPLE := RUN=runs/a2fseg/DATE ARGS="--t1c A.nii.gz --out seg.nii.gz"
 compare: EXAMPLE := RUN="runs/a2fseg/DATE runs/rfnet/DATE"
 agent: EXAMPLE := SWEEP=entity/project/id
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "$(PYTHON) is not Python 3.11 to 3.13; name one, as in: make setup PYTHON=python3.12" >&2; exit 1; }
 	@echo "making $(VENV): PyTorch and what else pyproject.toml names; minutes, once, mostly download"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
+	@$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 setup: $(VENV)/.ready ## make the environment in .venv
@@ -58,6 +60,13 @@ test: $(VENV)/.ready ## the tests of every commit, minutes
 
 test-all: $(VENV)/.ready ## these and the slow ones
 	$(BIN)/python -m pytest -n 2
+
+docs: $(VENV)/.docs ## build the site in site/ from docs/
+	$(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
+	@touch $@
 
 demo: $(VENV)/.ready ## phantom, training, 15 subsets and report, in minutes, without data or GPU
 	$(BTS) demo $(ARGS)
@@ -93,5 +102,5 @@ bench: $(VENV)/.ready ## measure against the peers and write docs/benchmarks.md
 	$(BTS) bench $(ARGS)
 
 clean: ## remove the environments and what tools left; data and runs stay
-	rm -rf $(VENV) .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find bts_lightning tests -name __pycache__ -type d -prune -exec rm -rf {} +

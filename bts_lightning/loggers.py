@@ -7,13 +7,12 @@ import io
 import netrc
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from bts_lightning.errors import UserError
@@ -145,41 +144,6 @@ class Csv(Logger):
         table = io.StringIO()
         csv.writer(table).writerows(kept)
         write_whole(self.file, table.getvalue())
-
-
-class Board(Logger):
-    """TensorBoard's event files where tensorboard is installed, nothing elsewhere."""
-
-    def __init__(self, *, save_dir: str) -> None:
-        super().__init__()
-        is_there = find_spec("tensorboard") or find_spec("tensorboardX")
-        self._board = TensorBoardLogger(save_dir, "tensorboard", "") if is_there else None
-
-    @property
-    def name(self) -> str:
-        """Name the logger as Lightning wants it."""
-        return "tensorboard"
-
-    @property
-    def version(self) -> str:
-        """There is one folder of events a run."""
-        return ""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Pass the values on."""
-        if self._board is not None:
-            self._board.log_metrics(metrics, step)
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: `config.yaml` in the run holds them."""
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write what is still in memory."""
-        if self._board is not None:
-            self._board.finalize(status)
 
 
 def read_metrics(file: Path) -> dict[str, list[tuple[int, float]]]:

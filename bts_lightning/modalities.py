@@ -52,6 +52,11 @@ def dots(present: Sequence[bool]) -> str:
     return "".join("●" if here else "○" for here in present)
 
 
+def marked(name: str) -> str:
+    """Draw a named subset below the heads `T1 T1c T2 FLAIR`: `● ○ ○ ●`."""
+    return " ".join(dots(parse_subset(name)))
+
+
 def subsets_within(available: Sequence[bool], subsets: Iterable[Subset] = SUBSETS) -> list[Subset]:
     """Keep the subsets that a case with these modalities can show."""
     return [s for s in subsets if all(a or not p for p, a in zip(s, available, strict=True))]

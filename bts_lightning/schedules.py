@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, PolynomialLR
 
 
 class _Factor(LRScheduler, ABC):
@@ -24,15 +24,7 @@ class _Factor(LRScheduler, ABC):
         """Give the factor of an epoch, counted from 0."""
 
 
-class Constant(_Factor):
-    """Keep the learning rate."""
-
-    def factor(self, epoch: int) -> float:
-        """Give 1."""
-        return 1.0
-
-
-class Poly(_Factor):
+class Poly(PolynomialLR):
     """Decay as (1 - epoch/epochs)^power: nnU-Net, A2FSeg, RFNet, mmFormer.
 
     Args:
@@ -47,19 +39,13 @@ class Poly(_Factor):
         power: float = 0.9,
         decimals: int | None = None,
     ) -> None:
-        self.epochs = _some(epochs)
-        self.power = power
         self.decimals = decimals
-        super().__init__(optimizer)
+        super().__init__(optimizer, _some(epochs), power)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Give the learning rate of each parameter group, rounded where that is wanted."""
-        rates = super().get_lr()
+        """Give the rate of the formula; torch multiplies the one before, which was rounded."""
+        rates = self._get_closed_form_lr()
         return rates if self.decimals is None else [round(float(r), self.decimals) for r in rates]
-
-    def factor(self, epoch: int) -> float:
-        """Give the factor; it stays zero after the last epoch."""
-        return float(max(0.0, 1 - epoch / self.epochs) ** self.power)
 
 
 class WarmupPoly(_Factor):

@@ -91,10 +91,10 @@ class SegmentationTask(LightningModule):
         return {}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Do nothing: a whole case is scored by the callback that evaluates subsets."""
+        """Do nothing: `callbacks/subsets.py` scores, since scores are of whole cases."""
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Do nothing, as in validation: `bts evaluate` scores the case."""
+        """Do nothing: `callbacks/case_scorer.py` scores, and writes each case down."""
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer and, if there is one, the schedule."""

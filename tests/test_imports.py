@@ -233,6 +233,25 @@ def test_only_the_experiments_name_a_data_module():
     )
 
 
+# What may stand in one file alone, so that nobody writes it a second time.
+WRITTEN_ONCE = {
+    "fcntl.flock(": "files",
+    "os.fsync(": "files",
+    "<!doctype": "report.document",
+    '"&lt;"': "report.document",
+    "<svg ": "report.svg",
+    "<text ": "report.svg",
+}
+
+
+def test_locks_writers_pages_and_pictures_are_written_once():
+    holders = {
+        words: [module for module, file in MODULES.items() if words in file.read_text("utf-8")]
+        for words in WRITTEN_ONCE
+    }
+    assert holders == {words: [module] for words, module in WRITTEN_ONCE.items()}
+
+
 def test_the_checks_above_see_what_they_look_for():
     assert derived("networks", "Backbone"), "no network was found"
     assert "config.merge" in imports("config.build")

@@ -1,10 +1,12 @@
 """The table of curves, and W&B without an account."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from bts_lightning import loggers
+from bts_lightning import config as configuration
+from bts_lightning.errors import ConfigError
 from bts_lightning.loggers import Csv, Wandb, has_credentials, read_metrics
 
 
@@ -45,18 +47,12 @@ def test_a_table_of_which_a_full_disk_left_nothing_begins_anew(tmp_path: Path, l
     assert read_metrics(tmp_path / "metrics.csv") == {"loss": [(0, 1.0)]}
 
 
-@pytest.mark.parametrize("is_installed", [True, False])
-def test_tensorboard_is_used_where_it_is_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool
-):
-    if is_installed:
-        pytest.importorskip("tensorboard")
-    else:
-        monkeypatch.setattr(loggers, "find_spec", lambda name: None)
-    board = loggers.Board(save_dir=str(tmp_path))
-    board.log_metrics({"val/t1c+flair/dice/ET": 0.5}, step=1)
-    board.finalize("success")
-    assert bool(list(tmp_path.glob("tensorboard/events*"))) == is_installed
+@pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
+def test_tensorboard_is_asked_for_and_says_when_it_is_missing(tmp_path: Path):
+    node = configuration.load(["unet_small", "tensorboard"]).logger.tensorboard
+    with pytest.raises(ConfigError, match="Neither `tensorboard` nor `tensorboardX` is") as told:
+        configuration.build(node, save_dir=str(tmp_path))
+    assert "\n" not in str(told.value)
 
 
 def test_wandb_goes_offline_by_itself_without_credentials(

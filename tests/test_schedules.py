@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bts_lightning.schedules import Constant, Poly, WarmupCosine, WarmupPoly
+from bts_lightning.schedules import Poly, WarmupCosine, WarmupPoly
 
 
 def rates(make, epochs: int) -> list[float]:
@@ -20,6 +20,12 @@ def rates(make, epochs: int) -> list[float]:
 def test_poly_falls_from_the_full_rate_towards_zero():
     found = rates(lambda o: Poly(o, epochs=4, power=0.5), 5)
     assert found == pytest.approx([2.0, 2 * 0.75**0.5, 2 * 0.5**0.5, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("power", [0.9, 1.0, 0.5])
+def test_poly_is_the_formula_to_the_last_bit(power: float):
+    found = rates(lambda o: Poly(o, epochs=300, power=power), 303)
+    assert found == [2.0 * max(0.0, 1 - epoch / 300) ** power for epoch in range(303)]
 
 
 def test_poly_rounds_the_rate_itself():
@@ -41,10 +47,6 @@ def test_zero_start_spends_the_first_epoch_at_zero_as_the_official_code():
 def test_warmup_poly_begins_at_zero_and_falls_after_the_warmup():
     found = rates(lambda o: WarmupPoly(o, epochs=6, warmup_epochs=2, power=0.5), 7)
     assert found == pytest.approx([0.0, 1.0, 2.0, 2 * 0.75**0.5, 2 * 0.5**0.5, 1.0, 0.0])
-
-
-def test_constant_stays():
-    assert rates(Constant, 3) == [2.0, 2.0, 2.0]
 
 
 def test_a_resumed_schedule_goes_on_where_it_stopped():

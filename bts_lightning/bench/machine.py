@@ -30,7 +30,7 @@ def start(
         device=args.device.type,
         command=args.command,
         machine=describe(args.device),
-        versions=versions([*ALWAYS, *packages]),
+        versions=installed([*ALWAYS, *packages]),
         settings=settings or {},
         absent=not_installed(),
     )
@@ -52,7 +52,7 @@ def describe(device: torch.device) -> dict[str, str]:
     return facts
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
+def installed(packages: Iterable[str]) -> dict[str, str]:
     """Give the versions of those packages that are installed."""
     found = {}
     for package in packages:

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
+from bts_lightning.report import document
 
 Cell = str | float | int | None
 # Rows that others are divided by.
@@ -122,11 +123,9 @@ def markdown(table: Table) -> list[str]:
         any(isinstance(row[i], int | float) for row in table.rows)
         for i in range(len(table.columns))
     ]
-    lines = [
-        f"| {' | '.join(table.columns)} |",
-        f"|{'|'.join('---:' if right else '---' for right in numeric)}|",
-    ]
-    lines += [f"| {' | '.join(shown(cell) for cell in row)} |" for row in table.rows]
+    aligned = ["---:" if right else "---" for right in numeric]
+    rows = ([shown(cell) for cell in row] for row in table.rows)
+    lines = document.table(table.columns, rows, aligned)
     again = [f"One row again: `bts bench {table.again}`."] if table.again else []
     return [*lines, *(f"\n{note}" for note in [*table.notes, *again])]
 

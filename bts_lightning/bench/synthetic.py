@@ -82,7 +82,7 @@ def make_case(
     chance = np.random.default_rng(seed)
     axes = np.ogrid[tuple(slice(-1, 1, n * 1j) for n in size)]
     brain = sum(axis**2 for axis in axes) < 1
-    wobble = smooth_noise(size, chance) * 0.25
+    wobble = coarse_noise(size, chance) * 0.25
     centre = chance.uniform(-0.3, 0.3, 3)
     radius = np.sqrt(sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True))) + wobble
     label = np.zeros(size, np.uint8)
@@ -111,7 +111,7 @@ def make_predictions(
     predictions = np.zeros((count, *truth.shape), np.uint8)
     for s in range(count):
         strength = 1 + 5 * s / max(1, count - 1)
-        shift = [strength * smooth_noise(inside.shape, chance) for _ in range(3)]
+        shift = [strength * coarse_noise(inside.shape, chance) for _ in range(3)]
         bent = ndimage.map_coordinates(inside, grid + np.stack(shift), order=0)
         predictions[s][box] = bent
         corner = [int(chance.integers(0, max(1, n - 8))) for n in truth.shape]
@@ -120,7 +120,7 @@ def make_predictions(
     return predictions
 
 
-def smooth_noise(size: tuple[int, ...], chance: np.random.Generator) -> NDArray[np.float32]:
+def coarse_noise(size: tuple[int, ...], chance: np.random.Generator) -> NDArray[np.float32]:
     """Draw noise with a deviation of about one that varies over some 16 voxels."""
     coarse = [max(2, -(-n // 16)) for n in size]
     noise = chance.standard_normal(coarse).astype(np.float32)

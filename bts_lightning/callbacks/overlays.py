@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from bts_lightning.callbacks.subsets import segment_case
+from bts_lightning.callbacks.whole_cases import segment_case
 from bts_lightning.files import whole
 from bts_lightning.inference import Protocol
 from bts_lightning.modalities import (

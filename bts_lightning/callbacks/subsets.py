@@ -1,22 +1,17 @@
-"""Callbacks that show what a training is doing: scores of all subsets, pictures, throughput."""
+"""Score whole validation cases in all subsets while training."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from numpy.typing import NDArray
 
-from bts_lightning.data.cache.prepare import CachedCase
+from bts_lightning.callbacks.whole_cases import network_of, score_case, segment_case
 from bts_lightning.errors import ConfigError
-from bts_lightning.inference import Protocol, segment
-from bts_lightning.losses import SegmentationLoss
-from bts_lightning.metrics.score import score
+from bts_lightning.inference import Protocol
 from bts_lightning.metrics.table import TABLE
 from bts_lightning.metrics.training import SubsetScores
 from bts_lightning.modalities import MODALITIES, REGIONS, Subset, subset_name, subsets_within
-from bts_lightning.networks.backbone import Backbone
 
 VALIDATED = [metric for metric in TABLE if metric.in_validation]
 
@@ -38,13 +33,15 @@ class SubsetEvaluation(Callback):
         self.cells = cells
         self.subsets: list[Subset] = protocol.chosen_subsets
         self.scores = SubsetScores(len(VALIDATED), len(self.subsets))
+        self._asked: dict[str, list[Subset]] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse validation cases that cannot be scored, before a training that needs the score."""
         self.protocol.admit(network_of(pl_module)[0])
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._asked = self.protocol.subsets_of(data.split.val)
         cases = [data.cases[name] for name in data.split.val]
-        if not any(subsets_within(case.available, self.subsets) for case in cases):
+        if not any(subsets_within(case.available, self._asked[case.name]) for case in cases):
             raise ConfigError(
                 f"none of the {len(cases)} validation cases has one of evaluation.subsets, so no "
                 "checkpoint can be the best; change them or data.split, or train without: "
@@ -69,19 +66,11 @@ class SubsetEvaluation(Callback):
         case = batch["case"]
         if case is None or case.label is None:
             return
-        subsets = subsets_within(case.available, self.subsets)
+        subsets = subsets_within(case.available, self._asked.get(case.name, self.subsets))
         if not subsets:
             return
         predicted = segment_case(pl_module, case, self.protocol, subsets)
-        truth = np.asarray(case.label)
-        scores = score(
-            predicted,
-            truth,
-            case.geometry.spacing,
-            metrics=VALIDATED,
-            hd95=self.protocol.hd95,
-            empty=self.protocol.empty,
-        )
+        scores = score_case(case, predicted, self.protocol, VALIDATED)
         rows = torch.tensor([self.subsets.index(subset) for subset in subsets])
         values = np.stack([scores[metric.name] for metric in VALIDATED])
         self.scores.update(rows, torch.from_numpy(values))
@@ -104,19 +93,3 @@ class SubsetEvaluation(Callback):
         pl_module.log_dict(
             shown, prog_bar=False, sync_dist=False, batch_size=1, rank_zero_only=False
         )
-
-
-def segment_case(
-    module: LightningModule, case: CachedCase, protocol: Protocol, subsets: Sequence[Subset]
-) -> NDArray[np.uint8]:
-    """Give the label maps of a case with the network of a task, one for each subset."""
-    net, loss = network_of(module)
-    return segment(net, loss, case.image, case.available, protocol, subsets, module.device)
-
-
-def network_of(module: LightningModule) -> tuple[Backbone, SegmentationLoss]:
-    """Give the network and the loss of a task, for those who segment with it."""
-    net, loss = module.net, module.loss
-    assert isinstance(net, Backbone)
-    assert isinstance(loss, SegmentationLoss)
-    return net, loss

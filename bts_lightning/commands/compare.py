@@ -33,6 +33,8 @@ def compare(
 ) -> int:
     """Print every run against the first, and write Markdown, HTML and figures if `out` is given."""
     # pandas takes a second, which no help text needs.
-    from bts_lightning.report.evaluations import compare_evaluations, open_evaluations
+    from bts_lightning.report.evaluations import open_evaluations
+    from bts_lightning.report.terminal import compare_evaluations
 
-    return compare_evaluations(open_evaluations(runs), out, console, metrics)
+    compare_evaluations(open_evaluations(runs), out, console, metrics)
+    return 0

@@ -15,7 +15,7 @@ from bts_lightning.errors import ConfigError, Parser, UserError
 from bts_lightning.modalities import SUBSETS, parse_subset, subset_name
 
 if TYPE_CHECKING:
-    from bts_lightning.distillation.chain.plan import Plan, Students
+    from bts_lightning.distillation.chain.plan import ChainPlan, Students
 
 # A shared student is trained for all subsets, so it is scored on all of them.
 _USUAL: "dict[Students, str]" = {"per_subset": "single", "shared": "all"}
@@ -75,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for stage in plan.stages:
         runs.require_data(stage.config)
-    chain = Chain(plan, args.part, share_gpus(args.agents), args.allow, console)
+    chain = Chain(plan, args.part, args.allow, console)
     try:
-        chain.run()
+        chain.work(share_gpus(args.agents))
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on with {plan.folder}")
         return 130
@@ -99,7 +99,7 @@ def _subsets(text: str) -> list[str]:
     return [subset_name(subset) for subset in SUBSETS if subset in chosen]
 
 
-def _show(plan: "Plan") -> None:
+def _show(plan: "ChainPlan") -> None:
     console.print(f"subsets  {', '.join(plan.subsets)}")
     for stage in plan.stages:
         after = f"  after {', '.join(stage.needs)}" if stage.needs else ""

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from bts_lightning import runs
+from bts_lightning.callbacks.epoch_lines import EpochLines
 from bts_lightning.callbacks.preemption import PreemptedError, Preemption
-from bts_lightning.callbacks.progress import EpochLines
 from bts_lightning.callbacks.provenance import Provenance
 from bts_lightning.config import build
 from bts_lightning.config.merge import one_line

@@ -1,28 +1,24 @@
 """What `bts evaluate` does: score cases in all subsets, one pass, and write the report."""
 
-import json
-import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
 from bts_lightning import runs
-from bts_lightning.callbacks.case_scorer import CaseScorer, rows_file
+from bts_lightning.callbacks.case_scorer import CaseScorer
 from bts_lightning.config import build
 from bts_lightning.config.schema import Node
 from bts_lightning.data.splits import Part
 from bts_lightning.errors import UserError
-from bts_lightning.files import sha256, write_whole
+from bts_lightning.files import sha256
 from bts_lightning.inference import Protocol
 from bts_lightning.memory import keep_freed_memory
-from bts_lightning.report.slices import keep_slices
-from bts_lightning.report.table import EvaluationTable, read_rows
-from bts_lightning.report.write import choose_cases, write_report
+from bts_lightning.report.folder import finish_folder, open_folder
+from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs.devices import check_accelerator, chosen_device
 from bts_lightning.runs.facts import commit, versions
 from bts_lightning.runs.opening import load_task
@@ -59,27 +55,32 @@ def score(
     protocol: Protocol = build(nodes["evaluation"])
     protocol.admit(task.net)
     trainer = _trainer(nodes["trainer"].arguments, device)
-    scorer = CaseScorer(folder, protocol, predictions=predictions)
     data.prepare_data()
     data.setup("test")
     if not getattr(data.split, part):
         raise UserError(f"the {part} part of split {data.split.name} has no case; choose another")
     runs.check_split(run, data, [part])
+    scorer = CaseScorer(folder, protocol, getattr(data.split, part), predictions=predictions)
     facts = _protocol_facts(run, nodes, protocol, checkpoint, data, part)
     if trainer.is_global_zero:
-        facts = _open_folder(folder, facts)
+        facts = open_folder(folder, facts)
     trainer.callbacks.append(scorer)  # type: ignore[attr-defined]
     trainer.test(task, dataloaders=data.case_dataloader(part), verbose=False)
     trainer.strategy.barrier("evaluated")
     if trainer.is_global_zero:
-        table = _finish(folder, data, part, facts)
-        # The table joins the W&B run of the training, if that had one.
-        node = nodes["logger"].get("wandb")
-        if node and issubclass(node.cls, WandbLogger):
-            logger: WandbLogger = build(node, save_dir=str(run / "logs"))
-            logger.log_table(f"evaluation/{folder.name}", dataframe=table.rows)
-            logger.experiment.finish()
+        names = sorted(getattr(data.split, part))
+        labelled = {name for name in names if data.cases[name].is_labelled}
+        table = finish_folder(folder, facts, names, labelled, console)
+        _send_to_wandb(run, nodes["logger"].get("wandb"), folder.name, table)
         console.print(f"table   {folder / 'cases.csv'}\nreport  {folder / 'report.html'}")
+
+
+def _send_to_wandb(run: Path, node: Node | None, name: str, table: EvaluationTable) -> None:
+    """Add the table to the W&B run of the training, if that had one."""
+    if node and issubclass(node.cls, WandbLogger):
+        logger: WandbLogger = build(node, save_dir=str(run / "logs"))
+        logger.log_table(f"evaluation/{name}", dataframe=table.rows)
+        logger.experiment.finish()
 
 
 def _trainer(given: dict[str, Any], device: str | None) -> Trainer:
@@ -129,68 +130,3 @@ def _protocol_facts(
         "naive": protocol.naive,
         **protocol.facts(),
     }
-
-
-# What may differ between the start of an evaluation and its continuation.
-_MAY_DIFFER = ("commit", "versions", "run", "experiment", "created", "cases", "unscored")
-
-
-def _open_folder(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Start a folder of rows, or make sure that the rows in it were made in the same way.
-
-    Gives the facts about the first of them.
-    """
-    file = folder / "protocol.json"
-    if file.exists():
-        before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        changed = sorted(
-            key
-            for key in facts
-            if key not in _MAY_DIFFER and json.dumps(before.get(key)) != json.dumps(facts[key])
-        )
-        if changed:
-            raise UserError(
-                f"{folder} holds an evaluation with another {', '.join(changed)}; give this one a "
-                "name of its own with --name, or delete that folder"
-            )
-        return before
-    facts = facts | {"created": time.strftime("%FT%T")}
-    write_whole(file, json.dumps(facts, indent=2) + "\n")
-    return facts
-
-
-def _finish(folder: Path, data: Any, part: str, facts: dict[str, Any]) -> EvaluationTable:
-    """Join the rows of all cases, each exactly once, into table, summary and report."""
-    names = sorted(getattr(data.split, part))
-    missing = [name for name in names if not rows_file(folder, name).exists()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} cases were not evaluated, {missing[0]} first; run it again"
-        )
-    tables = [read_rows(rows_file(folder, name)) for name in names]
-    empty = [name for name, table in zip(names, tables, strict=True) if table.empty]
-    unscored = [name for name in empty if not data.cases[name].is_labelled]
-    unshown = [name for name in empty if name not in unscored]
-    if unshown:
-        console.print(f"these cases have none of the subsets: {', '.join(unshown)}", style="yellow")
-    if unscored:
-        console.print(
-            f"not scored, because there is no label: {', '.join(unscored)}; "
-            f"their label maps are in {folder / 'predictions'}",
-            style="yellow",
-        )
-    scored = [table for table in tables if not table.empty]
-    if not scored:
-        raise UserError(
-            f"none of the {len(names)} cases has a label and one of the subsets, so there is "
-            "nothing to score"
-        )
-    rows = pd.concat(scored, ignore_index=True)
-    table = EvaluationTable.from_rows(rows)
-    facts = facts | {"cases": len(scored), "unscored": unscored}
-    write_whole(folder / "protocol.json", json.dumps(facts, indent=2) + "\n")
-    write_whole(folder / "cases.csv", rows.to_csv(index=False))
-    write_report(folder, table, facts)
-    # About a megabyte a case; the report shows a dozen.
-    keep_slices(folder, choose_cases(table))
-    return table

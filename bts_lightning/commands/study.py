@@ -20,31 +20,33 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--name", help="folder below studies (from the experiments)")
     parser.add_argument("--folder", type=Path, default=STUDIES, help="of studies (%(default)s)")
     parser.add_argument("--slurm", action="store_true", help="print a job array, run nothing")
-    parser.add_argument("--only", type=int, metavar="I", help="one unit, for a job array")
+    parser.add_argument("--only", type=int, metavar="I", help="one training, for a job array")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run what is left of a study, and write its table."""
-    folder, units = plan_study(args)
+    folder, trainings = plan_study(args)
     if args.slurm:
-        print(slurm_script(args.typed, folder, len(units)))
+        print(slurm_script(args.typed, folder, len(trainings)))
         return 0
     # pandas and what draws the tables, which neither a help text nor a mistake needs.
-    from bts_lightning.study.report import Result, write_study
+    from bts_lightning.study.report import Outcome, write_study
     from bts_lightning.study.work import work
 
     if args.only is not None:
-        if not 0 <= args.only < len(units):
-            raise UserError(f"--only is {args.only}; the study has units 0 to {len(units) - 1}")
+        if not 0 <= args.only < len(trainings):
+            raise UserError(
+                f"--only is {args.only}; the study has trainings 0 to {len(trainings) - 1}"
+            )
         # Meant for the training, which saves its state; we only have to live on.
         signal.signal(signal.SIGUSR1, lambda number, frame: None)
-        return work(units, console, args.only)
-    failed = work(units, console)
+        return work(trainings, console, args.allow, args.only)
+    failed = work(trainings, console, args.allow)
     if failed == 130:
         return failed
-    done = [unit for unit in units if unit.evaluation]
+    done = [training for training in trainings if training.evaluation]
     if not done:
         raise UserError(f"no training of the study in {folder} has come to its evaluation")
-    results = [Result.read(u.experiment, u.seed, u.fold, u.evaluation or u.run) for u in done]
-    write_study(folder, results, len(units), console)
+    results = [Outcome.read(t.experiment, t.seed, t.fold, t.evaluation or t.run) for t in done]
+    write_study(folder, results, len(trainings), console)
     return failed

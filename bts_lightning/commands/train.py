@@ -73,8 +73,14 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig,
         return Path(folders[0]), config, nodes
     told = runs.RUN_VARIABLE in os.environ
     run = runs.new_run("+".join(Path(name).stem for name in names) or "base")
-    if not told:
-        runs.refuse_another(run, config)
+    # A job that was requeued says what it said before, but for what has been mended.
+    if not told and not int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        advice = (
+            f"it belongs to this job: give each training of a job a folder, as "
+            f"{runs.RUN_VARIABLE}={run}-2, or go on with that one: bts train {run}"
+        )
+        tree = OmegaConf.to_container(config, resolve=False)
+        runs.refuse_another(runs.config_file(run), tree, advice)
     return run, config, nodes
 
 

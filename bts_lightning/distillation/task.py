@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bts_lightning.distillation.answer import Answer, HeadWatch
+from bts_lightning.distillation.answer import Answer
 from bts_lightning.distillation.teacher import Teacher
 from bts_lightning.distillation.terms import LogitTerm, PrototypeTerm, Term
 from bts_lightning.errors import ConfigError, UserError
@@ -65,8 +65,6 @@ class DistillationTask(SegmentationTask):
         self.teacher_run = teacher
         # Opened by a training only: a student is evaluated without its teacher.
         self.teacher: Teacher | None = None
-        self._watch = HeadWatch(net)
-        self._reads_embedding = any(term.reads_embedding for term in self.terms.values())
         self._is_checked = False
 
     def prepare_fit(self) -> None:
@@ -97,8 +95,8 @@ class DistillationTask(SegmentationTask):
             return {}
         available = batch["available"]
         is_complete = available.all(dim=1)
-        taught = self.teacher.answer(image, available, embedding=self._reads_embedding)
-        student = self._answer(output)
+        taught = self.teacher.answer(image, available)
+        student = Answer(self.net, output)
         if not self._is_checked:
             for term in self.terms.values():
                 term.check(student, taught)
@@ -129,16 +127,6 @@ class DistillationTask(SegmentationTask):
                 f"this training began with {told}, now task.teacher={self.teacher_run} has others; "
                 "give it back its teacher, or start a new run"
             )
-
-    def _step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if self.teacher is not None and self._reads_embedding:
-            self._watch.watch(batch["image"], batch["available"])
-        return super()._step(batch)
-
-    def _answer(self, output: Output) -> Answer:
-        assert output.features is not None
-        read = self._watch.take(output) if self._reads_embedding else None
-        return Answer(output.logits, read, output.features, self.net)
 
     def _count(self, is_complete: Tensor) -> None:
         self.log(

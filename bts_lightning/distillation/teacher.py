@@ -12,7 +12,7 @@ from torch import Tensor
 from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.data.splits import Split
-from bts_lightning.distillation.answer import Answer, HeadWatch
+from bts_lightning.distillation.answer import Answer
 from bts_lightning.errors import ConfigError
 from bts_lightning.files import sha256
 from bts_lightning.losses import SegmentationLoss
@@ -37,7 +37,6 @@ class Teacher:
         self.loss = loss
         self.config = config
         self.sha256 = sha256
-        self._watch = HeadWatch(net)
 
     @classmethod
     def of(cls, run: str | Path) -> "Teacher":
@@ -59,14 +58,9 @@ class Teacher:
         return self
 
     @torch.no_grad()
-    def answer(self, image: Tensor, available: Tensor, *, embedding: bool) -> Answer:
+    def answer(self, image: Tensor, available: Tensor) -> Answer:
         """Segment all that the cases have."""
-        if embedding:
-            self._watch.watch(image, available)
-        output = self.net(image, available)
-        assert output.features is not None
-        read = self._watch.take(output) if embedding else None
-        return Answer(output.logits, read, output.features, self.net)
+        return Answer(self.net, self.net(image, available))
 
     def check_head(self, loss: SegmentationLoss) -> None:
         """Refuse a teacher that predicts other things than the student."""

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from bts_lightning.distillation.answer import Answer
 from bts_lightning.errors import ConfigError
 from bts_lightning.losses import SegmentationLoss
+from bts_lightning.networks.backbone import over
 
 # Background, NCR/NET, ED, ET: prototypes are those of the stored labels, whatever the loss reads.
 LABELS = 4
@@ -20,10 +21,7 @@ class Term(ABC):
 
     Attributes:
         weight: factor of the term.
-        reads_embedding: whether it compares what the heads read.
     """
-
-    reads_embedding: bool = False
 
     def __init__(self, weight: float) -> None:
         if weight < 0:
@@ -98,8 +96,6 @@ class PrototypeTerm(Term):
     Deviation: a label that is missing in one patch of a batch is left out of that patch only.
     """
 
-    reads_embedding = True
-
     def __init__(self, *, weight: float = 0.1) -> None:
         super().__init__(weight)
 
@@ -107,8 +103,6 @@ class PrototypeTerm(Term):
         self, student: Answer, teacher: Answer, label: Tensor, loss: SegmentationLoss
     ) -> Tensor:
         """Compare maps of the labels that the patch shows."""
-        assert student.embedding is not None
-        assert teacher.embedding is not None
         taught, shown = similarities(teacher.embedding.float(), label)
         learnt, _ = similarities(student.embedding.float(), label)
         distance = (learnt - taught).square().mean(dim=2)  # B K
@@ -116,9 +110,8 @@ class PrototypeTerm(Term):
 
     def check(self, student: Answer, teacher: Answer) -> None:
         """Refuse heads that read features of different resolution."""
-        read = (student.embedding, teacher.embedding)
-        sizes = [tuple(embedding.shape[2:]) for embedding in read if embedding is not None]
-        if len(set(sizes)) > 1:
+        sizes = [tuple(answer.embedding.shape[2:]) for answer in (student, teacher)]
+        if sizes[0] != sizes[1]:
             raise ConfigError(
                 f"the heads of student and teacher read features of {sizes[0]} and {sizes[1]} "
                 "voxels, which prototypes cannot compare; set task.terms.prototypes=null"
@@ -144,9 +137,8 @@ class AnchorTerm(Term):
         total = torch.zeros(len(label), device=label.device)
         for level, anchor in anchors.items():
             present = student.features.present[level]
-            keep = present.view(*present.shape, 1, 1, 1, 1)
             p = anchor.float().unsqueeze(1)
-            apart = torch.where(keep, own[level].float(), p) - p
+            apart = torch.where(over(present, p), own[level].float(), p) - p
             distance = apart.square().flatten(2).mean(dim=2)  # B M
             total = total + 0.5 * distance.sum(dim=1) / present.sum(dim=1)
         return total / len(anchors)

@@ -1,13 +1,22 @@
 """How cases are segmented and scored: everything that can change a number of the table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.metrics.policies import EmptyPolicy, Hd95
-from bts_lightning.modalities import SUBSETS, Subset, parse_subset, subset_name
+from bts_lightning.modalities import (
+    MODALITIES,
+    SUBSETS,
+    Modality,
+    Subset,
+    parse_subset,
+    subset_name,
+)
 from bts_lightning.networks.backbone import Backbone
 
 Spacing = Literal["even", "stepped"]
@@ -16,6 +25,11 @@ Average = Literal["probabilities", "logits"]
 SmallET = Literal["erase", "relabel"]
 Precision = Literal["32", "bf16", "16"]
 Leak = Literal["none", "released"]
+Draw = Literal["all", "brasyn"]
+# BraSyn, the challenge of missing modalities (github.com/hongweilibran/BraSyn at 1f9529d): the seed
+# of its draw, and what a number that is drawn removes (there t1c, t1n, t2f, t2w).
+BRASYN_SEED = 123456
+BRASYN_REMOVES: tuple[Modality, ...] = ("t1c", "t1", "flair", "t2")
 AUTOCAST: dict[Precision, torch.dtype | None] = {
     "32": None,
     "bf16": torch.bfloat16,
@@ -38,6 +52,10 @@ class Protocol:
         mirror: average over all eight mirrored views.
         precision: of the network; probabilities are averaged in single precision anyway.
         subsets: names such as `t1c+flair`; all 15 by default.
+        draw: `brasyn` takes exactly one modality from each case, by the draw of the BraSyn
+            challenge over the cases in order of their names (there in the order of a folder
+            listing, which is no order on most systems). Without synthesis this is what its
+            synthesised images have to beat.
         shrink_window: on volumes smaller than the window take the smallest window that covers them
             and fits the network, in place of padding with background. Faster, and another protocol.
         skip_empty: leave out windows in which a subset shows no brain.
@@ -68,6 +86,7 @@ class Protocol:
     mirror: bool = False
     precision: Precision = "32"
     subsets: list[str] | None = None
+    draw: Draw = "all"
     shrink_window: bool = False
     skip_empty: bool = True
     et_minimum: int = 0
@@ -100,6 +119,7 @@ class Protocol:
             ("hd95", Hd95),
             ("empty", EmptyPolicy),
             ("leak", Leak),
+            ("draw", Draw),
         ):
             if getattr(self, name) not in get_args(options):
                 raise ConfigError(
@@ -114,6 +134,11 @@ class Protocol:
             raise ConfigError(
                 f"et_minimum={self.et_minimum!r} of the evaluation is a number of voxels; "
                 "0 keeps every ET, 500 is usual"
+            )
+        if self.subsets is not None and self.draw != "all":
+            raise ConfigError(
+                f"draw={self.draw} of the evaluation says which subset a case shows, and subsets="
+                f"{self.subsets} says it too; set one of them to null or all"
             )
         if self.subsets is not None and not self.subsets:
             raise ConfigError(
@@ -135,9 +160,21 @@ class Protocol:
     @property
     def chosen_subsets(self) -> list[Subset]:
         """The subsets asked for, in the order asked for."""
+        if self.draw == "brasyn":
+            return [without(name) for name in BRASYN_REMOVES]
         if self.subsets is None:
             return list(SUBSETS)
         return [parse_subset(name) for name in self.subsets]
+
+    def subsets_of(self, cases: Sequence[str]) -> dict[str, list[Subset]]:
+        """Give the subsets that each of all cases of an evaluation is asked for."""
+        if self.draw == "all":
+            return dict.fromkeys(cases, self.chosen_subsets)
+        drawn = np.random.RandomState(BRASYN_SEED).randint(0, len(BRASYN_REMOVES), size=len(cases))
+        return {
+            case: [self.chosen_subsets[number]]
+            for case, number in zip(sorted(cases), drawn.tolist(), strict=True)
+        }
 
     def admit(self, net: Backbone) -> None:
         """Refuse a network that sees what is absent, unless this protocol names that."""
@@ -170,4 +207,11 @@ class Protocol:
                 if self.et_minimum
                 else {}
             ),
+            **({"draw": self.draw} if self.draw != "all" else {}),
         }
+
+
+def without(missing: Modality) -> Subset:
+    """Give the subset of the three other modalities."""
+    t1, t1c, t2, flair = (name != missing for name in MODALITIES)
+    return t1, t1c, t2, flair

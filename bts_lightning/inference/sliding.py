@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -109,7 +108,7 @@ def _average(
                 f"the case has only {subset_name(available)}, which cannot show "
                 f"{subset_name(subset)}; choose by `subsets_within`"
             )
-    with _evaluating(net), torch.inference_mode(), OneDNN():
+    with net.evaluating(), torch.inference_mode(), OneDNN():
         with stage(clock, "read"):
             windows = lay_out(image, available, protocol, net)
             volume = windows.volume.to(device)
@@ -193,16 +192,14 @@ class _Predictor:
         return self.net.encode(patch, self.needed.expand(len(patch), -1))
 
     def _decode(self, features: Features, chunk: NDArray[np.int64]) -> Tensor:
-        windows = len(features.real)
-        present = self.present[chunk.tolist()].repeat_interleave(windows, dim=0)
         measure = self.at_once is None
         before = _restart_peak(self.device) if measure else 0
-        logits = self.net.decode(features.repeat(len(chunk)).restrict(present)).logits
-        predicted = self.averages.read(logits)
+        logits = self.net.decode_subsets(features, self.present[chunk.tolist()])  # S B C D H W
+        predicted = self.averages.read(logits.flatten(0, 1))
         if measure:
             one = max(1, torch.cuda.max_memory_allocated(self.device) - before)
             self.at_once = max(1, int(_room(self.device) / one))
-        return predicted.view(len(chunk), windows, *predicted.shape[1:])
+        return torch.unflatten(predicted, 0, logits.shape[:2])
 
     def _whole_pass(self, patch: Tensor, chunk: NDArray[np.int64]) -> Tensor:
         present = self.present[chunk.tolist()].expand(len(patch), -1)
@@ -249,15 +246,3 @@ def _room(device: torch.device) -> float:
     # What the driver has left, and what torch holds unused.
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - allocated
     return min(SHARE_OF_MEMORY * free, MOST_BYTES - allocated)
-
-
-@contextmanager
-def _evaluating(net: Backbone) -> Iterator[None]:
-    """Switch to evaluation and back, each module to what it was."""
-    training = [module for module in net.modules() if module.training]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Features, Output
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
 
 
 class InputAdaptor(Backbone):
@@ -97,14 +97,16 @@ class InputAdaptor(Backbone):
     def mix(self, maps: Tensor, present: Tensor) -> Tensor:
         """Weigh what is present, B×4×1×D×H×W to B×1×D×H×W, in full precision."""
         weights = self.theta.float().masked_fill(~present, float("-inf")).softmax(dim=1)
-        kept = torch.where(_over(present), maps.float(), 0.0)
-        return (_over(weights) * kept).sum(dim=1)
+        kept = torch.where(over(present, maps), maps.float(), 0.0)
+        return (over(weights, maps) * kept).sum(dim=1)
 
     def pull(self, maps: Tensor, present: Tensor) -> Tensor:
         """Measure ½ mean (f - p)² over what is present, then over the batch."""
         p = self.mix(maps.detach(), present).unsqueeze(1)
         # What is absent takes the value of the anchor itself, at distance zero.
-        distance = (torch.where(_over(present), maps.float(), p) - p).square().flatten(2).mean(2)
+        distance = (
+            (torch.where(over(present, maps), maps.float(), p) - p).square().flatten(2).mean(2)
+        )
         return (0.5 * distance.sum(dim=1) / present.sum(dim=1)).mean()
 
     def _maps(self, features: Features, adapt: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -131,8 +133,3 @@ def _block(channels: int, groups: int) -> nn.Sequential:
         nn.BatchNorm3d(channels),
         nn.ReLU(),
     )
-
-
-def _over(flags: Tensor) -> Tensor:
-    """Shape B×M so that it broadcasts over B×M×C×D×H×W."""
-    return flags.view(*flags.shape, 1, 1, 1, 1)

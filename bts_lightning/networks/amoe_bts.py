@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Features, Output
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
 from bts_lightning.networks.experts import GAM_DROPOUT, ExpertMemory, Experts, GlobalModule, Mixer
-from bts_lightning.networks.pyramid import encode_each
+from bts_lightning.networks.presence import encode_each
 
 DEEPEST = 4
 LAYERS = 2  # mixing layers a level
@@ -135,7 +135,7 @@ class AMoEBTS(Backbone):
         for level in reversed(range(DEEPEST)):
             skip = self.skips[level](_sum_of_present(features, level))
             x = self.join[level](torch.cat([skip, self.up[level](x)], dim=1))
-        return Output(self.head(x))
+        return Output(self.head(x), embedding=x)
 
 
 class ModalityEncoder(nn.Module):
@@ -223,7 +223,7 @@ def _sum_of_present(features: Features, level: int) -> Tensor:
     x, present = features.levels[level], features.present[level]
     total = torch.zeros_like(x[:, 0])
     for m in range(x.shape[1]):
-        total = total + torch.where(present[:, m].view(-1, 1, 1, 1, 1), x[:, m], 0)
+        total = total + torch.where(over(present[:, m], total), x[:, m], 0)
     return total
 
 

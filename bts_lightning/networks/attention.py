@@ -1,11 +1,12 @@
 """Transformer parts of the token networks: self-attention and a two-layer perceptron, pre-norm."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class SelfAttention(nn.Module):
-    """Let every token attend to all tokens, or to those that a mask names, in several heads."""
+    """Let every token attend to all tokens, or queries of their own to these, in several heads."""
 
     def __init__(self, width: int, *, heads: int, dropout: float) -> None:
         super().__init__()
@@ -14,19 +15,29 @@ class SelfAttention(nn.Module):
         self.project = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor, sees: Tensor | None = None) -> Tensor:
-        """Mix B×N×C; `sees` (bool, B×1×N×N) says which tokens a token may attend to."""
+    def forward(
+        self, tokens: Tensor, sees: Tensor | None = None, queries: Tensor | None = None
+    ) -> Tensor:
+        """Answer the queries, B×Q×C, by default the tokens B×N×C themselves.
+
+        `sees`, bool and shaped to broadcast over B×heads×Q×N, is true where a query may look at a
+        token; each query must see at least one.
+        """
+        if queries is None:
+            parts = self.qkv(tokens).chunk(3, dim=-1)
+        else:
+            to_query, to_key, to_value = self.qkv.weight.chunk(3)
+            parts = (
+                F.linear(queries, to_query),
+                F.linear(tokens, to_key),
+                F.linear(tokens, to_value),
+            )
         query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # B H N C
-            for part in self.qkv(tokens).chunk(3, dim=-1)
+            torch.unflatten(part, -1, (self.heads, -1)).transpose(1, 2)  # B H N C
+            for part in parts
         )
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=sees,
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )
+        dropout = self.dropout.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees, dropout_p=dropout)
         projected: Tensor = self.dropout(self.project(mixed.transpose(1, 2).flatten(2)))
         return projected
 

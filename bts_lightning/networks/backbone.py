@@ -1,6 +1,8 @@
 """The contract of every network: encode each modality alone, then decode any subset of them."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -35,8 +37,7 @@ class Features:
     def selected(self, level: int) -> Tensor:
         """Give one level with absent slots set to zero by selection, so that NaN cannot pass."""
         x = self.levels[level]  # B M C D H W
-        keep = self.present[level].view(*self.present[level].shape, *[1] * (x.dim() - 2))
-        return torch.where(keep, x, x.new_zeros(()))
+        return torch.where(over(self.present[level], x), x, x.new_zeros(()))
 
     def repeat(self, times: int) -> "Features":
         """Repeat the batch for `times` subsets, without a copy while the batch is one case."""
@@ -71,10 +72,11 @@ class Auxiliary:
 
 @dataclass(frozen=True)
 class Output:
-    """What `decode` yields; in eval mode only `logits` is computed.
+    """What `decode` yields; in eval mode only `logits` and `embedding` are computed.
 
     Attributes:
         logits: B×C×D×H×W, the final prediction.
+        embedding: B×E×D×H×W, what the last layer made the logits of; distillation compares it.
         weight: factor of the final prediction's loss.
         auxiliary: extra supervised predictions.
         penalties: named extra losses, already weighted, added as they are and logged by name.
@@ -85,6 +87,7 @@ class Output:
     weight: float = 1.0
     auxiliary: tuple[Auxiliary, ...] = ()
     penalties: dict[str, Tensor] = field(default_factory=dict)
+    embedding: Tensor | None = None
     features: Features | None = None
 
 
@@ -97,8 +100,6 @@ class Backbone(nn.Module, ABC):
             loss of this network reads them. The prediction never does.
         fused_levels: indices of `Features.levels`, finest first, where `decode` fuses the features
             of single modalities; an alignment may fill these. Empty for early fusion.
-        shares_decoding: `decode` does less work for many subsets of one case together than for
-            one after the other.
         least_width: the smallest `width`, where a part of the network takes a share of it.
         leaks: images of absent modalities change the prediction, as in some released code; such a
             network is evaluated only where the protocol says so.
@@ -108,7 +109,6 @@ class Backbone(nn.Module, ABC):
     least_width: int = 1
     learns_from_dropped: bool = False
     fused_levels: tuple[int, ...] = ()
-    shares_decoding: bool = False
     leaks: bool = False
 
     def __init__(self, out_channels: int, **sizes: int) -> None:
@@ -132,9 +132,8 @@ class Backbone(nn.Module, ABC):
     def encode(self, image: Tensor, present: Tensor) -> Features:
         """Compute everything that does not depend on which other modalities are there."""
         self.check(image, present)
-        keep = present.view(*present.shape, 1, 1, 1)
         # Select before any arithmetic: NaN times a zero gradient is NaN in the backward pass.
-        image = torch.where(keep, image, image.new_zeros(()))
+        image = torch.where(over(present, image), image, image.new_zeros(()))
         levels = self.encode_levels(image, present)
         return Features(levels=levels, present=(present,) * len(levels), real=present)
 
@@ -145,6 +144,31 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def decode(self, features: Features) -> Output:
         """Fuse the present slots of each level and predict; read levels only through `selected`."""
+
+    def decode_subsets(self, features: Features, subsets: Tensor) -> Tensor:
+        """Predict in evaluation from many subsets, S×4 bool, of the same windows: S×B×C×D×H×W.
+
+        By default as one large batch. Override it where subsets can share work of the decoder.
+        """
+        windows = len(features.real)
+        many = features.repeat(len(subsets)).restrict(subsets.repeat_interleave(windows, dim=0))
+        return torch.unflatten(self.decode(many).logits, 0, (len(subsets), windows))
+
+    @property
+    def shares_decoding(self) -> bool:
+        """Many subsets decoded together are less work than one after the other."""
+        return type(self).decode_subsets is not Backbone.decode_subsets
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch to evaluation and back, each module to what it was."""
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def comparable(self, features: Features) -> dict[int, Tensor]:
         """Give the levels B×4×C×d×h×w where each slot is one modality's own, by their index."""
@@ -187,3 +211,8 @@ class Backbone(nn.Module, ABC):
                 f"{type(self).__name__} needs sizes that are multiples of {self.divisor}, "
                 f"got {size}; {fits} would do"
             )
+
+
+def over(flags: Tensor, x: Tensor) -> Tensor:
+    """Shape flags or counts, B or B×M, so that they broadcast over the features `x`."""
+    return flags.view(*flags.shape, *[1] * (x.dim() - flags.dim()))

@@ -124,14 +124,14 @@ class DeMoSeg(Backbone):
         decoded = self.expand(levels)
         logits = self.head(decoded[0])
         if not self.training:
-            return Output(logits)
+            return Output(logits, embedding=decoded[0])
         weights = deep_weights(len(self.deep_heads) + 1)
         deep = tuple(
             Auxiliary("deep", head(x), weight)
             for head, x, weight in zip(self.deep_heads, decoded[1:], weights[1:], strict=False)
         )
         penalties = {"kl": self.kl_weight * self.divergence(features)} if self.kl_weight else {}
-        return Output(logits, weights[0], deep, penalties)
+        return Output(logits, weights[0], deep, penalties, embedding=decoded[0])
 
     def route(self, features: Features) -> Tensor:
         """Fill the slot of each modality with its own part, or with that of a stand-in."""

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Features, Output
-from bts_lightning.networks.presence import stack_pyramids
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
+from bts_lightning.networks.presence import encode_each
 
 
 class UHeMIS(Backbone):
@@ -58,13 +58,13 @@ class UHeMIS(Backbone):
 
     def decode(self, features: Features) -> Output:
         """Fuse each scale and decode."""
-        return Output(self.decoder([self._fuse(features, level) for level in self.fused_levels]))
+        return self.decoder([self._fuse(features, level) for level in self.fused_levels])
 
     def _fuse(self, features: Features, level: int) -> Tensor:
         x, present = features.selected(level), features.present[level]  # B M C D H W
         if self.legacy_zeros:
             return torch.cat([x.mean(dim=1), x.var(dim=1, unbiased=True)], dim=1)
-        keep = present.view(*present.shape, 1, 1, 1, 1)
+        keep = over(present, x)
         count = keep.sum(dim=1)
         mean = x.sum(dim=1) / count
         # From the deviations, not from squares: E[x²] - E[x]² cancels in half precision.
@@ -106,14 +106,13 @@ class Decoder(nn.Module):
         )
         self.head = nn.Conv3d(widths[0] // 2, out_channels, kernel_size=1, bias=False)
 
-    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+    def forward(self, levels: Sequence[Tensor]) -> Output:
         """Start from the coarsest level."""
         x = levels[-1]
         for level in reversed(range(len(self.blocks))):
             up = F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=True)
             x = self.blocks[level](torch.cat([up, levels[level]], dim=1))
-        logits: Tensor = self.head(x)
-        return logits
+        return Output(self.head(x), embedding=x)
 
 
 def double_convolution(inputs: int, width: int, outputs: int) -> nn.Sequential:
@@ -124,8 +123,3 @@ def double_convolution(inputs: int, width: int, outputs: int) -> nn.Sequential:
         *(nn.InstanceNorm3d(width, eps=1e-6, affine=True), nn.LeakyReLU(0.01)),
         nn.Conv3d(width, outputs, kernel_size=3, padding=1, bias=False),
     )
-
-
-def encode_each(encoders: nn.ModuleList, image: Tensor) -> tuple[Tensor, ...]:
-    """Run each encoder on its modality and stack the results, per level B×4×C×D×H×W."""
-    return stack_pyramids(lambda m: encoders[m](image[:, m : m + 1]))

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.networks.backbone import Auxiliary
+from bts_lightning.networks.modules import Modules
 
 
 class Block(nn.Sequential):
@@ -61,7 +61,7 @@ class ExpandingPath(nn.Module):
             nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2, bias=False)
             for fine, coarse in steps
         )
-        self.joins = nn.ModuleList(
+        self.joins = Modules(
             nn.Sequential(Block(2 * fine, fine), second(fine)) for fine, _ in steps
         )
         self.heads = nn.ModuleList(
@@ -74,24 +74,6 @@ class ExpandingPath(nn.Module):
         for step in reversed(range(len(self.ups))):
             up = self.ups[step](decoded[0])
             decoded.insert(0, self.joins[step](torch.cat([up, levels[step]], dim=1)))
-        return decoded
-
-    def skip_term(self, step: int, level: Tensor) -> Tensor:
-        """Apply to a level its part of the convolution that reads it: the part linear in it."""
-        conv = self.joins[step].get_submodule("0.0")
-        assert isinstance(conv, nn.Conv3d)
-        return convolve_part(level, conv, slice(level.shape[1], None))
-
-    def from_skip_terms(self, terms: Sequence[Tensor], bottleneck: Tensor) -> list[Tensor]:
-        """Do as `forward`, given the levels' parts of the convolutions."""
-        decoded = [bottleneck]
-        for step in reversed(range(len(self.ups))):
-            up = self.ups[step](decoded[0])
-            conv, *rest = (layer for block in self.joins[step].children() for layer in block)  # type: ignore[attr-defined]
-            x = convolve_part(up, conv, slice(up.shape[1])) + terms[step] + bias_of(conv)
-            for layer in rest:
-                x = layer(x)
-            decoded.insert(0, x)
         return decoded
 
     def supervise(
@@ -130,14 +112,3 @@ def initialise(net: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, a=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def convolve_part(x: Tensor, conv: nn.Conv3d, channels: slice) -> Tensor:
-    """Apply a 3³ convolution to some of its input channels alone, without its bias."""
-    return F.conv3d(x, conv.weight[:, channels], padding=1)
-
-
-def bias_of(conv: nn.Conv3d) -> Tensor:
-    """Give the bias of a convolution that was applied in parts, C×1×1×1."""
-    assert conv.bias is not None
-    return conv.bias.view(-1, 1, 1, 1)

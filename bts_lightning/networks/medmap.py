@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES, Modality
-from bts_lightning.networks.backbone import Backbone, Features, Output
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
 
 
 class MedMAP(Backbone):
@@ -20,7 +20,8 @@ class MedMAP(Backbone):
 
     At each of the chosen levels the features f of the modalities are pulled to an anchor p,
     ½ mean (f - p)², and p fills the slots of absent modalities; the network then takes that level
-    as complete. Levels that are not chosen stay as they are.
+    as complete. Levels that are not chosen stay as they are. A level whose filling changes nothing
+    is refused in the first training step that misses a modality.
 
     Deviations (the value in brackets is the official one):
         `substitute_from="available"` ["all"]: in training p is made of what the sample keeps, as
@@ -81,6 +82,7 @@ class MedMAP(Backbone):
         self.leaks = backbone.leaks
         self.fused_levels = backbone.fused_levels
         self.learns_from_dropped = self.pulls_all or self.mixes_all or backbone.learns_from_dropped
+        self._matters = False  # not known before a batch misses something
         if anchor == "adaptive":
             self.theta = nn.Parameter(torch.zeros(len(self.aligned), len(MODALITIES)))
 
@@ -100,6 +102,8 @@ class MedMAP(Backbone):
         output = self.backbone.decode(filled)
         if not self.training:
             return output
+        if not self._matters and not torch.compiler.is_compiling():
+            self._refuse_idle_levels(features, filled)
         return replace(output, penalties={**output.penalties, "align": self.weight * penalty})
 
     def align(self, features: Features) -> tuple[Features, Tensor]:
@@ -113,9 +117,9 @@ class MedMAP(Backbone):
                 pulled = features.real if self.pulls_all else kept
                 penalty = penalty + self.pull(x, weights, pulled) / len(self.aligned)
             p = self.mix(x, weights, features.real if self.mixes_all and self.training else kept)
-            filled = torch.where(_over(kept, x), x, p.to(x.dtype).unsqueeze(1))
+            filled = torch.where(over(kept, x), x, p.to(x.dtype).unsqueeze(1))
             if self.scales and not self.training:
-                filled = filled * _over(weights.to(x.dtype), x)
+                filled = filled * over(weights.to(x.dtype), x)
             levels[level], present[level] = filled, torch.ones_like(kept)
         aligned = replace(
             features,
@@ -124,6 +128,25 @@ class MedMAP(Backbone):
             original=features.original or features,
         )
         return aligned, penalty
+
+    @torch.no_grad()
+    def _refuse_idle_levels(self, features: Features, filled: Features) -> None:
+        """See once that the prediction depends on each level that is filled."""
+        if features.present[0].all():
+            return
+        with self.backbone.evaluating():
+            logits = self.backbone.decode(filled).logits
+            for level in self.aligned:
+                levels, present = list(filled.levels), list(filled.present)
+                levels[level], present[level] = features.levels[level], features.present[level]
+                without = replace(filled, levels=tuple(levels), present=tuple(present))
+                if torch.equal(self.backbone.decode(without).logits, logits):
+                    raise ConfigError(
+                        f"{type(self.backbone).__name__} predicts the same whether or not MedMAP "
+                        f"fills level {self.fused_levels.index(level)}, so aligning it is in vain; "
+                        "align others with `levels`"
+                    )
+        self._matters = True
 
     def anchors(self, features: Features) -> dict[int, Tensor]:
         """Mix the present modalities of each aligned level."""
@@ -153,8 +176,8 @@ class MedMAP(Backbone):
         # No matrix product, which TF32 would round: a single modality gives exactly itself.
         total = torch.zeros_like(x[:, 0], dtype=torch.float32)
         for m in range(x.shape[1]):
-            own = torch.where(_over(kept, x)[:, m], x[:, m], 0.0)
-            total = total + _over(shares, x)[:, m] * own
+            own = torch.where(over(kept, x)[:, m], x[:, m], 0.0)
+            total = total + over(shares, x)[:, m] * own
         return total
 
     def pull(self, x: Tensor, weights: Tensor, pulled: Tensor) -> Tensor:
@@ -166,13 +189,8 @@ class MedMAP(Backbone):
             k = MODALITIES.index(self.fixed_modality)
             pulled = pulled & pulled[:, k : k + 1]
         # What is not pulled takes the value of the anchor itself, at distance zero.
-        distance = (torch.where(_over(pulled, x), x, p) - p).square().flatten(2).mean(dim=2)  # B M
+        distance = (torch.where(over(pulled, x), x, p) - p).square().flatten(2).mean(dim=2)  # B M
         return (0.5 * distance.sum(dim=1) / pulled.sum(dim=1).clamp_min(1)).mean()
-
-
-def _over(flags: Tensor, x: Tensor) -> Tensor:
-    """Shape B×M so that it broadcasts over B×M×C×D×H×W."""
-    return flags.view(*flags.shape, *[1] * (x.dim() - 2))
 
 
 def _choose(

@@ -8,15 +8,14 @@ from torch import Tensor, nn
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.attention import SelfAttention, to_tokens, to_volume
-from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
-from bts_lightning.networks.presence import full_precision, without_autocast
+from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output, over
+from bts_lightning.networks.presence import encode_each, full_precision, without_autocast
 from bts_lightning.networks.pyramid import (
     Encoder,
     ModalityDecoder,
     Unit,
     Upsample,
     bottleneck,
-    encode_each,
     enlarging,
     from_maps,
     initialise,
@@ -154,7 +153,7 @@ class MIFPN(Backbone):
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
         shared = self.shared_encoder(image.flatten(0, 1).unsqueeze(1))[-1]  # (B M) C d h w
-        return *encode_each(self.encoders, image), shared.unflatten(0, image.shape[:2])
+        return *encode_each(self.encoders, image), torch.unflatten(shared, 0, image.shape[:2])
 
     def decode(self, features: Features) -> Output:
         prompts, prompt = self.prompt(features)
@@ -162,7 +161,7 @@ class MIFPN(Backbone):
         states = self.fuse(features, deep, prompt)
         logits = self.head(states[0])
         if not self.training:
-            return Output(logits)
+            return Output(logits, embedding=states[0])
         coarse = tuple(
             Auxiliary(
                 name=f"deep/{level}",
@@ -173,7 +172,7 @@ class MIFPN(Backbone):
         modalities = self.segment_each(features, deep)
         real = (features.original or features).real
         penalty = {"prompt": prompt_divergence(prompts, prompt, real)}
-        return Output(logits, auxiliary=modalities + coarse, penalties=penalty)
+        return Output(logits, auxiliary=modalities + coarse, penalties=penalty, embedding=states[0])
 
     def prompt(self, features: Features) -> tuple[Tensor, Tensor]:
         """Make a prompt of each modality, B×M×C×d×h×w, and one of all, B×C×d×h×w."""
@@ -215,7 +214,7 @@ class MIFPN(Backbone):
         """Give volumes of modalities and fusion tokens to a transformer; positions are added."""
         each = modalities.flatten(3).transpose(2, 3)  # B M N C
         blocks = torch.cat([each, fusion.unsqueeze(1)], dim=1)
-        tokens = blocks + self.positions.view(1, *blocks.shape[1:])
+        tokens = blocks + torch.unflatten(self.positions, 1, blocks.shape[1:3])
         counted = torch.ones_like(present) if self.leaks else present
         attended = transformer(tokens, present, counted)
         return attended[:, :-1], attended[:, -1]
@@ -232,17 +231,16 @@ class MIFPN(Backbone):
         if self.training:
             keep = keep | features.real
         x = features.levels[level]
-        return torch.where(keep.view(*keep.shape, 1, 1, 1, 1), x, x.new_zeros(()))
+        return torch.where(over(keep, x), x, x.new_zeros(()))
 
     def segment_each(self, features: Features, deep: Tensor) -> tuple[Auxiliary, ...]:
         """Segment every modality on its own, also those that dropout removed."""
         own = features.original or features
         # An alignment replaced the deepest features of the dropped ones.
         valid = own.real if features.original is None else own.present[DEEP]
-        keep = own.real.view(*own.real.shape, 1, 1, 1, 1)
-        pyramid = [torch.where(keep, x, x.new_zeros(())) for x in own.levels[:DEEP]]
+        pyramid = [torch.where(over(own.real, x), x, x.new_zeros(())) for x in own.levels[:DEEP]]
         logits = self.modality_decoder([x.flatten(0, 1) for x in [*pyramid, deep]])
-        logits = logits.unflatten(0, valid.shape)
+        logits = torch.unflatten(logits, 0, valid.shape)
         return tuple(
             Auxiliary(name=f"modality/{name}", logits=logits[:, m], valid=valid[:, m])
             for m, name in enumerate(MODALITIES)

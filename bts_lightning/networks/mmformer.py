@@ -9,12 +9,12 @@ from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.attention import TransformerLayer, to_tokens, to_volume
 from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
+from bts_lightning.networks.presence import encode_each
 from bts_lightning.networks.pyramid import (
     Encoder,
     ModalityDecoder,
     Upsample,
     bottleneck,
-    encode_each,
     enlarging,
     from_maps,
     initialise,
@@ -143,7 +143,7 @@ class MMFormer(Backbone):
             coarse[level] = x
         logits = self.head(x)
         if not self.training:
-            return Output(logits)
+            return Output(logits, embedding=x)
         deep = tuple(
             Auxiliary(
                 name=f"deep/{level}",
@@ -152,7 +152,7 @@ class MMFormer(Backbone):
             for level, head in enumerate(self.coarse_heads, start=1)
         )
         modalities = modality_auxiliaries(self.modality_decoder, features, range(RAW + 1))
-        return Output(logits, auxiliary=modalities + deep)
+        return Output(logits, auxiliary=modalities + deep, embedding=x)
 
     def attend_across(self, modalities: Tensor) -> Tensor:
         """Let the tokens of all modalities attend to each other; absent ones are zeros that answer.
@@ -165,8 +165,9 @@ class MMFormer(Backbone):
         tokens = self.across(tokens + positions)  # B (M N) C
         size = modalities.shape[3:]
         if self.legacy_token_layout:
-            volume = tokens.unflatten(1, (size.numel(), -1)).flatten(2)  # B N (4 C)
+            volume = torch.unflatten(tokens, 1, (size.numel(), -1)).flatten(2)  # B N (4 C)
         else:
-            volume = tokens.unflatten(1, (-1, size.numel())).transpose(1, 2).flatten(2)  # B N (M C)
+            each = torch.unflatten(tokens, 1, (-1, size.numel()))  # B M N C
+            volume = each.transpose(1, 2).flatten(2)  # B N (M C)
         gathered: Tensor = self.gather(to_volume(volume, size))
         return gathered

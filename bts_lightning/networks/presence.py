@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.backbone import over
 
 # Rows of a batch: all, some by number, or unknown to Python.
 Rows = slice | Tensor | None
@@ -75,7 +76,7 @@ class Presence:
             kept = part if rows == ALL else torch.where(self.keep(m, level), part, 0)
             total = kept if total is None else total + kept
         assert total is not None
-        return total / self.present[level].sum(dim=1).view(-1, 1, 1, 1, 1)
+        return total / over(self.present[level].sum(dim=1), total)
 
 
 def is_nobody(rows: Rows) -> bool:
@@ -100,19 +101,15 @@ def add_rows(total: Tensor, rows: Rows, x: Tensor) -> Tensor:
     return total.index_add_(0, rows, x) if isinstance(rows, Tensor) else total.add_(x)
 
 
-def is_shared(levels: Sequence[Tensor]) -> bool:
-    """Say whether the rows are views of one case, and better decoded one after the other.
+def is_worth_sharing(levels: Sequence[Tensor]) -> bool:
+    """Say whether subsets of these features are better decoded one after the other.
 
-    `Features.repeat` makes such rows for the subsets of a case, with no memory of their own; an
-    alignment, which fills a level subset by subset, does not. On a GPU small features are better
-    computed in one batch, and a compiled graph must not depend on the rows.
+    That shares work between the subsets of a single case. On a GPU small features are faster in one
+    batch, and tensors without content do not tell which modalities are there.
     """
     finest = levels[0]
-    if finest.is_meta or torch.compiler.is_compiling():
-        return False
-    large = finest.device.type != "cuda" or finest[0, 0].numel() >= LARGE
-    views = len(finest) > 1 and all(x.stride(0) == 0 for x in levels)
-    return large and views
+    small = finest.is_cuda and finest[0, 0].numel() < LARGE
+    return len(finest) == 1 and not finest.is_meta and not small
 
 
 def nothing_of(module: nn.Module) -> Tensor:
@@ -131,6 +128,11 @@ def full_precision(x: Tensor) -> Tensor:
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Switch automatic casts off on the device of `x`; meta tensors have none."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def encode_each(encoders: nn.ModuleList, image: Tensor) -> tuple[Tensor, ...]:
+    """Give each modality to its own encoder and stack the results, per level B×4×C×D×H×W."""
+    return stack_pyramids(lambda m: encoders[m](image[:, m : m + 1]))
 
 
 def stack_pyramids(encode: Callable[[int], Sequence[Tensor] | None]) -> tuple[Tensor, ...]:

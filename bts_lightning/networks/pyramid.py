@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Auxiliary, Features
+from bts_lightning.networks.backbone import Auxiliary, Features, over
 from bts_lightning.networks.presence import full_precision
 
 Order = Literal["post", "pre"]
@@ -114,12 +114,6 @@ def bottleneck(
     )
 
 
-def encode_each(encoders: nn.ModuleList, image: Tensor) -> tuple[Tensor, ...]:
-    """Give each modality to its own encoder and stack the results, per level B×4×C×D×H×W."""
-    pyramids = [encoder(image[:, m : m + 1]) for m, encoder in enumerate(encoders)]
-    return tuple(torch.stack(level, dim=1) for level in zip(*pyramids, strict=True))
-
-
 def to_maps(logits: Tensor) -> Tensor:
     """Turn logits into probability maps in full precision."""
     logits = full_precision(logits)
@@ -144,9 +138,8 @@ def modality_auxiliaries(
     pyramid = []
     for level in levels:
         x = own.levels[level]  # B M C D H W
-        keep = real.view(*real.shape, *[1] * (x.dim() - 2))
-        pyramid.append(torch.where(keep, x, x.new_zeros(())).flatten(0, 1))  # (B M) C D H W
-    logits = decoder(pyramid).unflatten(0, real.shape)  # B M C D H W
+        pyramid.append(torch.where(over(real, x), x, 0).flatten(0, 1))  # (B M) C D H W
+    logits = torch.unflatten(decoder(pyramid), 0, real.shape)  # B M C D H W
     return tuple(
         Auxiliary(name=f"modality/{name}", logits=logits[:, m], valid=real[:, m])
         for m, name in enumerate(MODALITIES)

@@ -7,14 +7,13 @@ from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
-from bts_lightning.networks.presence import full_precision, without_autocast
+from bts_lightning.networks.presence import encode_each, full_precision, without_autocast
 from bts_lightning.networks.pyramid import (
     Encoder,
     ModalityDecoder,
     Unit,
     Upsample,
     bottleneck,
-    encode_each,
     enlarging,
     from_maps,
     initialise,
@@ -82,7 +81,7 @@ class RFNet(Backbone):
             x = fused if enlarged is None else self.join[level](torch.cat([fused, enlarged], dim=1))
         logits = self.head(x)
         if not self.training:
-            return Output(logits)
+            return Output(logits, embedding=x)
         regions = tuple(
             Auxiliary(
                 name=f"region_maps/{level}",
@@ -91,7 +90,7 @@ class RFNet(Backbone):
             for level in self.fused_levels
         )
         heads = modality_auxiliaries(self.modality_decoder, features, self.fused_levels)
-        return Output(logits, auxiliary=heads + regions)
+        return Output(logits, auxiliary=heads + regions, embedding=x)
 
 
 class RegionMaps(nn.Module):

@@ -1,15 +1,16 @@
 """U-HVED (Dorent 2019): a variational U-Net that multiplies what each modality says."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES, SUBSETS
-from bts_lightning.networks.backbone import Backbone, Features, Output
-from bts_lightning.networks.hemis import Decoder, Encoder, encode_each
-from bts_lightning.networks.presence import full_precision, is_shared
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
+from bts_lightning.networks.hemis import Decoder, Encoder
+from bts_lightning.networks.presence import encode_each, full_precision, is_worth_sharing
 
 # The clip of the official log-variances, and what keeps their inverse finite (U-HVED).
 LOG_VARIANCE_LIMIT = 50.0
@@ -47,7 +48,6 @@ class UHVED(Backbone):
     least_width = 2
     fused_levels = (0, 1, 2, 3)
     learns_from_dropped = True  # posterior and reconstruction are those of all modalities
-    shares_decoding = True
 
     def __init__(
         self,
@@ -86,16 +86,14 @@ class UHVED(Backbone):
 
     def decode(self, features: Features) -> Output:
         """Fuse each scale, sample in training, and decode."""
-        if not self.training and is_shared(features.levels):
-            return Output(self._decode_case(features))
         fused = [self._fuse(features, level) for level in self.fused_levels]
-        logits = self.decoder(fused)
+        output: Output = self.decoder(fused)
         penalties = {}
         if self.training and self.kl_weight:
             penalties["kl"] = self.kl_weight * self._divergence(features)
         if self.training and self.reconstruction_weight:
             penalties["reconstruction"] = self.reconstruction_weight * self._error(features, fused)
-        return Output(logits, penalties=penalties)
+        return replace(output, penalties=penalties)
 
     def _fuse(self, features: Features, level: int) -> Tensor:
         x, present = features.levels[level], features.present[level]
@@ -104,20 +102,23 @@ class UHVED(Backbone):
             mean = mean + torch.randn_like(mean) * (1 / precision + EPSILON).sqrt()
         return mean.to(x.dtype)
 
-    def _decode_case(self, features: Features) -> Tensor:
-        """Decode the subsets of one case, whose Gaussians are products of the same factors."""
-        everything = torch.ones_like(features.real[:1])
-        factors = [experts(features.levels[level][:1], everything) for level in self.fused_levels]
+    def decode_subsets(self, features: Features, subsets: Tensor) -> Tensor:
+        """Compute once the Gaussians that are multiplied for all subsets of a case."""
+        if not is_worth_sharing(features.levels):
+            return super().decode_subsets(features, subsets)
+        everything = torch.ones_like(features.real)
+        factors = [experts(features.levels[level], everything) for level in self.fused_levels]
+        seen = features.restrict(subsets)
         rows = []
-        for row in range(len(features.real)):
+        for row in range(len(subsets)):
             fused = []
             for level, (weighted, precision) in zip(self.fused_levels, factors, strict=True):
-                some = features.present[level][row].nonzero().flatten().tolist()
+                some = seen.present[level][row].nonzero().flatten().tolist()
                 total = torch.stack([precision[:, m] for m in some]).sum(dim=0).add_(1)
                 mean = torch.stack([weighted[:, m] for m in some]).sum(dim=0).div_(total)
                 fused.append(mean.to(features.levels[level].dtype))
-            rows.append(self.decoder(fused))
-        return torch.cat(rows)
+            rows.append(self.decoder(fused).logits)
+        return torch.stack(rows)  # S B C D H W
 
     def _divergence(self, features: Features) -> Tensor:
         own = features.original or features
@@ -127,9 +128,8 @@ class UHVED(Backbone):
 
     def _error(self, features: Features, fused: Sequence[Tensor]) -> Tensor:
         image, real = features.levels[4].squeeze(2), features.real
-        ours = torch.cat([decoder(fused) for decoder in self.reconstructions], dim=1)
-        keep = real.view(*real.shape, 1, 1, 1)
-        error = torch.where(keep, full_precision(ours) - image, 0).square()
+        ours = torch.cat([decoder(fused).logits for decoder in self.reconstructions], dim=1)
+        error = torch.where(over(real, image), full_precision(ours) - image, 0).square()
         voxels = image[0, 0].numel()
         return error.sum() / (real.sum() * voxels)
 
@@ -139,7 +139,7 @@ def experts(x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
 
     In full precision: 1 / (exp(-50) + 1e-7) and exp(50) are both beyond half.
     """
-    flags = keep.view(*keep.shape, 1, 1, 1, 1)
+    flags = over(keep, x)
     mean, log_variance = torch.where(flags, full_precision(x), 0).chunk(2, dim=2)
     log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
     precision = torch.where(flags, 1 / (log_variance.exp() + EPSILON), 0)
@@ -148,7 +148,7 @@ def experts(x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
 
 def posterior(weighted: Tensor, precision: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     """Multiply the Gaussians of the kept modalities and the prior; give mean and precision."""
-    flags = keep.view(*keep.shape, 1, 1, 1, 1)
+    flags = over(keep, precision)
     total = 1 + torch.where(flags, precision, 0).sum(dim=1)
     return torch.where(flags, weighted, 0).sum(dim=1) / total, total
 

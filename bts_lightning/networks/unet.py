@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
 from bts_lightning.networks.layers import (
     ContractingPath,
     ExpandingPath,
@@ -72,11 +72,14 @@ class UNet(Backbone):
         """Run the whole network on the channels that may be seen."""
         x = features.selected(0).squeeze(2)
         if self.availability_channels:
-            present = features.present[0].to(x.dtype)
-            x = torch.cat([x, present.view(*present.shape, 1, 1, 1).expand_as(x)], dim=1)
+            x = torch.cat([x, over(features.present[0].to(x.dtype), x).expand_as(x)], dim=1)
         decoded = self.expand(self.contract(x))
         logits = self.expand.heads[0](decoded[0])
         if not self.training or not self.deep_supervision:
-            return Output(logits)
-        auxiliary: tuple[Auxiliary, ...] = self.expand.supervise(decoded, "deep", first=1)
-        return Output(logits, deep_weights(len(self.expand.heads))[0], auxiliary)
+            return Output(logits, embedding=decoded[0])
+        return Output(
+            logits,
+            weight=deep_weights(len(self.expand.heads))[0],
+            auxiliary=self.expand.supervise(decoded, "deep", first=1),
+            embedding=decoded[0],
+        )

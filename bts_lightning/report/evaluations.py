@@ -1,4 +1,4 @@
-"""Evaluations to compare: held to the same cases and protocol, and set against one another."""
+"""Evaluations to compare, held to the same cases and protocol."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,30 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from bts_lightning.errors import UserError
-from bts_lightning.metrics.table import METRICS, Metric
-from bts_lightning.modalities import dots, parse_subset
-from bts_lightning.report.comparison import Comparison, cell, write_comparison
 from bts_lightning.report.facts import as_text, read_protocol
-from bts_lightning.report.paired import Paired, pair
 from bts_lightning.report.table import REGION_NAMES, EvaluationTable, evaluation_folder
 
 # What two comparable evaluations must share, and how it is called in the refusal.
 POLICIES = {"hd95": "definitions of HD95", "empty": "policies for empty regions"}
-
-
-# These name the runs rather than tell how they were evaluated.
-_OWN = (
-    *("run", "experiment", "checkpoint_sha256", "commit", "versions", "split"),
-    *("created", "cases", "unscored", "subsets"),
-)
-
-
 # Volumes are written with a few digits; labels that differ do so by whole voxels, mostly 0.001 ml.
 _SAME_ML = 5e-4
 
@@ -42,28 +25,6 @@ class Evaluation:
     folder: Path
     table: EvaluationTable
     protocol: dict[str, Any]
-
-
-def compare_evaluations(
-    evaluations: Sequence[Evaluation],
-    out: Path | None = None,
-    console: Console | None = None,
-    metrics: Sequence[str] | None = None,
-) -> int:
-    """Compare evaluations in the main metrics, or in these; print, and write files below `out`."""
-    if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; give a folder, for table and figures")
-    for other in evaluations[1:]:
-        check_comparable(evaluations[0], other)
-    chosen = _choose(evaluations, metrics)
-    comparisons = [_against(evaluations[0], other, chosen) for other in evaluations[1:]]
-    console = console or Console()
-    for comparison in comparisons:
-        _print(comparison, console)
-    if out is not None:
-        page = write_comparison(out, comparisons)
-        console.print(f"Tables and figures: {page}", highlight=False, soft_wrap=True, markup=False)
-    return 0
 
 
 def open_evaluations(runs: Sequence[Path]) -> list[Evaluation]:
@@ -133,65 +94,6 @@ def _check_labels(who: str, first: EvaluationTable, second: EvaluationTable) -> 
 def _true_ml(table: EvaluationTable) -> np.ndarray:
     grid = table.grid("true_ml")  # case × subset × region, the same in every subset
     return np.where(np.isfinite(grid), grid, -1.0).max(axis=1)
-
-
-def _choose(evaluations: Sequence[Evaluation], names: Sequence[str] | None) -> list[Metric]:
-    """Take the metrics that all tables have, in the order of the table or as asked for."""
-    columns = [set(evaluation.table.rows) for evaluation in evaluations]
-    common = {name: m for name, m in METRICS.items() if all(name in has for has in columns)}
-    for name in names or ():
-        if name not in METRICS:
-            raise UserError(f"--metric {name} is unknown; the metrics are {', '.join(METRICS)}")
-        if name not in common:
-            lacks = next(e for e, has in zip(evaluations, columns, strict=True) if name not in has)
-            raise UserError(
-                f"{lacks.name} was evaluated before there was {name}; evaluate it again, or take "
-                f"{', '.join(common)}"
-            )
-    if names:
-        return [common[name] for name in dict.fromkeys(names)]
-    return [metric for metric in common.values() if metric.is_main]
-
-
-def _against(reference: Evaluation, other: Evaluation, metrics: Sequence[Metric]) -> Comparison:
-    keys = sorted(set(reference.protocol) | set(other.protocol))
-    texts = {
-        key: (as_text(reference.protocol.get(key)), as_text(other.protocol.get(key)))
-        for key in keys
-        if key not in _OWN
-    }
-    return Comparison(
-        reference.name,
-        other.name,
-        len(reference.table.cases),
-        {key: pair_of for key, pair_of in texts.items() if pair_of[0] != pair_of[1]},
-        [pair(reference.table, other.table, metric) for metric in metrics],
-    )
-
-
-def _print(comparison: Comparison, console: Console) -> None:
-    for paired in comparison.metrics:
-        console.print(_terminal_table(comparison, paired))
-    for said in comparison.remarks():
-        console.print(said, highlight=False, markup=False)
-
-
-def _terminal_table(comparison: Comparison, paired: Paired) -> Table:
-    title = escape(f"{paired.metric.difference}: {comparison.title}")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("T1 T1c T2 FLAIR", no_wrap=True)
-    for region in REGION_NAMES:
-        table.add_column(region, justify="right")
-    previous: str | None = ""
-    for title, subset, line, corrected in paired.rows():
-        if subset is None and previous:
-            table.add_section()
-        previous = subset
-        # Each dot stands under the start of its modality in the heading.
-        head = "{}  {}   {}  {}".format(*dots(parse_subset(subset))) if subset else title
-        cells = (cell(line, corrected, r, decimals=1) for r in range(len(REGION_NAMES)))
-        table.add_row(head, *cells)
-    return table
 
 
 def _name(folder: Path, parts: int) -> str:

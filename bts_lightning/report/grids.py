@@ -7,6 +7,7 @@ import numpy as np
 
 from bts_lightning.metrics.table import Metric
 from bts_lightning.modalities import MODALITIES, SHOWN_AS, parse_subset
+from bts_lightning.report.document import columns, grid, heat
 from bts_lightning.report.plots import shown, signed
 from bts_lightning.report.published import Published
 from bts_lightning.report.shapley import one_more
@@ -47,7 +48,7 @@ def gain_tables(summary: Summary) -> str:
                 else:
                     row.append('<td class="none"></td>')
             body.append(f"<tr>{''.join(row)}</tr>")
-        heads = "".join(f'<th scope="col">+ {SHOWN_AS[m]}</th>' for m in MODALITIES)
+        heads = columns(f"+ {SHOWN_AS[m]}" for m in MODALITIES)
         caption = f"Mean gain in points of Dice, {region_name}"
         tables.append(_table("gain", region_name, region == 0, caption, heads, body))
     return "".join(tables)
@@ -97,8 +98,7 @@ def _heat_map(summary: Summary, metric: Metric, first: bool) -> str:
         cells = "".join(_heat(line, region, metric, means) for region in range(len(REGION_NAMES)))
         count = f"<td>{_counts(line)}</td>" if len(counts) > 1 else ""
         body.append(f"<tr{'' if subset else ' class=sum'}>{head}{cells}{count}</tr>")
-    heads = "".join(f'<th scope="col">{region}</th>' for region in REGION_NAMES)
-    heads += '<th scope="col">n</th>' if len(counts) > 1 else ""
+    heads = columns([*REGION_NAMES, *(["n"] if len(counts) > 1 else [])])
     everywhere = f", {count_cases(counts.pop())}" if len(counts) == 1 else ""
     caption = f"{metric.heading}: mean and 95 % interval{everywhere}"
     return _table("metric", metric.name, first, caption, heads, body)
@@ -121,22 +121,16 @@ def _heat(line: Estimate, region: int, metric: Metric, means: np.ndarray) -> str
     if not np.isfinite(line.mean[region]):
         return "<td>–</td>"
     share = _share(means, line.mean[region], metric.more_is_better)
-    return (
-        f'<td class="heat" style="--share:{share:.2f}">{metric.factor * line.mean[region]:.1f}'
-        f"<small>{between(line, region, metric.factor, 1)}</small></td>"
-    )
+    value = f"{metric.factor * line.mean[region]:.1f}"
+    return heat(value, between(line, region, metric.factor, 1), share)
 
 
 def _gain(cells: Estimate, number: int, region: int, top: float) -> str:
     mean = cells.mean[number, region]
     if not np.isfinite(mean):
         return "<td>–</td>"
-    side = "up" if mean >= 0 else "down"
     line = Estimate(*(end[number] for end in (cells.mean, cells.low, cells.high, cells.count)))
-    return (
-        f'<td class="heat {side}" style="--share:{abs(mean) / top:.2f}">{signed(mean)}'
-        f"<small>{between(line, region, 1.0, 1)}</small></td>"
-    )
+    return heat(signed(mean), between(line, region, 1.0, 1), abs(mean) / top, mean < 0)
 
 
 def between(line: Estimate, region: int, factor: float, decimals: int) -> str:
@@ -152,11 +146,8 @@ def _table(
     group: str, part: str, first: bool, caption: str, heads: str, body: Sequence[str]
 ) -> str:
     hidden = "" if first else " hidden"
-    return (
-        f'<div class="scroll" data-{group}="{part}"{hidden}><table><caption>{escape(caption)}'
-        f"</caption><thead><tr>{_HEADS}{heads}</tr></thead><tbody>{''.join(body)}</tbody>"
-        "</table></div>"
-    )
+    shown = grid(_HEADS + heads, body, caption)
+    return f'<div class="scroll" data-{group}="{part}"{hidden}>{shown}</div>'
 
 
 def _dots(subset: str) -> str:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from string import Template
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from bts_lightning.metrics.table import VOLUMES
 from bts_lightning.modalities import COMPLETE, MODALITIES, SHOWN_AS, subset_name
 from bts_lightning.report import grids, sections
+from bts_lightning.report.document import asset, shell
 from bts_lightning.report.embed import embed
 from bts_lightning.report.facts import brief, policy
 from bts_lightning.report.plots import COLOURS, shown, signed
@@ -28,8 +28,9 @@ def page(summary: Summary, slices: Sequence[CaseSlices]) -> str:
     embedded = embed(slices)
     regions = {region: region for region in REGION_NAMES}
     datasets = sorted({table.dataset for table in published}, reverse=True)
+    title = str(summary.protocol.get("experiment") or "Evaluation")
     parts = {
-        "title": escape(str(summary.protocol.get("experiment") or "Evaluation")),
+        "title": escape(title),
         "lead": escape(_lead(summary)),
         "cards": sections.cards(summary),
         "findings": "".join(f"<li>{escape(said)}</li>" for said in findings(summary)),
@@ -56,11 +57,11 @@ def page(summary: Summary, slices: Sequence[CaseSlices]) -> str:
         "facts": sections.facts_list(summary),
         "policy": escape(policy(summary.protocol)),
         "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in notes(summary)),
-        "style": _asset("report.css"),
-        "script": _asset("report.js"),
+        "script": asset("report.js"),
         "data": _script_data(summary, embedded),
     }
-    return Template(_asset("report.html")).substitute(parts)
+    body = Template(asset("report.html")).substitute(parts)
+    return shell(f"{title}: segmentation with missing sequences", body, with_scripts=True)
 
 
 def findings(summary: Summary) -> list[str]:
@@ -144,7 +145,3 @@ def _lines(rows: np.ndarray, shown: np.ndarray, decimals: int) -> list[list[floa
 
 def _numbers(values: np.ndarray, decimals: int) -> list[float | None]:
     return [round(float(value), decimals) if np.isfinite(value) else None for value in values]
-
-
-def _asset(name: str) -> str:
-    return files("bts_lightning.report").joinpath(name).read_text(encoding="utf-8")

@@ -11,7 +11,6 @@ from bts_lightning.report.statistics import (
     Estimate,
     bootstrap,
     fewest_cases,
-    groups,
     holm,
     signed_rank,
 )
@@ -42,13 +41,9 @@ class Paired:
 
     def rows(self) -> Iterator[tuple[str, str | None, Estimate, np.ndarray]]:
         """Give (title, subset or None, estimate and corrected p per region) for every line."""
-        cells = self.means.cells()
-        for i, name in enumerate(self.subsets):
-            line = Estimate(cells.mean[i], cells.low[i], cells.high[i], cells.count[i])
-            yield name, name, line, self.corrected[i]
         untested = np.full(len(REGION_NAMES), np.nan)
-        for title, indices in groups(self.subsets).items():
-            yield title, None, self.means.over(indices), untested
+        for i, (title, subset, line) in enumerate(self.means.rows(self.subsets)):
+            yield title, subset, line, self.corrected[i] if subset else untested
 
     def verdict(self) -> str:
         """Say in one sentence how many cells differ surely, and in whose favour."""

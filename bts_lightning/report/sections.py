@@ -49,7 +49,7 @@ def t1c_plot(summary: Summary) -> str:
     for i, region in enumerate(REGION_NAMES):
         for title, indices in summary.groups.items():
             line = summary.metrics["dice"].over(indices)
-            mean, low, high = (100 * float(end[i]) for end in (line.mean, line.low, line.high))
+            mean, low, high = (100 * end for end in line.at(i))
             if np.isfinite(mean):
                 rows.append((region, title, mean, low, high, COLOURS[region]))
                 ends += [end for end in (mean, low, high) if np.isfinite(end)]

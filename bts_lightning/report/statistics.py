@@ -1,6 +1,6 @@
 """Means over cases, how sure they are, and whether two runs differ."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,10 @@ class Estimate:
     high: np.ndarray
     count: np.ndarray
 
+    def at(self, *index: int) -> tuple[float, float, float]:
+        """Give mean, low and high of one cell."""
+        return float(self.mean[index]), float(self.low[index]), float(self.high[index])
+
 
 @dataclass(frozen=True)
 class Bootstrap:
@@ -48,6 +52,15 @@ class Bootstrap:
         count = self.count[chosen].min(axis=0)
         replicates = mean(self.replicates[:, chosen], axis=1)
         return _estimate(mean(self.mean[chosen], axis=0), replicates, count)
+
+    def rows(self, subsets: Sequence[str]) -> Iterator[tuple[str, str | None, Estimate]]:
+        """Give (title, subset or None, estimate) for each subset, then for each average."""
+        cells = self.cells()
+        for i, name in enumerate(subsets):
+            line = Estimate(cells.mean[i], cells.low[i], cells.high[i], cells.count[i])
+            yield name, name, line
+        for title, indices in groups(subsets).items():
+            yield title, None, self.over(indices)
 
 
 def bootstrap(values: np.ndarray, *, seed: int = 0, replicates: int = REPLICATES) -> Bootstrap:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from bts_lightning.metrics.table import Metric
-from bts_lightning.modalities import MODALITIES, SHOWN_AS, parse_subset
+from bts_lightning.modalities import MODALITIES, SHOWN_AS, dots, parse_subset
+from bts_lightning.report.document import item, plain, table
 from bts_lightning.report.facts import facts, policy, unscored
 from bts_lightning.report.statistics import REPLICATES, Bootstrap, Estimate, bootstrap, groups
 from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES, EvaluationTable
@@ -36,12 +37,7 @@ class Summary:
 
     def rows(self, metric: str) -> Iterator[tuple[str, str | None, Estimate]]:
         """Give (title, subset or None, estimate per region) for every line of a table."""
-        cells = self.metrics[metric].cells()
-        for i, name in enumerate(self.table.subsets):
-            line = Estimate(cells.mean[i], cells.low[i], cells.high[i], cells.count[i])
-            yield name, name, line
-        for title, indices in self.groups.items():
-            yield title, None, self.metrics[metric].over(indices)
+        return self.metrics[metric].rows(self.table.subsets)
 
 
 def summarise(table: EvaluationTable, protocol: Mapping[str, Any]) -> Summary:
@@ -53,18 +49,19 @@ def summarise(table: EvaluationTable, protocol: Mapping[str, Any]) -> Summary:
 def markdown(summary: Summary) -> str:
     """Write summary.md: protocol, policy, the main metrics in paper layout, notes on counts."""
     protocol = summary.protocol
-    lines = [f"# Evaluation of {_plain(protocol.get('experiment', 'a run'))}", ""]
-    lines += [f"- {label}: {_plain(text)}" for label, text in facts(protocol)]
-    lines += ["", policy(protocol), "", *notes(summary), ""]
+    lines = [f"# Evaluation of {plain(protocol.get('experiment', 'a run'))}", ""]
+    lines += [item(f"{label}: {text}") for label, text in facts(protocol)]
+    lines += ["", policy(protocol), "", *map(plain, notes(summary)), ""]
+    aligned = [":-:"] * len(MODALITIES) + ["---:"] * (len(REGION_NAMES) + 1)
     for metric in summary.main:
         titles = [*(SHOWN_AS[m] for m in MODALITIES), *REGION_NAMES, "n"]
-        lines += [f"## {metric.heading}, mean and 95 % interval", ""]
-        lines += [f"| {' | '.join(titles)} |", f"|{':-:|' * 4}{'--:|' * 4}"]
+        rows = []
         for title, subset, line in summary.rows(metric.name):
-            marks = _marks(subset) if subset else [f"**{title}**", "", "", ""]
+            marks = list(dots(parse_subset(subset))) if subset else [f"**{title}**", "", "", ""]
             cells = [_cell(line, region, metric) for region in range(len(REGION_NAMES))]
-            lines.append(f"| {' | '.join([*marks, *cells, _count(line)])} |")
-        lines.append("")
+            rows.append([*marks, *cells, _count(line)])
+        lines += [f"## {metric.heading}, mean and 95 % interval", ""]
+        lines += [*table(titles, rows, aligned), ""]
     return "\n".join(lines)
 
 
@@ -77,7 +74,7 @@ def latex(summary: Summary) -> str:
     lines = [
         "% Needs \\usepackage{booktabs,amssymb}. Means over cases; the 95 % intervals are in "
         "summary.md.",
-        *(f"% {note}" for note in [policy(summary.protocol), *notes(summary)]),
+        *(f"% {' '.join(note.split())}" for note in [policy(summary.protocol), *notes(summary)]),
         f"\\begin{{tabular}}{{cccc{'r' * across * len(bodies)}}}",
         "\\toprule",
         " & ".join(["& & & ", *(f"\\multicolumn{{{across}}}{{c}}{{{head}}}" for head in heads)])
@@ -89,9 +86,8 @@ def latex(summary: Summary) -> str:
     for row, (title, subset, _) in enumerate(bodies[0]):
         if not subset and bodies[0][row - 1][1]:
             lines.append("\\midrule")
-        dots = {"●": "$\\bullet$", "○": "$\\circ$"}
         head = (
-            " & ".join(dots[mark] for mark in _marks(subset))
+            " & ".join("$\\bullet$" if here else "$\\circ$" for here in parse_subset(subset))
             if subset
             else f"\\multicolumn{{4}}{{l}}{{{title}}}"
         )
@@ -119,7 +115,13 @@ def notes(summary: Summary) -> list[str]:
             f"With fewer than {FEW} cases a bootstrap interval is too narrow: read it as the least "
             "that is uncertain."
         )
-    if len(table.subsets) < len(SUBSET_NAMES):
+    if summary.protocol.get("draw") == "brasyn":
+        said.append(
+            "Each case lacks one modality, by the draw of the BraSyn challenge, and stands in one "
+            f"row. The mean over all cases: {_over_cases(summary)}."
+        )
+        partial = []
+    elif len(table.subsets) < len(SUBSET_NAMES):
         said.append(f"Only {len(table.subsets)} of the {len(SUBSET_NAMES)} subsets are in it.")
     if partial:
         said.append(
@@ -131,6 +133,16 @@ def notes(summary: Summary) -> list[str]:
     return said
 
 
+def _over_cases(summary: Summary) -> str:
+    """Give the mean of each region over the rows of all cases."""
+    told = []
+    for metric in summary.main:
+        mean = summary.table.rows.groupby("region")[metric.name].mean()
+        cells = (f"{r} {_number(mean[r] * metric.factor, metric.decimals)}" for r in REGION_NAMES)
+        told.append(f"{metric.heading} {', '.join(cells)}")
+    return "; ".join(told)
+
+
 def count_cases(number: int) -> str:
     """Write a number of cases in words that agree with it."""
     return "1 case" if number == 1 else f"{number} cases"
@@ -138,11 +150,7 @@ def count_cases(number: int) -> str:
 
 def _some(names: list[str], limit: int = 10) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(_plain(name) for name in names[:limit]) + more
-
-
-def _marks(subset: str) -> list[str]:
-    return ["●" if here else "○" for here in parse_subset(subset)]
+    return ", ".join(names[:limit]) + more
 
 
 def _cell(line: Estimate, region: int, metric: Metric) -> str:
@@ -158,8 +166,3 @@ def _count(line: Estimate) -> str:
 
 def _number(value: Any, decimals: int) -> str:
     return f"{value:.{decimals}f}" if np.isfinite(value) else "–"
-
-
-def _plain(text: object) -> str:
-    """Keep a name from breaking a Markdown table, a list or a LaTeX comment."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

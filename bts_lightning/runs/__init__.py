@@ -1,6 +1,7 @@
 """Run folders: where a training keeps its configuration, checkpoints, logs and evaluations."""
 
 from bts_lightning.runs.folder import (
+    OTHER_NAME,
     RUN_VARIABLE,
     RUNS,
     best_checkpoint,
@@ -16,6 +17,7 @@ from bts_lightning.runs.folder import (
 )
 
 __all__ = [
+    "OTHER_NAME",
     "RUNS",
     "RUN_VARIABLE",
     "best_checkpoint",

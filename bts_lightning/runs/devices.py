@@ -31,27 +31,19 @@ def chosen_device(name: str | None) -> torch.device:
     return torch.device(kind, int(number)) if number else torch.device(kind)
 
 
-def share_gpus(agents: int | None) -> list[str | None]:
-    """Say for each agent what CUDA_VISIBLE_DEVICES should be; None leaves it as it is.
+def share_gpus(agents: int | None) -> list[dict[str, str]]:
+    """Give the environment of each agent: the GPUs that it sees, or nothing to change.
 
     Without a number there is one agent a GPU. Fewer agents than GPUs get several each, more share.
     """
-    if agents == 1:
-        return [None]
-    gpus = _gpus()
-    if not gpus:
-        return [None] * (agents or 1)
-    agents = agents or len(gpus)
-    if agents > len(gpus):
-        return [gpus[i % len(gpus)] for i in range(agents)]
-    return [",".join(gpus[i::agents]) for i in range(agents)]
+    gpus = [] if agents == 1 else _gpus()
+    agents = agents or len(gpus) or 1
+    shares = [gpus[i::agents] or gpus[i % len(gpus) :][:1] if gpus else [] for i in range(agents)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {} for share in shares]
 
 
 def _gpus() -> list[str]:
     """List the GPUs as CUDA_VISIBLE_DEVICES names them."""
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return [part.strip() for part in visible.split(",")]
-    # Imported late: a help text needs no torch.
-    import torch
-
     return [str(i) for i in range(torch.cuda.device_count())]

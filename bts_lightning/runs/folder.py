@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from bts_lightning.config.merge import join
 from bts_lightning.data.splits import PARTS, Part, Split
-from bts_lightning.errors import UserError
+from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.files import write_whole
 
 # How one process tells those that Lightning starts for the other devices where the run lives.
 RUN_VARIABLE = "BTS_RUN"
 RUNS = Path("runs")
+# What helps where a study or a sweep would mix with another one.
+OTHER_NAME = "name this one with --name, or delete that folder"
 
 
 def new_run(experiment: str, root: Path = RUNS) -> Path:
@@ -36,30 +38,30 @@ def new_run(experiment: str, root: Path = RUNS) -> Path:
     return folder
 
 
-def refuse_another(run: Path, config: DictConfig) -> None:
-    """Refuse to go on with a training that the same job began with another configuration.
+def refuse_another(file: Path, now: object, advice: str, allowed: Sequence[str] = ()) -> None:
+    """Refuse to go on in a folder with other facts than those that its file keeps, if there is one.
 
-    A job that was requeued may: what it says now is what it said, but for what has been mended.
+    Args:
+        file: YAML, as `config.yaml` of a run.
+        now: a tree of what holds now.
+        advice: what the user can do.
+        allowed: dotted keys that may change.
     """
-    if not is_run(run) or int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+    if not file.is_file():
         return
-    before = OmegaConf.to_container(OmegaConf.load(config_file(run)), resolve=False)
-    now = OmegaConf.to_container(config, resolve=False)
-    if changed := _differences(before, now):
-        raise UserError(
-            f"{run} belongs to this job and was begun with another {', '.join(changed[:3])}; give "
-            f"each training of a job a folder, as {RUN_VARIABLE}={run}-2, or go on with that one: "
-            f"bts train {run}"
-        )
+    before = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    for key, old, new in _differences(before, now):
+        if key not in allowed:
+            raise ConfigError(f"{file.parent} began with {key}={old}, now it is {new}; {advice}")
 
 
-def _differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """List the dotted keys with other values."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = dict.fromkeys([*before, *now])
-        pairs = ((before.get(name), now.get(name), join(key, name)) for name in names)
-        return [changed for old, new, place in pairs for changed in _differences(old, new, place)]
-    return [] if before == now else [key]
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """List the dotted keys with other values, and these."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(name), new.get(name), join(key, name))
+    elif old != new:
+        yield key, old, new
 
 
 def find_run(where: str | Path | None, experiment: str | None = None, root: Path = RUNS) -> Path:

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own: started, watched, stopped, and found again after a crash."""
+"""Commands in processes of their own: started, watched, stopped, and found again after a crash."""
 
 import ctypes
 import json
@@ -28,7 +28,7 @@ _START = "$ "
 _CHATTER = "wandb: "
 
 
-class Training:
+class Process:
     """A command that writes into a run folder; its output goes to `output.log` there."""
 
     def __init__(self, command: Sequence[str], run: Path, environment: Mapping[str, str]) -> None:
@@ -39,7 +39,7 @@ class Training:
         with (run / _LOG).open("ab") as log:
             log.write(f"{_START}{shlex.join(command)}\n".encode())
             log.flush()
-            # A session of its own: Ctrl-C reaches the sweep only, which then stops it in order.
+            # A session of its own: Ctrl-C reaches the scheduler only, which then stops it in order.
             self._process = subprocess.Popen(
                 list(command),
                 env={**os.environ, **environment},

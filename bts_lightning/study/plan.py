@@ -12,17 +12,18 @@ from omegaconf import OmegaConf
 from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.config.merge import is_override
-from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.data.splits import Part
+from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
+from bts_lightning.runs.jobs import is_evaluated
 
 STUDIES = Path("studies")
-
-
+PART: Part = "test"
 SEVERAL = "name the experiments in one word, as: bts study \"rfnet a2fseg 'rfnet medmap'\""
 
 
 @dataclass(frozen=True)
-class Unit:
+class Training:
     """One training of a study with its evaluation; `words` are those of `bts train`."""
 
     experiment: str
@@ -32,23 +33,17 @@ class Unit:
     words: tuple[str, ...]
 
     @property
-    def title(self) -> str:
+    def name(self) -> str:
         """Say which one it is."""
         return f"{self.experiment}, seed {self.seed}" + (f", fold {self.fold}" if self.fold else "")
 
     @property
-    def is_trained(self) -> bool:
-        """Say whether its training has come to its end."""
-        return (self.run / "trained").is_file()
-
-    @property
     def evaluation(self) -> Path | None:
         """Name its evaluation, once that is whole."""
-        folder = self.run / "evaluation" / "test"
-        return folder if (folder / "cases.csv").is_file() else None
+        return self.run / "evaluation" / PART if is_evaluated(self.run, PART) else None
 
 
-def plan_study(args: argparse.Namespace) -> tuple[Path, list[Unit]]:
+def plan_study(args: argparse.Namespace) -> tuple[Path, list[Training]]:
     """List the trainings of a study, after all that can be wrong with them was looked for."""
     overrides = [word for word in args.words if is_override(word)]
     given, *others = [word for word in args.words if word not in overrides] or [""]
@@ -77,44 +72,33 @@ def plan_study(args: argparse.Namespace) -> tuple[Path, list[Unit]]:
         if not args.slurm:
             runs.require_data(config)
     folder = args.folder / _file_name(args.name or "_".join(names))
-    _keep(folder, {"overrides": overrides, "folds": args.folds})
-    allowed = [part for package in args.allow for part in ("--allow", package)]
+    # What all trainings share.
+    facts = {"overrides": overrides, "folds": args.folds}
+    runs.refuse_another(folder / "study.yaml", facts, runs.OTHER_NAME)
+    write_whole(folder / "study.yaml", OmegaConf.to_yaml(facts))
     # Seeds outermost: after the first round each experiment has been trained on every fold.
-    units = [
-        _unit(folder, group, seed, fold, args.folds, (*overrides, *allowed))
+    trainings = [
+        _training(folder, group, seed, fold, args.folds, tuple(overrides))
         for seed in range(args.seeds)
         for group in experiments
         for fold in (range(1, args.folds + 1) if args.folds else [None])
     ]
-    return folder, units
+    return folder, trainings
 
 
-def _unit(
+def _training(
     folder: Path,
     group: tuple[str, ...],
     seed: int,
     fold: int | None,
     folds: int | None,
-    words: tuple[str, ...],
-) -> Unit:
+    overrides: tuple[str, ...],
+) -> Training:
     own = [f"seed={seed}", *([f"data.split=fold {fold} of {folds}"] if fold else [])]
     name = f"seed-{seed}" + (f"_fold-{fold}" if fold else "")
     experiment = "+".join(group)
-    return Unit(
-        experiment, seed, fold, folder / _file_name(experiment) / name, (*group, *own, *words)
-    )
-
-
-def _keep(folder: Path, facts: dict[str, object]) -> None:
-    """Keep what all trainings share, and refuse to mix two studies."""
-    text, file = OmegaConf.to_yaml(facts), folder / "study.yaml"
-    if not file.exists():
-        write_whole(file, text)
-    elif file.read_text(encoding="utf-8") != text:
-        raise ConfigError(
-            f"{folder} holds a study with other overrides or folds (see {file}); name this one "
-            "with --name, or delete it"
-        )
+    run = folder / _file_name(experiment) / name
+    return Training(experiment, seed, fold, run, (*group, *own, *overrides))
 
 
 def slurm_script(words: list[str], folder: Path, count: int) -> str:

@@ -1,9 +1,7 @@
 """The end of a study: one table of means and deviations, and paired tests over all cases."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from bts_lightning.errors import UserError
-from bts_lightning.files import write_whole
 from bts_lightning.metrics.table import Metric
-from bts_lightning.modalities import dots, parse_subset
-from bts_lightning.report.evaluations import Evaluation, compare_evaluations
+from bts_lightning.modalities import marked
+from bts_lightning.report.document import Document, Sheet
+from bts_lightning.report.evaluations import Evaluation
 from bts_lightning.report.facts import policy, read_protocol
 from bts_lightning.report.statistics import groups, mean
 from bts_lightning.report.table import KEYS, REGION_NAMES, VALUES, EvaluationTable
+from bts_lightning.report.terminal import compare_evaluations
 
 
 @dataclass(frozen=True)
-class Result:
+class Outcome:
     """The evaluation of one training of a study."""
 
     experiment: str
@@ -35,7 +34,7 @@ class Result:
     protocol: dict[str, Any]
 
     @classmethod
-    def read(cls, experiment: str, seed: int, fold: int | None, folder: Path) -> "Result":
+    def read(cls, experiment: str, seed: int, fold: int | None, folder: Path) -> "Outcome":
         """Read an evaluation folder."""
         return cls(experiment, seed, fold, EvaluationTable.read(folder), read_protocol(folder))
 
@@ -44,7 +43,7 @@ class Result:
         return metric.factor * mean(self.table.grid(metric.name), axis=0)
 
 
-def write_study(folder: Path, results: Sequence[Result], planned: int, console: Console) -> Path:
+def write_study(folder: Path, results: Sequence[Outcome], planned: int, console: Console) -> Path:
     """Print the table and the comparisons; write study.md, study.html and comparison/."""
     subsets = {result.table.subsets for result in results}
     if len(subsets) > 1:
@@ -60,13 +59,15 @@ def write_study(folder: Path, results: Sequence[Result], planned: int, console: 
     evaluations = pooled(results)
     if len(evaluations) > 1:
         compare_evaluations(evaluations, folder / "comparison", console)
-    write_whole(folder / "study.md", _markdown(results, said))
-    page = write_whole(folder / "study.html", _html(results, said))
+    sheets = _sheets(results)
+    several = len(_by_experiment(results)) > 1
+    beside = {"Paired tests": "comparison/comparison"} if several else {}
+    page = Document("Study", said, sheets, beside).write(folder / "study")
     console.print(f"study   {page}", highlight=False, soft_wrap=True)
     return page
 
 
-def shown(results: Sequence[Result]) -> list[Metric]:
+def shown(results: Sequence[Outcome]) -> list[Metric]:
     """Take the main metrics that all trainings were measured in."""
     return [
         metric
@@ -75,7 +76,7 @@ def shown(results: Sequence[Result]) -> list[Metric]:
     ]
 
 
-def spread(results: Sequence[Result], metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_deviation(results: Sequence[Outcome], metric: Metric) -> tuple[np.ndarray, np.ndarray]:
     """Give mean and standard deviation over trainings, for each average of subsets and region.
 
     The first line is the mean over all subsets, the others with and without T1c, then each subset.
@@ -93,7 +94,7 @@ def spread(results: Sequence[Result], metric: Metric) -> tuple[np.ndarray, np.nd
     return mean(values, axis=0), deviation
 
 
-def pooled(results: Sequence[Result]) -> list[Evaluation]:
+def pooled(results: Sequence[Outcome]) -> list[Evaluation]:
     """Join the folds and average the seeds of each experiment: every case counts once.
 
     Only what all experiments have finished counts, so that each case meets the same seeds.
@@ -109,7 +110,7 @@ def pooled(results: Sequence[Result]) -> list[Evaluation]:
     ]
 
 
-def remarks(results: Sequence[Result], planned: int) -> list[str]:
+def remarks(results: Sequence[Outcome], planned: int) -> list[str]:
     """Say what stands behind the numbers, and what does not."""
     seeds, folds = {r.seed for r in results}, {r.fold for r in results if r.fold}
     times = f"{len(seeds)} seeds" + (f" × {len(folds)} folds" if folds else "")
@@ -127,7 +128,7 @@ def remarks(results: Sequence[Result], planned: int) -> list[str]:
     return said
 
 
-def _pool(name: str, results: Sequence[Result]) -> Evaluation:
+def _pool(name: str, results: Sequence[Outcome]) -> Evaluation:
     rows = pd.concat([result.table.rows for result in results], ignore_index=True)
     values = [column for column in VALUES if column in rows]
     means = rows.groupby(list(KEYS), sort=False)[values].mean().reset_index()
@@ -139,31 +140,31 @@ def _pool(name: str, results: Sequence[Result]) -> Evaluation:
     return Evaluation(name, Path(name), EvaluationTable.from_rows(means, name), same)
 
 
-def _by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
+def _by_experiment(results: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     return {
         name: [result for result in results if result.experiment == name]
         for name in dict.fromkeys(result.experiment for result in results)
     }
 
 
-def _rows(results: Sequence[Result]) -> list[list[str]]:
+def _rows(results: Sequence[Outcome]) -> list[list[str]]:
     """Write the main table: an experiment a row, with the mean over subsets."""
     rows = []
     for name, runs in _by_experiment(results).items():
         cells = [name, str(len(runs))]
         for metric in shown(results):
-            means, deviation = spread(runs, metric)
+            means, deviation = mean_and_deviation(runs, metric)
             cells += [_cell(means[0, r], deviation[0, r], metric) for r in range(len(REGION_NAMES))]
         rows.append(cells)
     return rows
 
 
-def _heads(results: Sequence[Result]) -> list[str]:
+def _heads(results: Sequence[Outcome]) -> list[str]:
     columns = [f"{region} {metric.heading}" for metric in shown(results) for region in REGION_NAMES]
     return ["experiment", "trainings", *columns]
 
 
-def _terminal_table(results: Sequence[Result], metric: Metric) -> Table:
+def _terminal_table(results: Sequence[Outcome], metric: Metric) -> Table:
     """Show one metric: all side by side are too wide for a terminal."""
     title = f"{metric.heading}, mean over {len(results[0].table.subsets)} subsets"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -178,76 +179,31 @@ def _terminal_table(results: Sequence[Result], metric: Metric) -> Table:
     return table
 
 
-def _subset_rows(results: Sequence[Result], metric: Metric, region: int) -> list[list[str]]:
+def _subset_rows(results: Sequence[Outcome], metric: Metric, region: int) -> list[list[str]]:
     """Write one table of all subsets: an experiment a column."""
     subsets = results[0].table.subsets
-    titles = [*groups(subsets), *(" ".join(dots(parse_subset(name))) for name in subsets)]
-    columns = [spread(runs, metric) for runs in _by_experiment(results).values()]
+    titles = [*groups(subsets), *map(marked, subsets)]
+    columns = [mean_and_deviation(runs, metric) for runs in _by_experiment(results).values()]
     order = [*range(len(titles) - len(subsets), len(titles)), *range(len(titles) - len(subsets))]
     return [
         [titles[i], *(_cell(m[i, region], d[i, region], metric) for m, d in columns)] for i in order
     ]
 
 
-def _markdown(results: Sequence[Result], said: Sequence[str]) -> str:
-    lines = ["# Study", "", *(f"- {_plain(text)}" for text in said)]
-    if len(_by_experiment(results)) > 1:
-        lines.append("- Paired tests: [comparison/comparison.md](comparison/comparison.md)")
-    lines.append("")
-    _each_table(results, lambda title, heads, rows: lines.extend(_md(title, heads, rows)))
-    return "\n".join(lines)
-
-
-def _html(results: Sequence[Result], said: Sequence[str]) -> str:
-    style = files("bts_lightning.report").joinpath("report.css").read_text(encoding="utf-8")
-    parts: list[str] = []
-    _each_table(results, lambda title, heads, rows: parts.append(_section(title, heads, rows)))
-    items = "".join(f"<li>{escape(text)}</li>" for text in said)
-    if len(_by_experiment(results)) > 1:
-        items += '<li>Paired tests: <a href="comparison/comparison.html">comparison</a></li>'
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'\">"
-        '<meta name="color-scheme" content="light dark"><title>Study</title>'
-        f"<style>{style}</style></head><body><header><h1>Study</h1></header><main>"
-        f'<section><ul class="findings">{items}</ul></section>'
-        f"{''.join(parts)}</main></body></html>"
-    )
-
-
-def _each_table(
-    results: Sequence[Result], add: Callable[[str, list[str], list[list[str]]], None]
-) -> None:
-    """Go through the tables of a study: the main one, then all subsets by metric and region."""
-    add(f"Mean over {len(results[0].table.subsets)} subsets", _heads(results), _rows(results))
-    for metric in shown(results):
-        for region, name in enumerate(REGION_NAMES):
-            heads = ["T1 T1c T2 FLAIR", *_by_experiment(results)]
-            add(
+def _sheets(results: Sequence[Outcome]) -> list[Sheet]:
+    """Lay out the main table, then all subsets by metric and region."""
+    count = len(results[0].table.subsets)
+    heads = ["T1 T1c T2 FLAIR", *_by_experiment(results)]
+    return [
+        Sheet(f"Mean over {count} subsets", _heads(results), _rows(results)),
+        *(
+            Sheet(
                 f"{name}, {metric.heading}, by subset", heads, _subset_rows(results, metric, region)
             )
-
-
-def _md(title: str, heads: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [f"## {title}", "", f"| {' | '.join(map(_plain, heads))} |"]
-    lines.append(f"|:--|{'--:|' * (len(heads) - 1)}")
-    return [*lines, *(f"| {' | '.join(map(_plain, row))} |" for row in rows), ""]
-
-
-def _section(title: str, heads: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(text)}</td>" for text in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return (
-        f'<section><h2>{escape(title)}</h2><div class="scroll"><table><thead><tr>{head}</tr>'
-        f"</thead><tbody>{body}</tbody></table></div></section>"
-    )
+            for metric in shown(results)
+            for region, name in enumerate(REGION_NAMES)
+        ),
+    ]
 
 
 def _cell(value: float, deviation: float, metric: Metric) -> str:
@@ -255,7 +211,3 @@ def _cell(value: float, deviation: float, metric: Metric) -> str:
         return "–"
     digits = metric.decimals
     return f"{value:.{digits}f}" + (f" ± {deviation:.{digits}f}" if np.isfinite(deviation) else "")
-
-
-def _plain(text: object) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,6 +1,7 @@
 """Figures of a sweep as SVG text, as those of a report: curves, points, bars."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from bts_lightning.report.svg import Scale, picture, text, titled
 
@@ -11,7 +12,7 @@ _WIDTH, _HEIGHT = 344, 222
 _FEW = 6
 
 Curve = tuple[str, Sequence[float], str]  # title, values, best | other | pruned
-Point = tuple[str, float, float, str]  # title, x, y, best | other | pruned
+Point = tuple[str, Any, float, str]  # title, x, y, best | other | pruned
 _COLOURS = {"best": _BEST, "other": _OTHER, "pruned": _PRUNED}
 
 
@@ -33,21 +34,22 @@ def draw_curves(lines: Sequence[Curve], metric: str) -> str:
 
 def draw_points(points: Sequence[Point], name: str, metric: str, is_logarithmic: bool) -> str:
     """Draw the metric over the values of one parameter; pruned trials on the lower edge."""
-    few = sorted({x for _, x, _, _ in points})
-    across = Scale.around(few, _LEFT + 10, _RIGHT - 6, is_logarithmic)
+    few = sorted({float(x) for _, x, _, _ in points})
+    is_wide = few[0] > 0 and few[-1] / few[0] >= 10
+    across = Scale.around(few, _LEFT + 10, _RIGHT - 6, is_logarithmic or is_wide)
     labels = [(across(x), f"{x:.3g}") for x in (few if len(few) <= _FEW else across.ticks())]
-    placed = [(title, across(x), y, kind) for title, x, y, kind in points]
+    placed = [(title, across(float(x)), y, kind) for title, x, y, kind in points]
     return _scatter(placed, labels, name, metric)
 
 
-def draw_choices(points: Sequence[tuple[str, str, float, str]], name: str, metric: str) -> str:
+def draw_choices(points: Sequence[Point], name: str, metric: str) -> str:
     """Draw the metric over choices that have no order; pruned trials on the lower edge."""
-    choices = list(dict.fromkeys(choice for _, choice, _, _ in points))
+    choices = list(dict.fromkeys(str(choice) for _, choice, _, _ in points))
     step = (_RIGHT - _LEFT) / len(choices)
     places = {choice: _LEFT + step * (i + 0.5) for i, choice in enumerate(choices)}
     room = max(int(step / 6), 3)
     labels = [(x, c if len(c) <= room else f"{c[: room - 1]}…") for c, x in places.items()]
-    placed = [(title, places[choice], y, kind) for title, choice, y, kind in points]
+    placed = [(title, places[str(choice)], y, kind) for title, choice, y, kind in points]
     return _scatter(placed, labels, name, metric)
 
 

@@ -2,8 +2,6 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from bts_lightning.files import write_whole
+from bts_lightning.report.document import Document, Sheet
 from bts_lightning.sweep.plots import draw_choices, draw_curves, draw_points, draw_shares
 from bts_lightning.sweep.space import Parameter
 from bts_lightning.sweep.store import Store, number_of
@@ -32,10 +30,9 @@ def write_result(store: Store, words: Sequence[str]) -> Path:
     trials = [t for t in store.trials() if t.state != TrialState.WAITING]
     order = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1, TrialState.RUNNING: 2}
     trials.sort(key=lambda t: (order.get(t.state, 3), -store.sweep.sign * (_score(store, t) or 0)))
-    shares = _importance(store)
-    write_whole(store.folder / "result.md", _markdown(store, words, trials, shares))
-    page = _html(store, words, trials, shares)
-    return shown_path(write_whole(store.folder / "result.html", page))
+    facts = [f"{name}: {text}" for name, text in _facts(store, words, trials).items()]
+    result = Document(f"Sweep {store.sweep.name}", facts, _sheets(store, trials))
+    return shown_path(result.write(store.folder / "result"))
 
 
 def state_name(state: TrialState) -> str:
@@ -75,67 +72,22 @@ def _facts(store: Store, words: Sequence[str], trials: Sequence[FrozenTrial]) ->
     return facts
 
 
-def _markdown(
-    store: Store,
-    words: Sequence[str],
-    trials: Sequence[FrozenTrial],
-    shares: Sequence[tuple[str, float]],
-) -> str:
-    names = _varied(store)
-    lines = [f"# Sweep {store.sweep.name}", ""]
-    lines += [f"- {name}: {_plain(text)}" for name, text in _facts(store, words, trials).items()]
+def _sheets(store: Store, trials: Sequence[FrozenTrial]) -> list[Sheet]:
+    names, shares = _varied(store), _importance(store)
+    sheets = [
+        Sheet(
+            "Curves",
+            notes=["Orange: the best; grey: pruned or failed."],
+            figures=_figures(store, trials),
+        )
+    ]
     if shares:
-        lines += ["", "## Importance", "", _ABOUT_IMPORTANCE, ""]
-        lines += ["| parameter | share |", "|:--|--:|"]
-        lines += [f"| {_plain(name)} | {100 * share:.0f} % |" for name, share in shares]
-    lines += ["", "## Trials", ""]
+        rows = [[name, f"{100 * share:.0f} %"] for name, share in shares]
+        heads, about = ["parameter", "share"], [_ABOUT_IMPORTANCE]
+        sheets.append(Sheet("Importance", heads, rows, about, figures=[draw_shares(shares)]))
     heads = ["trial", "state", store.sweep.metric, "validations", *names, "why"]
-    lines += [f"| {' | '.join(map(_plain, heads))} |", f"|{'--:|' * len(heads)}"]
-    lines += [f"| {' | '.join(map(_plain, _row(store, t, names)))} |" for t in trials]
-    return "\n".join([*lines, ""])
-
-
-def _html(
-    store: Store,
-    words: Sequence[str],
-    trials: Sequence[FrozenTrial],
-    shares: Sequence[tuple[str, float]],
-) -> str:
-    style = files("bts_lightning.report").joinpath("report.css").read_text(encoding="utf-8")
-    names = _varied(store)
-    title = escape(f"Sweep {store.sweep.name}")
-    facts = "".join(
-        f"<li>{escape(name)}: {escape(text)}</li>"
-        for name, text in _facts(store, words, trials).items()
-    )
-    heads = ["trial", "state", store.sweep.metric, "validations", *names, "why"]
-    rows = "".join(
-        "<tr>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        + f'<td style="text-align:left;white-space:normal">{escape(why)}</td></tr>'
-        for *cells, why in (_row(store, t, names) for t in trials)
-    )
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    figures = "".join(f"<figure>{figure}</figure>" for figure in _figures(store, trials))
-    importance = (
-        f"<section><h2>Importance</h2><p>{_ABOUT_IMPORTANCE}</p>"
-        f'<figure style="max-width:26rem">{draw_shares(shares)}</figure></section>'
-        if shares
-        else ""
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'\">"
-        f'<meta name="color-scheme" content="light dark"><title>{title}</title>'
-        f"<style>{style}</style></head><body><header><h1>{title}</h1></header><main>"
-        f'<section><ul class="findings">{facts}</ul></section>'
-        '<section><h2>Curves</h2><p class="note">Orange: the best; grey: pruned or failed.</p>'
-        f'<div class="panels">{figures}</div></section>{importance}'
-        f'<section><h2>Trials</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></section></main></body></html>"
-    )
+    rows = [_row(store, trial, names) for trial in trials]
+    return [*sheets, Sheet("Trials", heads, rows, is_prose=True)]
 
 
 _ABOUT_IMPORTANCE = (
@@ -176,16 +128,12 @@ def _figures(store: Store, trials: Sequence[FrozenTrial]) -> list[str]:
     for parameter in store.sweep.parameters:
         if parameter.name not in _varied(store):
             continue
-        given = [(t, _values(t)[parameter.name], _score(store, t) or 0.0) for t in seen]
+        name = parameter.name
+        points = [(title(t), _values(t)[name], _score(store, t) or 0.0, kind(t)) for t in seen]
         if _is_numeric(parameter):
-            points = [(title(t), float(x), y, kind(t)) for t, x, y in given]
-            lowest = min(x for _, x, _, _ in points)
-            is_wide = lowest > 0 and max(x for _, x, _, _ in points) / lowest >= 10
-            on_log = parameter.is_logarithmic or is_wide
-            figures.append(draw_points(points, parameter.name, metric, on_log))
+            figures.append(draw_points(points, name, metric, parameter.is_logarithmic))
         else:
-            named = [(title(t), str(x), y, kind(t)) for t, x, y in given]
-            figures.append(draw_choices(named, parameter.name, metric))
+            figures.append(draw_choices(points, name, metric))
     return figures
 
 
@@ -228,7 +176,3 @@ def _row(store: Store, trial: FrozenTrial, names: Sequence[str]) -> list[str]:
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _plain(text: object) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -2,8 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
+from bts_lightning.files import alone
 from bts_lightning.runs.processes import is_from_elsewhere, is_worked_on, leave_sign
 from bts_lightning.sweep.file import Sweep
 from bts_lightning.sweep.space import cells
@@ -24,10 +24,10 @@ _JOURNAL, _CLAIM, _TRIALS = "journal.log", "claim", "trials"
 
 
 @dataclass
-class Job:
+class Trial:
     """A trial that this worker has claimed."""
 
-    trial: optuna.Trial
+    asked: optuna.Trial
     values: dict[str, Any]
     run: Path
     history: list[float] = field(default_factory=list)
@@ -53,16 +53,15 @@ class Store:
     """
 
     def __init__(self, folder: Path, sweep: Sweep, cap: int | None) -> None:
-        # Absolute, because the lock is looked up by this name.
         self.folder = folder.resolve()
         self.sweep, self.cap = sweep, cap
         self.folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         journal = self.folder / _JOURNAL
-        with self._alone(_JOURNAL):
+        with _Lock(journal):
             _mend(journal)
-        backend = JournalFileBackend(str(journal), JournalFileOpenLock(str(journal)))
-        with self._alone(_CLAIM):
+        backend = JournalFileBackend(str(journal), _Lock(journal))
+        with _Lock(self.folder / _CLAIM):
             self.study = optuna.create_study(
                 study_name="sweep",
                 storage=JournalStorage(backend),
@@ -70,9 +69,9 @@ class Store:
                 load_if_exists=True,
             )
 
-    def claim(self) -> Job | None:
+    def claim(self) -> Trial | None:
         """Take the next trial, or None if there is none to start."""
-        with self._alone(_CLAIM):
+        with _Lock(self.folder / _CLAIM):
             self._bury()
             trials = self.trials()
             if self.sweep.method == "grid":
@@ -83,10 +82,7 @@ class Store:
             is_through = self.sweep.method == "grid" and len(started) == len(trials)
             if is_full or is_through or self._reached_target(started):
                 return None
-            everything = self.study.get_trials(deepcopy=False)
-            # Seeded by place: a continued random sweep draws what an uninterrupted one would.
-            place = sum("again" not in t.user_attrs for t in everything)
-            self.study.sampler = _sampler(self.sweep, place)
+            self.study.sampler = _sampler(self.sweep, self._place())
             trial = self.study.ask()
             before = trial.user_attrs.get("run")
             run = self.folder / _TRIALS / f"{trial.number:04d}"
@@ -96,37 +92,37 @@ class Store:
             trial.set_user_attr("values", values)
             trial.set_user_attr("run", run.name)
             leave_sign(_made(run))
-        return Job(trial, values, run)
+        return Trial(trial, values, run)
 
-    def record(self, job: Job, history: list[float]) -> None:
+    def record(self, trial: Trial, history: list[float]) -> None:
         """Report what a trial has logged since the last time."""
-        for step in range(len(job.history), len(history)):
-            job.trial.report(history[step], step)
-        job.history += history[len(job.history) :]
+        for step in range(len(trial.history), len(history)):
+            trial.asked.report(history[step], step)
+        trial.history += history[len(trial.history) :]
 
-    def is_behind(self, job: Job) -> bool:
+    def is_behind(self, trial: Trial) -> bool:
         """Ask the sweep's rule whether a trial should stop."""
         if self.sweep.stopping is None:
             return False
-        sign, own = self.sweep.sign, job.trial.number
+        sign, own = self.sweep.sign, trial.asked.number
         others = [
             [sign * value for _, value in sorted(t.intermediate_values.items())]
             for t in self.trials()
             if t.number != own
         ]
-        return self.sweep.stopping.is_behind([sign * value for value in job.history], others)
+        return self.sweep.stopping.is_behind([sign * value for value in trial.history], others)
 
-    def end(self, job: Job, state: TrialState, reason: str = "") -> None:
+    def end(self, trial: Trial, state: TrialState, reason: str = "") -> None:
         """Write down how a trial ended; its value is the best, which `best.ckpt` stands for."""
         if reason:
-            job.trial.set_user_attr("reason", reason)
-        best = self.best(job.history)
-        self.study.tell(job.trial, best if state == TrialState.COMPLETE else None, state=state)
+            trial.asked.set_user_attr("reason", reason)
+        best = self.best(trial.history)
+        self.study.tell(trial.asked, best if state == TrialState.COMPLETE else None, state=state)
 
-    def put_back(self, job: Job) -> None:
+    def put_back(self, trial: Trial) -> None:
         """Give a trial that was interrupted back, for the next worker to go on with."""
-        with self._alone(_CLAIM):
-            self._again(self.study.get_trials(deepcopy=False)[job.trial.number])
+        with _Lock(self.folder / _CLAIM):
+            self._again(self.study.get_trials(deepcopy=False)[trial.asked.number])
 
     def run(self, trial: FrozenTrial) -> Path:
         """Name the run folder of a trial."""
@@ -142,6 +138,18 @@ class Store:
         superseded = {t.user_attrs.get("again") for t in everything}
         return sorted((t for t in everything if t.number not in superseded), key=number_of)
 
+    def _place(self) -> int:
+        """Count the trials before the next one; those that run again have the place of the first.
+
+        It is the seed, so that a continued sweep draws what an uninterrupted one would.
+        """
+        everything = self.study.get_trials(deepcopy=False)
+        waiting = (t.number for t in everything if t.state == TrialState.WAITING)
+        number = next(waiting, len(everything))
+        while number < len(everything) and "again" in everything[number].user_attrs:
+            number = everything[number].user_attrs["again"]
+        return sum("again" not in t.user_attrs for t in everything[:number])
+
     def _bury(self) -> None:
         """Fail the trials whose workers died, and let their parameters run again."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -155,8 +163,12 @@ class Store:
         attempt = trial.user_attrs.get("attempt", 1)
         if not is_superseded and attempt < ATTEMPTS:
             kept = {k: v for k, v in trial.user_attrs.items() if k in ("run", "cell")}
-            kept |= {"again": trial.number, "attempt": attempt + 1}
-            self.study.enqueue_trial(trial.params, user_attrs=kept)
+            # Who died before the values were drawn started nothing; of half of them, a sampler
+            # would draw others.
+            is_drawn = "values" in trial.user_attrs
+            params = trial.params if is_drawn else trial.system_attrs.get("fixed_params", {})
+            kept |= {"again": trial.number, "attempt": attempt + is_drawn}
+            self.study.enqueue_trial(params, user_attrs=kept)
         self.study.tell(trial.number, state=TrialState.FAIL)
 
     def _lay_out_grid(self, trials: list[FrozenTrial]) -> None:
@@ -171,15 +183,29 @@ class Store:
         values = [v for t in trials for v in t.intermediate_values.values()]
         return target is not None and any(sign * value >= sign * target for value in values)
 
-    @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        """Hold a lock that works on network disks and is freed when its holder died."""
-        lock = JournalFileOpenLock(str(self.folder / name))
-        lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+
+class _Lock(JournalFileOpenLock):
+    """The lock of the disk, which its holder's death frees; Optuna's on a disk without locks."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(str(file))
+        self._file, self._held = file, ExitStack()
+
+    def acquire(self) -> bool:
+        held = ExitStack()
+        if held.enter_context(alone(self._file)) == "unlocked":
+            super().acquire()
+            held.callback(super().release)
+        self._held = held
+        return True
+
+    def release(self) -> None:
+        self._held.close()
+
+    __enter__ = acquire
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def _sampler(sweep: Sweep, seed: int) -> BaseSampler:

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -46,15 +46,10 @@ def run_with_wandb(
     return _start_agents(path, share_gpus(args.agents))
 
 
-def _start_agents(path: str, places: Sequence[str | None]) -> int:
+def _start_agents(path: str, places: Sequence[Mapping[str, str]]) -> int:
     """Run one agent a place until the sweep is over; Ctrl-C reaches them by itself."""
-    agents = []
-    for place in places:
-        environment = dict(os.environ)
-        if place is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = place
-        command = [sys.executable, "-m", "bts_lightning", "agent", path]
-        agents.append(subprocess.Popen(command, env=environment))
+    command = [sys.executable, "-m", "bts_lightning", "agent", path]
+    agents = [subprocess.Popen(command, env={**os.environ, **place}) for place in places]
     codes = []
     for agent in agents:
         while agent.poll() is None:

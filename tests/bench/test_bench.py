@@ -1,11 +1,13 @@
 """Benchmarks: fair turns, results that join, and what runs where little is installed."""
 
+import gc
 import json
 import re
 import shlex
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +44,14 @@ from bts_lightning.commands.bench import device_for
 from bts_lightning.errors import UserError
 from bts_lightning.inference import Protocol, segment
 from bts_lightning.modalities import COMPLETE, SUBSETS, parse_subset
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> Iterator[None]:
+    """Collect the garbage of a measurement only, not torch's million objects each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def bench(*words: str) -> int:

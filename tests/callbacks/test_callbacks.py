@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bts_lightning.commands.evaluate import evaluate
 from bts_lightning.loggers import read_metrics
+from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs.checkpoints import read_checkpoint
 from tests.tiny_training import NOT_VALIDATED, TINY, the_run, train
 
@@ -48,7 +51,20 @@ def test_validation_logs_every_cell_and_keeps_the_best(phantom: Path) -> None:
         assert len(curves[name]) == 2
     cells = [name for name in curves if re.fullmatch(r"val/[a-z0-9+]+/dice/(WT|TC|ET)", name)]
     assert len(cells) == 45
+    assert len({curves[name][-1][1] for name in cells}) > 3, "equal cells would hide a wrong mean"
+    # What checkpoints and sweeps watch is the mean of the cells, and so are the parts of it.
+    with_t1c = [name for name in cells if "t1c" in name]
+    without = sorted(set(cells) - set(with_t1c))
+    for shown, some in (("mean", cells), ("with_t1c", with_t1c), ("without_t1c", without)):
+        means = np.mean([[value for _, value in curves[name]] for name in some], axis=0)
+        found = [value for _, value in curves[f"val/dice/{shown}"]]
+        assert found == pytest.approx(means.tolist(), abs=1e-5)
     best = read_checkpoint(run / "checkpoints" / "best.ckpt")["epoch"]
     scores = [value for _, value in curves["val/dice/mean"]]
     assert scores[best] == max(scores)
+    # What is watched is what an evaluation of the same cases gives.
+    table = EvaluationTable.read(evaluate(run, device="cpu", part="val"))
+    for metric in ("dice", "hd95"):
+        watched = curves[f"val/{metric}/mean"][best][1]
+        assert watched == pytest.approx(table.grid(metric).mean(), rel=1e-5)
     assert len(list((run / "overlays").glob("*.png"))) == 2

@@ -228,3 +228,14 @@ def test_the_table_joins_the_wandb_run_of_the_training(
     folder = evaluate(run, device="cpu", words=words)
     (sent,) = (run / "logs").glob("wandb/offline-run-*/files/media/table/evaluation/*.table.json")
     assert len(json.loads(sent.read_text())["data"]) == len(table(folder))
+
+
+def test_brasyn_scores_each_case_without_one_modality(run: Path) -> None:
+    folder = evaluate(run, words=["evaluation.draw=brasyn"], name="brasyn", device="cpu")
+    rows = table(folder)
+    assert (rows.groupby("case").subset.nunique() == 1).all()
+    assert (rows.subset.str.count(r"\+") == 2).all()
+    summary = (folder / "summary.md").read_text()
+    mean = 100 * rows[rows.region == "WT"].dice.mean()
+    assert f"The mean over all cases: Dice (%) WT {mean:.2f}, TC" in summary
+    assert "acquired without" not in summary

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from torch import distributed
 
 from bts_lightning.loggers import read_metrics
+from bts_lightning.losses import LabelLoss
+from bts_lightning.networks.rfnet import RFNet
+from bts_lightning.task import SegmentationTask
 
 TINY = [
     "a2fseg",
@@ -78,6 +83,47 @@ def test_two_ranks_learn_what_one_learns_with_twice_the_batch(
     # The epoch's mean is taken over both ranks, and each step began from the weights of the last.
     assert two["train/loss_epoch"][0][1] == pytest.approx(one["train/loss_epoch"][0][1], rel=1e-4)
     assert two["val/dice/mean"][0][1] == pytest.approx(one["val/dice/mean"][0][1], abs=1e-3)
+
+
+def learned(rank: int, world: int) -> torch.Tensor:
+    """Give loss and gradient of RFNet for a rank's share of four samples."""
+    torch.manual_seed(0)
+    net = RFNet(width=4).double().train()
+    task = SegmentationTask(net, loss=LabelLoss(), optimizer=torch.optim.Adam)
+    source = torch.Generator().manual_seed(1)
+    share = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    # The last sample lacks a modality, so its head is not supervised there.
+    available = torch.ones(4, 4, dtype=torch.bool)
+    available[3, 1] = False
+    present = torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 1]]).bool()
+    batch = {
+        "image": torch.randn(4, 4, 16, 16, 16, generator=source, dtype=torch.double)[share],
+        "label": torch.randint(4, (4, 16, 16, 16), generator=source).byte()[share],
+        "present": present[share],
+        "available": available[share],
+    }
+    total = torch.stack(list(task._step(batch).values())).sum()
+    total.backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()]
+    return torch.cat([total.detach().view(1), *(g.flatten() for g in gradients)])
+
+
+def as_a_rank(rank: int, folder: str) -> None:
+    """Keep the mean over two ranks, as data-parallel training takes it."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    mean = learned(rank, 2)
+    distributed.all_reduce(mean)
+    torch.save(mean / 2, f"{folder}/two.pt")
+    distributed.destroy_process_group()
+
+
+def test_dice_over_a_batch_is_that_of_all_ranks(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(as_a_rank, (str(tmp_path),), nprocs=2)
+    two = torch.load(tmp_path / "two.pt")
+    torch.testing.assert_close(two, learned(0, 1), rtol=1e-9, atol=1e-12)
 
 
 def test_the_table_does_not_depend_on_the_ranks_nor_on_an_interruption(two_ranks: Path) -> None:

@@ -122,7 +122,8 @@ def test_a_second_training_of_a_slurm_job_does_not_go_on_with_the_first(
     assert train(*words) == 0
     assert train(*words) == 0  # the job came back
     assert train(*words, "seed=1") == 2
-    assert "another seed; give each training of a job a folder" in capsys.readouterr().err
+    told = "began with seed=0, now it is 1; it belongs to this job: give each training of a job"
+    assert told in capsys.readouterr().err
     assert config.load([str(the_run() / "config.yaml")]).seed == 0
     monkeypatch.setenv("BTS_RUN", "runs/second/1")
     assert train(*words, "seed=1") == 0

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bts_lightning.distillation.answer import Answer
-from bts_lightning.networks.backbone import Backbone, Features
+from bts_lightning.networks.backbone import Backbone, Features, Output
 from bts_lightning.networks.unet import UNet
 
 COMPLETE = torch.ones(2, 4, dtype=torch.bool)
@@ -15,10 +15,12 @@ def answer(
 ) -> Answer:
     """Make an answer of what a test is about."""
     nothing = torch.zeros(1, 1, 1, 1, 1)
-    features = Features((), (), COMPLETE)
-    return Answer(
-        nothing if logits is None else logits, embedding, features, net or UNet(**UNet.small())
+    output = Output(
+        nothing if logits is None else logits,
+        embedding=embedding,
+        features=Features((), (), COMPLETE),
     )
+    return Answer(net or UNet(**UNet.small()), output)
 
 
 def random_label(*shape: int) -> Tensor:

@@ -19,11 +19,11 @@ from bts_lightning.__main__ import main
 from bts_lightning.config.build import build
 from bts_lightning.data.module import BratsDataModule
 from bts_lightning.distillation import DistillationTask, Teacher
-from bts_lightning.distillation.chain.claim import Claim, judge
+from bts_lightning.distillation.chain.claim import Verdict, judge
 from bts_lightning.distillation.chain.gap import Gap, Moments, measure_gaps
 from bts_lightning.distillation.chain.joint import join_students
-from bts_lightning.distillation.chain.pages import html, markdown
-from bts_lightning.distillation.chain.plan import Plan, make_plan
+from bts_lightning.distillation.chain.pages import document
+from bts_lightning.distillation.chain.plan import ChainPlan, make_plan
 from bts_lightning.distillation.chain.result import check_teachers
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.inference import Protocol
@@ -47,7 +47,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv(runs.RUN_VARIABLE, raising=False)
 
 
-def plan(*words: str, subsets: Sequence[str] = ("flair", "t1c"), **options: Any) -> Plan:
+def plan(*words: str, subsets: Sequence[str] = ("flair", "t1c"), **options: Any) -> ChainPlan:
     return make_plan(words, folder=Path("distill/test"), subsets=subsets, **options)
 
 
@@ -323,7 +323,7 @@ def test_students_that_were_scored_differently_are_not_joined() -> None:
 # The claim
 
 
-def claim(cases: int = 8, aligned: float = 0.02) -> Claim:
+def claim(cases: int = 8, aligned: float = 0.02) -> Verdict:
     """Let the teacher give nothing and the aligned one the same to each case."""
     names = [f"case{i}" for i in range(cases)]
 
@@ -341,7 +341,7 @@ def claim(cases: int = 8, aligned: float = 0.02) -> Claim:
 
 
 def test_gains_are_paired_differences_in_points() -> None:
-    taught, aligned, more = claim().contrasts
+    taught, aligned, more = claim().pairs
     assert (taught.mean.mean, taught.mean.p) == (0, 1)
     assert [gain.mean for gain in aligned.subsets] == pytest.approx([2, 4])
     # The same in each case: an interval of no width, and the smallest p that eight cases can give.
@@ -360,7 +360,7 @@ def test_arms_of_other_cases_are_not_compared() -> None:
 
 def test_the_page_says_what_came_out_whichever_way() -> None:
     made = plan("kd_unet", *TINY)
-    text = markdown(made, claim())
+    text = document(made, claim()).markdown()
     assert "+ aligned teacher against alone: +3.00* [3.00, 3.00] points" in text
     assert "(p 0.023), more than the choice of cases can explain" in text
     assert "(p 1.000), no more than the choice of cases can explain" in text
@@ -369,15 +369,15 @@ def test_the_page_says_what_came_out_whichever_way() -> None:
     assert "| ○ ● ○ ○ | +0.00 [0.00, 0.00] | 1.000 | +4.00* [4.00, 4.00] | 0.047 |" in text
     assert "| images | 1.000 | 0.250 |" in text
     assert "| mean: alone | mean: + teacher | mean: + aligned teacher | WT: alone |" in text
-    worse = markdown(made, claim(cases=3, aligned=-0.02))
+    worse = document(made, claim(cases=3, aligned=-0.02)).markdown()
     assert "−3.00 [−3.00, −3.00] points of mean Dice over the subsets (p 0.750)" in worse
     assert "which 3 cases cannot tell from chance" in worse
-    assert "With 3 cases no cell can reach p &lt; 0.05: that takes at least 8." in worse
-    page = html(made, claim())
+    assert "With 3 cases no cell can reach p < 0.05: that takes at least 8." in worse
+    page = document(made, claim()).html()
     assert page.count("<table>") == 4
     longer = plan("kd_unet", *TINY, for_teachers=["trainer.max_epochs=7"], for_students=["seed=3"])
     words = "with adaptor; teachers with trainer.max_epochs=7; students with seed=3. kd_unet"
-    assert words in markdown(longer, claim())
+    assert words in document(longer, claim()).markdown()
     assert "teachers with" not in text
     assert "<script" not in page
 

@@ -12,7 +12,7 @@ from bts_lightning.distillation.terms import neighbourhood, similarities
 from bts_lightning.errors import ConfigError
 from bts_lightning.losses import LabelLoss, RegionLoss, SegmentationLoss
 from bts_lightning.networks.adaptor import InputAdaptor
-from bts_lightning.networks.backbone import Features
+from bts_lightning.networks.backbone import Features, Output
 from bts_lightning.networks.medmap import MedMAP
 from bts_lightning.networks.rfnet import RFNet
 from bts_lightning.networks.unet import UNet
@@ -97,7 +97,8 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(
     frozen = answer(logits.detach(), embedding.detach())
     value = term(answer(logits, embedding), frozen, random_label(2, 8, 8, 8), loss)
     assert value.tolist() == [0, 0]
-    (gradient,) = torch.autograd.grad(value.sum(), embedding if term.reads_embedding else logits)
+    read = embedding if isinstance(term, PrototypeTerm) else logits
+    (gradient,) = torch.autograd.grad(value.sum(), read)
     assert gradient.abs().max() < 1e-6
 
 
@@ -112,7 +113,10 @@ def test_the_anchor_term_is_half_the_mean_square_over_what_is_present() -> None:
     own[:, 2:] = math.nan  # absent
     ours = Features((own,) * 4, (seen,) * 4, seen)
     nothing = torch.zeros(1, 3, 2, 2, 2)
-    pair = Answer(nothing, None, ours, student), Answer(nothing, None, theirs, teacher)
+    pair = (
+        Answer(student, Output(nothing, features=ours)),
+        Answer(teacher, Output(nothing, features=theirs)),
+    )
     term = AnchorTerm()
     term.check(*pair)
     found = term(*pair, torch.zeros(1, 2, 2, 2, dtype=torch.uint8), LabelLoss())
@@ -128,12 +132,7 @@ def test_an_anchor_needs_a_teacher_that_has_one_and_a_student_that_can_follow() 
         MedMAP(RFNet(width=4)),
         MedMAP(RFNet(width=8)),
     ]
-    early, adapted, late, aligned, wide = (
-        Answer(out.logits, None, out.features, net)
-        for net in nets
-        for out in [net.eval()(image, COMPLETE)]
-        if out.features is not None
-    )
+    early, adapted, late, aligned, wide = (Answer(net, net.eval()(image, COMPLETE)) for net in nets)
     term = AnchorTerm()
     for student, teacher in ((late, aligned), (adapted, adapted)):
         term.check(student, teacher)

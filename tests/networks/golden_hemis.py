@@ -29,7 +29,7 @@ def auxiliary(net: Backbone, features: Features, seen: Features) -> dict[str, Te
         means.append(posterior(*experts(x, present), present)[0])
     found = {f"posterior_mean_level{level + 1}": mean for level, mean in enumerate(means)}
     for name, decoder in zip(MODALITIES, net.reconstructions, strict=True):
-        found[f"recon_{SHOWN_AS[name]}"] = decoder(means)
+        found[f"recon_{SHOWN_AS[name]}"] = decoder(means).logits
     return found
 
 

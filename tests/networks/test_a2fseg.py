@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from bts_lightning.modalities import SUBSETS
-from bts_lightning.networks.a2fseg import local_fusion
 from bts_lightning.networks.a2fseg import network as a2fseg
+from bts_lightning.networks.a2fseg import subsets as shortcuts
 from bts_lightning.networks.a2fseg.modality_attention import Variant
-from bts_lightning.networks.a2fseg.network import A2FSeg, from_official
+from bts_lightning.networks.a2fseg.network import A2FSeg
 from bts_lightning.networks.layers import deep_weights
+from tests.networks.official_a2fseg import from_official, load_official
+from tests.networks.parts import check_that_a_fusion_treats_modalities_alike
 
 DEAD = 14_025_120  # the fusion decoder's unused encoder, as counted in the official network
 
@@ -58,6 +60,11 @@ def test_attention_over_one_modality_is_the_modality() -> None:
     alone, pair = flags(2), flags(2, 3)
     torch.testing.assert_close(official(image, alone).logits, decoder(image, alone).logits)
     assert not torch.allclose(official(image, pair).logits, decoder(image, pair).logits)
+
+
+@pytest.mark.parametrize("variant", ["official", "post", "decoder", "base", "paper"])
+def test_branches_and_scorers_go_with_their_modality(variant: Variant) -> None:
+    check_that_a_fusion_treats_modalities_alike(small(variant).eval())
 
 
 @pytest.mark.parametrize("variant", ["official", "post", "decoder", "base", "paper"])
@@ -134,33 +141,34 @@ def test_linear_work_is_shared_between_subsets(
     for level in features.levels:
         level[:, 1] = float("nan")  # T1c was never there
     subsets = torch.tensor([s for s in SUBSETS if not s[1]])[-count:]
-    many = features.repeat(count).restrict(subsets)
     alone = [net.decode(features.restrict(subset.view(1, 4))).logits for subset in subsets]
     # Slabs of some planes each: neither their borders nor those of the window may show.
-    monkeypatch.setattr(local_fusion, "SHARED_BYTES", 2**20)
-    torch.testing.assert_close(net.decode(many).logits, torch.cat(alone))
+    monkeypatch.setattr(shortcuts, "SHARED_BYTES", 2**20)
+    torch.testing.assert_close(
+        net.decode_subsets(features, subsets).flatten(0, 1), torch.cat(alone)
+    )
 
 
 @torch.no_grad()
 def test_large_features_are_decoded_without_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
     net = small("official").eval()
     features = net.encode(torch.randn(1, 4, 16, 16, 16), flags(0, 1, 2, 3))
-    many = features.repeat(15).restrict(torch.tensor(SUBSETS))
-    shared = net.decode(many).logits
-    monkeypatch.setattr(a2fseg, "SHARED_BYTES", 0)
-    monkeypatch.setattr(A2FSeg, "_once", lambda *_: pytest.fail("something was shared"))
-    torch.testing.assert_close(net.decode(many).logits, shared, atol=1e-5, rtol=1e-5)
+    subsets = torch.tensor(SUBSETS)
+    shared = net.decode_subsets(features, subsets)
+    monkeypatch.setattr(a2fseg, "MOST_BYTES", 0)
+    monkeypatch.setattr(a2fseg, "OwnTerms", lambda *_: pytest.fail("something was shared"))
+    torch.testing.assert_close(net.decode_subsets(features, subsets), shared, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_shared_work_stays_near_in_half_precision() -> None:
     net = small("paper").eval()
-    many = net.encode(torch.randn(1, 4, 16, 16, 16), flags(0, 1, 2, 3)).repeat(15)
-    many = many.restrict(torch.tensor(SUBSETS))
-    full = net.decode(many).logits
-    half = tuple(level.bfloat16() for level in many.levels)
+    features = net.encode(torch.randn(1, 4, 16, 16, 16), flags(0, 1, 2, 3))
+    subsets = torch.tensor(SUBSETS)
+    full = net.decode_subsets(features, subsets)
+    half = tuple(level.bfloat16() for level in features.levels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = net.decode(replace(many, levels=half)).logits
+        rounded = net.decode_subsets(replace(features, levels=half), subsets)
     assert rounded.dtype == torch.bfloat16
     assert (rounded - full).norm() < 0.02 * full.norm()
 
@@ -192,7 +200,7 @@ def test_official_state_fills_every_weight_and_drops_the_dead_encoder() -> None:
         state |= {f"modality_aware_modules.{m}.{k}": v + 1 for k, v in module.state_dict().items()}
     state |= {f"lastconv.0.{k}": v + 1 for k, v in net.refine.state_dict().items()}
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    net.load_official(state)
+    load_official(net, state)
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name] + 1)
 

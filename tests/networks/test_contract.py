@@ -12,21 +12,17 @@ import inspect
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from bts_lightning import config
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import SUBSETS, Subset, subset_name
 from bts_lightning.networks.backbone import Backbone, Features, Output
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+from tests.networks.parts import build, image_for, networks, permute_branches
 
 # Class name -> (pattern of parameter names, reason why one step on one sample need not move them).
 UNTRAINED: dict[str, tuple[str, str]] = {
@@ -39,25 +35,7 @@ UNTRAINED: dict[str, tuple[str, str]] = {
 ROUNDING = {"rtol": 1e-3, "atol": 1e-3}
 
 
-def networks() -> list[Any]:
-    """Find the experiments that define a network; mix-ins define none, some share one."""
-    found: dict[str, DictConfig] = {}
-    for path in sorted(EXPERIMENTS.glob("*.yaml")):
-        node = config.load([str(path)]).get("net")
-        if OmegaConf.is_dict(node) and "_target_" in node and small(node) not in found.values():
-            found[path.stem] = small(node)
-    return [pytest.param(node, id=name) for name, node in found.items()]
-
-
-def small(node: DictConfig) -> DictConfig:
-    """Merge the small form of a network over its node."""
-    module, name = node._target_.rsplit(".", 1)
-    merged = OmegaConf.merge(node, getattr(import_module(module), name).small())
-    assert isinstance(merged, DictConfig)
-    return merged
-
-
-@pytest.fixture(params=networks())
+@pytest.fixture(params=networks().values(), ids=networks())
 def net(request: pytest.FixtureRequest) -> Backbone:
     """Build the small form of an experiment's network, without symmetric or zero weights."""
     return build(request.param)
@@ -67,21 +45,6 @@ def net(request: pytest.FixtureRequest) -> Backbone:
 def _fresh_compiler() -> Iterator[None]:
     yield
     torch._dynamo.reset()
-
-
-def build(node: DictConfig, **extra: Any) -> Backbone:
-    torch.manual_seed(0)
-    network: Backbone = config.build(OmegaConf.merge(node, extra))
-    with torch.no_grad():
-        for parameter in network.parameters():
-            # Zero-initialised tables and unit norms would hide a wrong order.
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return network.eval()
-
-
-def image_for(network: Backbone, batch: int = 1) -> Tensor:
-    size = max(16, 2 * network.divisor)
-    return torch.randn(batch, 4, size, size, size, generator=torch.Generator().manual_seed(batch))
 
 
 def rows(*subsets: Subset) -> Tensor:
@@ -190,6 +153,21 @@ def test_modalities_are_told_apart(net: Backbone) -> None:
             assert not torch.allclose(single[i], single[j], rtol=1e-3, atol=1e-3)
 
 
+# These two make up all others: whoever passes both has no two branches swapped.
+@pytest.mark.parametrize("order", [[1, 2, 3, 0], [1, 0, 2, 3]])
+@torch.no_grad()
+def test_a_branch_encodes_its_own_modality(net: Backbone, order: list[int]) -> None:
+    image, present = image_for(net), torch.ones(1, 4, dtype=torch.bool)
+    before = net.encode(image, present).levels
+    if not permute_branches(net, order):
+        pytest.skip("encodes all modalities alike")
+    together = net.encode(image[:, order], present).levels
+    assert all(torch.equal(x[:, order], y) for x, y in zip(before, together, strict=True))
+    alone = net.encode(image, present).levels
+    for m in (m for m in range(4) if order[m] != m):
+        assert any(not torch.equal(x[:, m], y[:, m]) for x, y in zip(before, alone, strict=True))
+
+
 # Law 3: per sample
 
 
@@ -249,10 +227,25 @@ def test_encode_once_equals_naive_bit_for_bit(net: Backbone) -> None:
 def test_subsets_in_one_batch_equal_single_ones(net: Backbone, count: int) -> None:
     features = net.encode(image_for(net), torch.ones(1, 4, dtype=torch.bool))
     some = rows(*SUBSETS[:count])
-    logits = net.decode(features.repeat(count).restrict(some)).logits
+    logits = net.decode_subsets(features, some)  # S 1 C D H W
     for row in range(count):
         alone = net.decode(features.restrict(some[row : row + 1])).logits
-        torch.testing.assert_close(logits[row : row + 1], alone, **ROUNDING)
+        torch.testing.assert_close(logits[row], alone, **ROUNDING)
+
+
+# What may fill in for an absent modality
+
+
+@torch.no_grad()
+def test_filling_an_absent_slot_of_a_fused_level_matters(net: Backbone) -> None:
+    some, complete = rows((True, False, True, False)), torch.ones(1, 4, dtype=torch.bool)
+    features = net.encode(image_for(net), complete).restrict(some)
+    before = net.decode(features).logits
+    for level in net.fused_levels:
+        present = list(features.present)
+        present[level] = complete
+        after = net.decode(replace(features, present=tuple(present))).logits
+        assert (after - before).abs().max() > 1e-3 * before.std(), level
 
 
 # Learning
@@ -282,8 +275,20 @@ def test_evaluation_computes_the_prediction_alone(net: Backbone) -> None:
     assert output.penalties == {}
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_embedding_is_what_the_head_reads(net: Backbone, training: bool) -> None:
+    image = image_for(net, batch=2)
+    output = net.train(training)(image, torch.ones(2, 4, dtype=torch.bool))
+    assert output.embedding is not None
+    assert output.embedding.shape[2:] == image.shape[2:]
+    size = output.logits.shape[1], output.embedding.shape[1]
+    heads = [m for m in net.modules() if isinstance(m, torch.nn.Conv3d) and m.kernel_size[0] == 1]
+    fits = [head for head in heads if (head.out_channels, head.in_channels) == size]
+    assert any(torch.equal(head(output.embedding), output.logits) for head in fits)
+
+
 @pytest.mark.parametrize("channels", [3, 4])
-@pytest.mark.parametrize("node", networks())
+@pytest.mark.parametrize("node", networks().values(), ids=networks())
 @torch.no_grad()
 def test_output_has_the_shape_of_the_image(node: DictConfig, channels: int) -> None:
     network = build(node, out_channels=channels)
@@ -311,7 +316,7 @@ def test_wrong_size_is_refused_with_one_that_fits(net: Backbone) -> None:
 
 
 @pytest.mark.parametrize("size", [0, -1, 1])
-@pytest.mark.parametrize("node", networks())
+@pytest.mark.parametrize("node", networks().values(), ids=networks())
 def test_impossible_sizes_are_refused_before_any_work(node: DictConfig, size: int) -> None:
     takes = inspect.signature(type(build(node))).parameters.values()
     for name in [argument.name for argument in takes if argument.annotation is int]:

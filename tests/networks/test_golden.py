@@ -1,16 +1,12 @@
 """The networks give the recorded outputs of the official code (see `tests/golden/README.md`)."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone
 from tests.golden.fill_rule import fill, make_input
-from tests.networks.conformity import Check, Recorded, config_of, files, is_slow, mask_name, plain
+from tests.networks.conformity import Check, files, is_slow, mask_name
 
 CASES = [
     pytest.param(
@@ -29,43 +25,6 @@ CASES = [
 def test_official_outputs_are_met(entry: Check, path: Path, index: int) -> None:
     missed = [row for row in entry.check(path, index) if not row.passed]
     assert not missed
-
-
-OWNED = {
-    config_of(path)["network"]: (entry, config_of(path))
-    for path, entry in files()
-    if isinstance(entry, Recorded) and entry.salt is not plain
-}
-
-
-@pytest.mark.parametrize(("entry", "config"), OWNED.values(), ids=OWNED)
-@torch.no_grad()
-def test_what_a_modality_owns_encodes_that_modality_alone(
-    entry: Recorded, config: dict[str, Any]
-) -> None:
-    """Plain files cannot see two branches of one shape swapped; `salt` says whose is whose."""
-    with torch.device("meta"):
-        network = type(entry.build(config))
-    net: Backbone = network(**network.small()).eval()
-    size = max(16, 2 * net.divisor)
-    image, present = torch.randn(1, 4, size, size, size), torch.ones(1, 4, dtype=torch.bool)
-    before = net.encode(image, present).levels
-    for m in range(len(MODALITIES)):
-        owned = [p for name, p in net.named_parameters() if entry.salt(name) // 10 == m + 1]
-        kept = [p.clone() for p in owned]
-        for p in owned:
-            p.add_(torch.randn_like(p))
-        after = net.encode(image, present).levels
-        for p, value in zip(owned, kept, strict=True):
-            p.copy_(value)
-        levels = [
-            [not torch.equal(x[:, i], y[:, i]) for i in range(len(MODALITIES))]
-            for x, y in zip(before, after, strict=True)
-        ]
-        # A level that a shared encoder makes stays as it is.
-        moved = [changed for changed in levels if any(changed)]
-        assert moved
-        assert all(changed == [i == m for i in range(len(MODALITIES))] for changed in moved)
 
 
 def test_fill_rule_gives_the_values_of_the_table() -> None:

@@ -18,6 +18,7 @@ from bts_lightning.networks.uhved import (
     posterior,
     subset_divergence,
 )
+from tests.networks.parts import check_that_a_fusion_treats_modalities_alike
 
 
 def scalars(*values: float) -> Tensor:
@@ -40,6 +41,12 @@ def test_weights_of_the_published_sizes() -> None:
     # 0.566 M in all and 0.112 M an encoder, says the construction from the paper.
     assert sum(p.numel() for p in hemis.parameters()) == 565_888
     assert sum(p.numel() for p in hemis.encoders[0].parameters()) == 111_776
+
+
+@pytest.mark.parametrize("kind", [UHeMIS, UHVED])
+def test_branches_go_with_their_modality(kind: type[Any]) -> None:
+    torch.manual_seed(0)
+    check_that_a_fusion_treats_modalities_alike(kind(width=4).eval())
 
 
 @pytest.mark.parametrize(
@@ -161,6 +168,6 @@ def test_subsets_of_a_case_share_the_factors_of_their_gaussians() -> None:
     for level in features.levels:
         level[:, 1] = float("nan")  # T1c was never there
     subsets = torch.tensor([s for s in SUBSETS if not s[1]])
-    together = net.decode(features.repeat(len(subsets)).restrict(subsets)).logits
+    together = net.decode_subsets(features, subsets).flatten(0, 1)
     alone = [net.decode(features.restrict(subset.view(1, 4))).logits for subset in subsets]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)

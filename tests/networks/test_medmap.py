@@ -9,19 +9,15 @@ from torch import Tensor
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import SUBSETS, Subset
-from bts_lightning.networks.a2fseg.network import A2FSeg
-from bts_lightning.networks.amoe_bts import AMoEBTS
-from bts_lightning.networks.backbone import Backbone, Features
-from bts_lightning.networks.demoseg import DeMoSeg
-from bts_lightning.networks.hemis import UHeMIS
+from bts_lightning.networks.backbone import Backbone, Features, Output
 from bts_lightning.networks.medmap import MedMAP
-from bts_lightning.networks.mifpn import MIFPN
 from bts_lightning.networks.mmformer import MMFormer
 from bts_lightning.networks.rfnet import RFNet
-from bts_lightning.networks.uhved import UHVED
 from bts_lightning.networks.unet import UNet
+from tests.networks.parts import build, image_for, networks
 
-HOSTS: list[type[Any]] = [A2FSeg, AMoEBTS, DeMoSeg, MIFPN, MMFormer, RFNet, UHeMIS, UHVED]
+# Every class of network that an experiment names and that keeps modalities apart.
+HOSTS: set[type[Any]] = {type(n) for n in map(build, networks().values()) if n.fused_levels}
 
 
 def present(*subsets: Subset) -> Tensor:
@@ -227,22 +223,40 @@ def test_scaling_needs_learned_weights() -> None:
         aligned(anchor="fixed", scale_by_weight="official")
 
 
+class Gated(UNet):
+    """A finest level that is read where the one below says that a modality is there."""
+
+    fused_levels = (0, 1)
+
+    def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+        return (image.unsqueeze(2),) * 2
+
+    def decode(self, features: Features) -> Output:
+        return super().decode(features.restrict(features.present[1]))
+
+
+@pytest.mark.parametrize(("levels", "idle"), [("finest", 0), ("deepest", 1)])
+def test_a_level_that_cannot_matter_is_refused_in_training(levels: Any, idle: int) -> None:
+    net = Gated(**UNet.small())
+    image = torch.randn(1, 4, 16, 16, 16)
+    MedMAP(net, levels="all").train()(image, SOME, ALL)
+    aligned = MedMAP(net, levels=levels).train()
+    aligned(image, ALL, ALL)  # nothing is missing yet
+    with pytest.raises(ConfigError, match=rf"Gated predicts the same .* level {idle},"):
+        aligned(image, SOME, ALL)
+
+
 # Around every network
 
 
-@pytest.fixture(params=HOSTS, ids=lambda host: host.__name__)
+@pytest.fixture(params=sorted(HOSTS, key=str), ids=lambda host: host.__name__)
 def host(request: pytest.FixtureRequest) -> Callable[[], Backbone]:
-    def build() -> Backbone:
+    def fresh() -> Backbone:
         torch.manual_seed(0)
         net: Backbone = request.param(**request.param.small())
         return net
 
-    return build
-
-
-def image_for(net: Backbone, batch: int = 1) -> Tensor:
-    size = max(16, 2 * net.divisor)
-    return torch.randn(batch, 4, size, size, size, generator=torch.Generator().manual_seed(batch))
+    return fresh
 
 
 def test_two_steps_train_network_and_weights(host: Callable[[], Backbone]) -> None:
@@ -299,10 +313,10 @@ def test_subsets_in_one_batch_equal_single_passes(
     net = MedMAP(inside, levels=levels).eval()
     image = image_for(net)
     some = present(*SUBSETS[::2])
-    once = net.decode(net.encode(image, ALL).repeat(len(some)).restrict(some)).logits
+    once = net.decode_subsets(net.encode(image, ALL), some)  # S 1 C D H W
     for row in range(len(some)):
         alone = net(image, some[row : row + 1]).logits
-        torch.testing.assert_close(once[row : row + 1], alone, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(once[row], alone, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()

@@ -12,6 +12,11 @@ def test_holm_by_hand() -> None:
     np.testing.assert_allclose(holm(p), [0.06, 0.04, 0.5, 0.06])
 
 
+def test_holm_never_falls_behind_a_smaller_p() -> None:
+    # 0.01·3 and 0.011·2: the second would come out below the first.
+    np.testing.assert_allclose(holm(np.array([0.011, 0.01, 0.5])), [0.03, 0.03, 0.5])
+
+
 def test_holm_leaves_absent_cells_out_of_the_family() -> None:
     np.testing.assert_allclose(holm(np.array([0.01, np.nan, 0.04])), [0.02, np.nan, 0.04])
 

@@ -19,10 +19,10 @@ from bts_lightning.files import write_whole
 from bts_lightning.metrics.table import METRICS
 from bts_lightning.report.paired import pair
 from bts_lightning.report.table import EvaluationTable
-from bts_lightning.runs import processes
+from bts_lightning.runs import jobs, processes
 from bts_lightning.study import work
-from bts_lightning.study.plan import Unit, plan_study
-from bts_lightning.study.report import Result, pooled, spread, write_study
+from bts_lightning.study.plan import Training, plan_study
+from bts_lightning.study.report import Outcome, mean_and_deviation, pooled, write_study
 from tests.report.synthetic import protocol, rows
 from tests.tiny_training import TRAINING, wait_for
 
@@ -38,18 +38,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def plan(*words: str) -> list[Unit]:
+def plan(*words: str) -> list[Training]:
     return plan_study(parse(["study", *words]))[1]
 
 
 def test_every_seed_meets_every_experiment_and_fold(here: Path):
-    units = plan("tiny 'tiny wider'", "--seeds", "2", "--folds", "3", "data.root=.")
-    assert len(units) == 12
-    assert units[0].run == Path("studies/tiny_tiny+wider/tiny/seed-0_fold-1")
+    found = plan("tiny 'tiny wider'", "--seeds", "2", "--folds", "3", "data.root=.")
+    assert len(found) == 12
+    assert found[0].run == Path("studies/tiny_tiny+wider/tiny/seed-0_fold-1")
     last = ("tiny", "wider", "seed=1", "data.split=fold 3 of 3", "data.root=.")
-    assert units[-1].words == last
+    assert found[-1].words == last
     # The order in which an interrupted study is still of use.
-    assert [unit.seed for unit in units] == [0] * 6 + [1] * 6
+    assert [training.seed for training in found] == [0] * 6 + [1] * 6
 
 
 def test_without_folds_the_experiment_says_how_to_split(here: Path):
@@ -84,18 +84,19 @@ def test_mistakes_are_named_before_anything_is_trained(here: Path, words: list[s
 def test_other_overrides_in_the_same_folder_are_refused(here: Path):
     plan("tiny", "net.width=4")
     plan("tiny wider", "net.width=4", "--name", "tiny")  # one experiment more is no other study
-    with pytest.raises(ConfigError, match="other overrides or folds"):
+    with pytest.raises(ConfigError, match=r"began with overrides=.*width=4.*--name"):
         plan("tiny", "net.width=8")
 
 
 def test_a_failure_is_told_whole_and_leaves_nobody_at_work(
     here: Path, capsys: pytest.CaptureFixture[str]
 ):
-    units = [Unit(f"no[{n}]", 0, None, here / n, (f"no[{n}]",)) for n in ("other", "such")]
-    assert work.work(units, Console(), only=1) == 1
+    both = [Training(f"no[{n}]", 0, None, here / n, (f"no[{n}]",)) for n in ("other", "such")]
+    assert work.work(both, Console(width=1000), only=1) == 1
     said = capsys.readouterr().out
     assert "2/2 no[such], seed 0" in said
-    assert "failed: bts train: no experiment is named 'no[such]'" in said
+    told = "no[such], seed 0 could not be trained: no experiment is named 'no[such]'"
+    assert f"failed: {told}" in said
     # A job that Slurm starts again on another machine would take the sign for somebody's work.
     assert not (here / "such" / "worker.json").exists()
     assert not (here / "other").exists()
@@ -106,26 +107,40 @@ def test_a_task_outwaits_a_machine_that_died_with_it(
 ):
     monkeypatch.setattr(processes, "SILENT_AFTER", 1.0)
     monkeypatch.setattr(work, "_ASK_EVERY", 0.1)
-    unit = Unit("nope", 0, None, here / "nope", ("nope",))
-    write_whole(unit.run / "worker.json", '{"host": "gone", "worker": "1:2", "training": null}')
-    assert work.work([unit], Console()) == 1
-    assert "somebody works on it; left out" in capsys.readouterr().out
-    assert work.work([unit], Console(), only=0) == 1
+    training = Training("nope", 0, None, here / "nope", ("nope",))
+    write_whole(training.run / "worker.json", '{"host": "gone", "worker": "1:2", "training": null}')
+    assert work.work([training], Console()) == 1
+    assert "somebody works on" in capsys.readouterr().out
+    assert work.work([training], Console(), only=0) == 1
     assert "no experiment is named 'nope'" in capsys.readouterr().out
 
 
 def test_going_on_trusts_the_packages_that_the_beginning_did(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    given: list[tuple[str, ...]] = []
-    monkeypatch.setattr(work, "_run", lambda unit, console, *words: given.append(words))
-    (unit,) = plan("tiny", "--seeds", "1", "data.root=.", "--allow", "mine")
-    write_whole(unit.run / "config.yaml", "")
-    work._bring_on(unit, Console())
-    assert given == [(verb, str(unit.run), "--allow", "mine") for verb in ("train", "evaluate")]
+    given: list[list[str]] = []
+
+    class Done:
+        def __init__(self, command: list[str], *_: object) -> None:
+            given.append(command[3:])
+            if command[3] == "evaluate":
+                write_whole(training.run / "evaluation" / "test" / "cases.csv", "")
+
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.setattr(jobs, "Process", Done)
+    (training,) = plan("tiny", "--seeds", "1", "data.root=.", "--allow", "mine")
+    write_whole(training.run / "config.yaml", "")
+    assert work.work([training], Console(), ["mine"]) == 0
+    run, part = str(training.run), ["--name", "test", "--part", "test"]
+    assert given == [
+        ["train", run, "--allow", "mine"],
+        ["evaluate", run, *part, "--allow", "mine"],
+    ]
 
 
-def test_the_slurm_script_is_one_unit_a_task(here: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_slurm_script_is_one_training_a_task(here: Path, capsys: pytest.CaptureFixture[str]):
     words = ["tiny 'tiny wider'", "--seeds", "2", "--folds", "3", "data.root=a b", "--slurm"]
     assert main(["study", *words]) == 0
     script = capsys.readouterr().out
@@ -144,8 +159,8 @@ def test_the_slurm_script_is_one_unit_a_task(here: Path, capsys: pytest.CaptureF
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
-def result(name: str, seed: int, fold: int | None, made: list[dict[str, Any]]) -> Result:
-    return Result(name, seed, fold, EvaluationTable.from_rows(made), protocol(experiment=name))
+def result(name: str, seed: int, fold: int | None, made: list[dict[str, Any]]) -> Outcome:
+    return Outcome(name, seed, fold, EvaluationTable.from_rows(made), protocol(experiment=name))
 
 
 def constant(cases: list[str], dice: float) -> list[dict[str, Any]]:
@@ -157,10 +172,10 @@ def constant(cases: list[str], dice: float) -> list[dict[str, Any]]:
 
 def test_deviation_is_that_of_trainings():
     results = [result("a", s, None, constant(["x", "y"], d)) for s, d in enumerate([0.7, 0.8, 0.9])]
-    mean, deviation = spread(results, METRICS["dice"])
+    mean, deviation = mean_and_deviation(results, METRICS["dice"])
     np.testing.assert_allclose(mean, 80.0)
     np.testing.assert_allclose(deviation, 10.0)
-    assert np.isnan(spread(results[:1], METRICS["dice"])[1]).all()
+    assert np.isnan(mean_and_deviation(results[:1], METRICS["dice"])[1]).all()
 
 
 def test_folds_are_joined_and_seeds_averaged():
@@ -199,7 +214,7 @@ def test_the_table_is_printed_and_written(tmp_path: Path):
     ]
     text = StringIO()
     write_study(tmp_path, results, 14, Console(file=text, width=80, color_system=None))
-    mean, deviation = spread(results[:6], METRICS["dice"])
+    mean, deviation = mean_and_deviation(results[:6], METRICS["dice"])
     cell = f"{mean[0, 0]:.2f} ± {deviation[0, 0]:.2f}"
     row = next(line for line in text.getvalue().splitlines() if line.strip().startswith("base"))
     assert row.split()[:2] == ["base", "6"]
@@ -232,7 +247,7 @@ def test_a_study_killed_in_the_middle_goes_on_to_one_table(here: Path, phantom: 
     printed, _ = second.communicate(timeout=900)
     assert second.returncode == 0, printed
     assert kept.stat().st_mtime_ns == before, "what was finished was done again"
-    assert "1/4" not in printed
+    assert "1/4 " not in printed
     lines = [line.split() for line in printed.splitlines()]
     table = [line for line in lines if line[3:4] == ["±"]]
     assert [line[0] for line in table] == ["tiny", "wider"] * 2
@@ -240,4 +255,4 @@ def test_a_study_killed_in_the_middle_goes_on_to_one_table(here: Path, phantom: 
     assert "wider against tiny" in printed
     # A third time there is nothing to train.
     third, _ = start(here, *words).communicate(timeout=120)
-    assert "/4" not in third
+    assert "/4 " not in third

@@ -131,7 +131,11 @@ def test_an_experiment_needs_a_place_in_the_command(tmp_path: Path):
 
 def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,5")
-    assert share_gpus(None) == ["3", "4", "5"]
-    assert share_gpus(2) == ["3,5", "4"]
-    assert share_gpus(4) == ["3", "4", "5", "3"]
-    assert share_gpus(1) == [None]
+
+    def seen(agents: int | None) -> list[str | None]:
+        return [environment.get("CUDA_VISIBLE_DEVICES") for environment in share_gpus(agents)]
+
+    assert seen(None) == ["3", "4", "5"]
+    assert seen(2) == ["3,5", "4"]
+    assert seen(4) == ["3", "4", "5", "3"]
+    assert seen(1) == [None]

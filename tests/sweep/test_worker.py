@@ -1,24 +1,28 @@
 """Sweeps without an account: trials of a tiny program in place of a training, except for one."""
 
-import json
+import errno
 import os
 import signal
 import subprocess
 import sys
+import time
 from io import StringIO
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import pytest
 import yaml
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from rich.console import Console
 
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.runs.processes import Training, reason
+from bts_lightning.runs.processes import Process, reason
 from bts_lightning.sweep.file import read_sweep
-from bts_lightning.sweep.store import Store, number_of
+from bts_lightning.sweep.store import Store, _Lock, number_of
 from bts_lightning.sweep.worker import run_local
 from tests.tiny_training import TRAINING, wait_for
 
@@ -68,7 +72,7 @@ def run(file: Path, *, cap: int | None = None, agents: int = 1) -> tuple[int, st
     text = StringIO()
     sweep, folder = read_sweep(file), file.parent / "sweep"
     console = Console(file=text, width=200)
-    code = run_local(sweep, [], folder=folder, cap=cap, places=[None] * agents, console=console)
+    code = run_local(sweep, [], folder=folder, cap=cap, places=[{}] * agents, console=console)
     return code, text.getvalue(), Store(folder, sweep, cap)
 
 
@@ -122,7 +126,7 @@ def test_a_failing_trial_does_not_stop_the_rest(tmp_path: Path):
 def test_the_reason_is_that_of_the_last_attempt(tmp_path: Path):
     late = "import atexit; atexit.register(print, 'wandb: Find logs'); raise OSError('late')"
     for program in ("import sys; sys.exit('error: stopped by SIGTERM')", late):
-        code = Training([sys.executable, "-c", program], tmp_path, {}).wait()
+        code = Process([sys.executable, "-c", program], tmp_path, {}).wait()
     assert reason(tmp_path, code) == "OSError: late"
 
 
@@ -188,7 +192,10 @@ def test_raising_the_count_goes_on(tmp_path: Path):
 
 def test_another_sweep_in_the_same_folder_is_refused(tmp_path: Path):
     run(sweep_file(tmp_path, {"x": [3]}))
-    with pytest.raises(ConfigError, match="holds another sweep"):
+    with pytest.raises(
+        ConfigError,
+        match=r"began with sweep\.parameters\.x\.values=\[3\], now it is \[4\]; .*--name",
+    ):
         run(sweep_file(tmp_path, {"x": [4]}))
 
 
@@ -269,7 +276,7 @@ def test_ctrl_c_gives_running_trials_back(tmp_path: Path):
     for number in (0, 1):
         wait_for(tmp_path / "sweep" / "trials" / f"000{number}" / "starts")
     worker.send_signal(signal.SIGINT)
-    printed, _ = worker.communicate(timeout=60)
+    printed, _ = worker.communicate(timeout=300)
     assert worker.returncode == 130
     assert b"the same command goes on" in printed
     for number in (0, 1):
@@ -281,13 +288,13 @@ def test_ctrl_c_gives_running_trials_back(tmp_path: Path):
 def test_two_workers_share_a_sweep(tmp_path: Path):
     file = sweep_file(tmp_path, {"x": list(range(6)), "pause": {"value": 1.5}})
     other = start(file, "--agents", "1")
-    wait_for(tmp_path / "sweep" / "trials" / "0000" / "starts")
-    code, _, store = run(file)
-    other.communicate(timeout=60)
+    wait_for(tmp_path / "sweep" / "trials" / "0000" / "starts", 300)
+    code, text, _ = run(file)
+    printed, _ = other.communicate(timeout=300)
     assert (code, other.returncode) == (0, 0)
     assert sorted(starts(tmp_path)) == [f"{{'x': '{x}', 'pause': '1.5'}}" for x in range(6)]
-    signs = [json.loads((store.run(t) / "worker.json").read_text()) for t in store.trials()]
-    assert len({sign["worker"] for sign in signs}) == 2
+    assert b" done: " in printed
+    assert " done: " in text
 
 
 def test_a_poisonous_trial_is_not_tried_forever(tmp_path: Path):
@@ -301,6 +308,96 @@ def test_a_poisonous_trial_is_not_tried_forever(tmp_path: Path):
         started.append(job.values)
         (job.run / "worker.json").unlink()
     assert started == [{"x": 3}] * 3
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_two_never_hold_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_locks: bool):
+    if not has_locks:
+        monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOTSUP, "no locks")))
+    said = []
+
+    def wait() -> None:
+        with _Lock(tmp_path / "claim"):
+            said.append("second")
+
+    with _Lock(tmp_path / "claim"):
+        other = Thread(target=wait)
+        other.start()
+        time.sleep(0.2)
+        said.append("first")
+    other.join()
+    assert said == ["first", "second"]
+
+
+def test_the_lock_of_the_dead_holds_nobody_up(tmp_path: Path):
+    store = Store(tmp_path / "sweep", read_sweep(sweep_file(tmp_path, {"x": [3]})), None)
+    program = """
+import sys, time
+from pathlib import Path
+from bts_lightning.sweep.store import _Lock
+_Lock(Path(sys.argv[1])).acquire()
+print("has it", flush=True)
+time.sleep(600)
+"""
+    command = [sys.executable, "-c", program, str(store.folder / "claim")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"has it\n"
+        other.kill()
+    began = time.monotonic()
+    assert store.claim() is not None
+    assert time.monotonic() - began < 20, "Optuna's own lock is broken after 30 s"
+
+
+class Death(BaseException):
+    """What nobody catches, as SIGKILL."""
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+@pytest.mark.parametrize(
+    "method", ["grid", "random", pytest.param("bayes", marks=pytest.mark.slow)]
+)
+def test_a_worker_may_die_at_any_record_of_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, is_written: bool
+):
+    ends: dict[str, Any] = {"x": {"min": 0.0, "max": 1.0}, "y": {"min": 0.0, "max": 9.0}}
+    values = {"x": [1, 2], "y": [3]} if method == "grid" else ends
+    sweep = read_sweep(sweep_file(tmp_path, values, method=method))
+    # TPE models after ten trials.
+    cap = {"grid": 2, "random": 2, "bayes": 12}[method]
+    appended = JournalFileBackend.append_logs
+    records = 0
+
+    def work(folder: Path, dies_at: int) -> list[tuple[Any, ...]]:
+        nonlocal records
+        records = 0
+
+        def append(backend: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+            nonlocal records
+            records += 1
+            if records == dies_at and not is_written:
+                raise Death
+            appended(backend, logs)
+            if records == dies_at:
+                raise Death
+
+        monkeypatch.setattr(JournalFileBackend, "append_logs", append)
+        store = Store(folder, sweep, cap)
+        while trial := store.claim():
+            store.record(trial, [trial.values["x"] * trial.values["y"]])
+            store.end(trial, TrialState.COMPLETE)
+        return found(store)
+
+    whole = work(tmp_path / "whole", 0)
+    assert len(whole) == cap
+    last = records
+    for dies_at in range(last - 16 if method == "bayes" else 1, last + 1):
+        folder = tmp_path / f"died-{dies_at}"
+        with pytest.raises(Death):
+            work(folder, dies_at)
+        for sign in folder.glob("trials/*/worker.json"):
+            sign.unlink()
+        assert work(folder, 0) == whole, f"died at record {dies_at} of {last}"
 
 
 @pytest.mark.slow

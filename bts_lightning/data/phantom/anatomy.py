@@ -16,7 +16,7 @@ from bts_lightning.data.phantom.space import (
     Array,
     Box,
     Grid,
-    box_around,
+    box_on,
     control_grid,
     interpolate,
     smooth_noise,
@@ -140,7 +140,7 @@ def move(warp: Array, displacement: Array) -> Array:
 
 def make_tissues(rng: np.random.Generator, warp: Array, atlas: Atlas, grid: Grid) -> Tissues:
     """Bring the atlas to the subject, and give the subject folds and sulci of its own."""
-    box = box_around(sample(atlas.brain, warp) > 0.2, STEP, grid)
+    box = box_on(grid, sample(atlas.brain, warp) > 0.2, STEP)
     grid = grid.crop(box)
     where = np.stack([interpolate(part, STEP, grid) for part in warp])
     # Skull stripping leaves between none and two millimetres of the fluid outside.
@@ -161,12 +161,12 @@ def make_tissues(rng: np.random.Generator, warp: Array, atlas: Atlas, grid: Grid
         part *= np.float32(gain) * np.exp(np.float32(wobble) * smooth_noise(rng, grid, 5.0)[inside])
     whole = fluid + grey + white + np.float32(1e-6)
 
-    def spread(values: Array) -> Array:
+    def placed(values: Array) -> Array:
         x = np.zeros(grid.shape, np.float32)
         x[inside] = values
         return x
 
-    fluid, grey, white = (spread(part / whole) for part in (fluid, grey, white))
+    fluid, grey, white = (placed(part / whole) for part in (fluid, grey, white))
     fluid[inside] = 1 - grey[inside] - white[inside]
     control = control_grid(STEP)
     depth = _depth(sample(atlas.brain, warp) > 0.5, control)

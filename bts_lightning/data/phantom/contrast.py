@@ -13,8 +13,8 @@ from bts_lightning.modalities import MODALITIES, Modality
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """Brightness of each substance in one modality, fluid of T2 being about 1.
+class Brightness:
+    """How bright each substance is in one modality, fluid of T2 being about 1.
 
     The order of the values is the physics; the gaps were set by eye, and so that a network loses
     with a modality what it loses on BraTS: the enhancing rim is plain in T1c alone, oedema in T2
@@ -31,11 +31,11 @@ class Contrast:
     necrosis_spread: float  # between patients
 
 
-CONTRASTS: dict[Modality, Contrast] = {
-    "t1": Contrast(0.24, 0.61, 0.82, 0.58, 0.61, 0.64, 0.36, 0.04),
-    "t1c": Contrast(0.25, 0.62, 0.80, 0.58, 0.49, 1.10, 0.36, 0.05),
-    "t2": Contrast(1.02, 0.57, 0.42, 0.86, 0.84, 0.77, 0.78, 0.07),
-    "flair": Contrast(0.14, 0.62, 0.48, 1.00, 0.78, 0.86, 0.76, 0.12),
+BRIGHTNESS: dict[Modality, Brightness] = {
+    "t1": Brightness(0.24, 0.61, 0.82, 0.58, 0.61, 0.64, 0.36, 0.04),
+    "t1c": Brightness(0.25, 0.62, 0.80, 0.58, 0.49, 1.10, 0.36, 0.05),
+    "t2": Brightness(1.02, 0.57, 0.42, 0.86, 0.84, 0.77, 0.78, 0.07),
+    "flair": Brightness(0.14, 0.62, 0.48, 1.00, 0.78, 0.86, 0.76, 0.12),
 }
 
 
@@ -76,10 +76,10 @@ class _Shared:
 
 
 def _healthy(rng: np.random.Generator, modality: Modality, shared: _Shared) -> Array:
-    contrast, tissues, grid = CONTRASTS[modality], shared.tissues, shared.grid
+    bright, tissues, grid = BRIGHTNESS[modality], shared.tissues, shared.grid
     fluid, grey, white = (
         np.float32(level * rng.normal(1, 0.035))
-        for level in (contrast.fluid, contrast.grey, contrast.white)
+        for level in (bright.fluid, bright.grey, bright.white)
     )
     grain = 1 + np.float32(0.018) * shared.grain + np.float32(0.018) * smooth_noise(rng, grid, 5.0)
     signal = (grey * tissues.grey + white * tissues.white) * grain + fluid * tissues.fluid
@@ -122,7 +122,7 @@ def _aged_white_matter(rng: np.random.Generator, shared: _Shared) -> Array:
 def _add_tumour(
     rng: np.random.Generator, modality: Modality, signal: Array, shared: _Shared
 ) -> None:
-    contrast, tumour = CONTRASTS[modality], shared.tumour
+    bright, tumour = BRIGHTNESS[modality], shared.tumour
     part = shared.grid.crop(tumour.box)
     patchy = np.float32(0.6) * shared.patchy + np.float32(0.6) * smooth_noise(rng, part, 5.0)
     view = signal[tumour.box]
@@ -131,16 +131,16 @@ def _add_tumour(
         view[...] += share * (np.float32(level) * (1 + np.float32(spread) * patchy) - view)
 
     dilute = 1.12 - np.float32(0.35) * tumour.fading**2
-    soaked = (contrast.oedema_share * dilute * (1 + np.float32(0.2) * patchy)).clip(0, 1)
-    mix(contrast.oedema * rng.normal(1, 0.04), soaked * tumour.oedema, 0.03)
-    necrosis = contrast.necrosis + contrast.necrosis_spread * rng.normal()
+    soaked = (bright.oedema_share * dilute * (1 + np.float32(0.2) * patchy)).clip(0, 1)
+    mix(bright.oedema * rng.normal(1, 0.04), soaked * tumour.oedema, 0.03)
+    necrosis = bright.necrosis + bright.necrosis_spread * rng.normal()
     if modality == "flair" and not tumour.enhancing.any():
         # The core of a low-grade tumour is solid tissue, bright where necrosis is half suppressed.
         necrosis = max(necrosis, 0.86)
     mix(necrosis, np.float32(0.95) * tumour.core, 0.09)
-    enhancing, spread = contrast.enhancing * rng.normal(1, 0.03), 0.07
+    enhancing, spread = bright.enhancing * rng.normal(1, 0.03), 0.07
     if modality == "t1c":
-        enhancing, spread = contrast.enhancing * shared.enhancement, 0.17
+        enhancing, spread = bright.enhancing * shared.enhancement, 0.17
     mix(enhancing, np.float32(0.95) * tumour.enhancing, spread)
 
 

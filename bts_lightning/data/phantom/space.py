@@ -100,7 +100,7 @@ def smooth_noise(rng: np.random.Generator, grid: Grid, scale: float) -> Array:
     return interpolate(control, scale, grid)
 
 
-def box_around(found: NDArray[np.bool_], step: float, grid: Grid) -> Box:
+def box_on(grid: Grid, found: NDArray[np.bool_], step: float) -> Box:
     """Bound in `grid` what was found among the control points, with one to spare at each side."""
     places = np.argwhere(found)
     parts = []

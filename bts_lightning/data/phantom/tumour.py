@@ -13,7 +13,7 @@ from bts_lightning.data.phantom.space import (
     Array,
     Box,
     Grid,
-    box_around,
+    box_on,
     control_grid,
     interpolate,
     smooth_noise,
@@ -127,7 +127,7 @@ def grow(
     """Grow the tumour in a subject; `grid` is that of the tissues' box."""
     edge = _Edge(rng, tumour)
     arrival = _arrival(tumour, warp, atlas, edge)
-    box = box_around(arrival < tumour.reach + 4, FRONT_STEP, grid)
+    box = box_on(grid, arrival < tumour.reach + 4, FRONT_STEP)
     part = grid.crop(box)
     inside, fluid = tissues.inside[box], tissues.fluid[box]
 

@@ -4,17 +4,14 @@ import errno
 import gzip
 import io
 import json
-import multiprocessing
 import os
 import shutil
-import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from joblib import Parallel, cpu_count, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,12 +30,9 @@ from bts_lightning.modalities import MODALITIES, Modality
 RECIPE = 1
 RECORD = "phantom.json"
 FILE_NAMES: dict[Modality, str] = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
-# Compressed bytes a voxel of the grid, five files together; measured 1.2 at 1 mm, 1.3 at 96x96x80.
-BYTES_PER_VOXEL = 1.6
 # Peak of a worker at full size is 0.8 GB; some is left for the rest of the machine.
 BYTES_PER_WORKER = 1_200_000_000
 PREVIEW_ROWS = 6
-GUARD = 'in a script call write_phantom below `if __name__ == "__main__":`, or with workers=1'
 
 
 def write_phantom(
@@ -50,7 +44,6 @@ def write_phantom(
     workers: int | None = None,
 ) -> Path:
     """Write `cases` generated patients as BraTS 2021 does; those that are there already stay."""
-    _refuse_to_wait_for_itself()
     _check(cases, seed, size)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out) as turn:
@@ -60,7 +53,6 @@ def write_phantom(
             for left in out.glob(".BraTS2021_*.part"):
                 shutil.rmtree(left)
         missing = [index for index in range(cases) if not (out / case_name(index)).exists()]
-        _check_space(out, len(missing), size)
         _write_all(out, missing, seed, size, workers)
         if preview:
             shown = range(min(cases, PREVIEW_ROWS))
@@ -109,15 +101,11 @@ def case_files(out: Path, index: int) -> tuple[dict[Modality, Path], Path]:
 
 
 def _check(cases: int, seed: int, size: tuple[int, int, int]) -> None:
-    if cases < 1:
-        raise DataError(f"a phantom of {cases} cases cannot be made; ask for at least 1")
-    if seed < 0:
-        raise DataError(f"seed {seed} is negative; give 0 or more")
-    if (
-        len(size) != 3
-        or min(size) < 16
-        or any(n > full for n, full in zip(size, FULL_SIZE, strict=True))
-    ):
+    if cases < 1 or seed < 0:
+        raise DataError(
+            f"{cases} cases of seed {seed} cannot be made; give 1 or more, and 0 or more"
+        )
+    if len(size) != 3 or not all(16 <= n <= full for n, full in zip(size, FULL_SIZE, strict=True)):
         raise DataError(
             f"phantom size {'x'.join(map(str, size))} cannot be made; each edge must be from 16 to "
             f"that of {'x'.join(map(str, FULL_SIZE))}, for example 96x96x80"
@@ -127,40 +115,20 @@ def _check(cases: int, seed: int, size: tuple[int, int, int]) -> None:
 def _claim(out: Path, cases: int, seed: int, size: tuple[int, int, int]) -> None:
     """Refuse a folder with anything but a part of this very phantom, and sign an empty one."""
     record = out / RECORD
-    wanted = {"seed": seed, "size": list(size), "recipe": RECIPE}
+    wanted = json.dumps({"seed": seed, "size": list(size), "recipe": RECIPE})
     entries = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    if entries and not record.is_file():
-        raise DataError(
-            f"{out} is not empty and not a phantom (it holds {min(entries)!r}); name a new folder"
-        )
-    if record.is_file():
-        try:
-            found = json.loads(record.read_text())
-        except ValueError:
-            found = None
-        if found != wanted:
-            raise DataError(
-                f"{out} holds another phantom ({found}), not {wanted}; name a new folder, or "
-                "delete this one"
-            )
-        beyond = sorted(name for name in entries if case_name(cases) <= name < "BraTS2021_a")
-        if beyond:
-            raise DataError(
-                f"{out} holds more than the {cases} cases asked for ({beyond[0]}, ...); ask for as "
-                "many, name a new folder, or delete this one"
-            )
+    beyond = sorted(name for name in entries if case_name(cases) <= name < "BraTS2021_a")
+    found = record.read_text(encoding="utf-8").strip() if record.is_file() else None
+    if entries and found is None:
+        what = f"is not empty and not a phantom (it holds {min(entries)!r})"
+    elif found not in (None, wanted):
+        what = f"holds another phantom ({found}), not {wanted}"
+    elif beyond:
+        what = f"holds more than the {cases} cases asked for ({beyond[0]}, ...)"
     else:
-        write_whole(record, json.dumps(wanted) + "\n")
-
-
-def _check_space(out: Path, missing: int, size: tuple[int, int, int]) -> None:
-    need = int(missing * np.prod(size) * BYTES_PER_VOXEL)
-    free = shutil.disk_usage(out).free
-    if need > free:
-        raise DataError(
-            f"{missing} phantom cases need about {need / 1e9:.1f} GB and {out} has "
-            f"{free / 1e9:.1f} GB free; ask for fewer cases, a smaller size or another disk"
-        )
+        write_whole(record, wanted + "\n")
+        return
+    raise DataError(f"{out} {what}; name a new folder, or delete this one")
 
 
 def _write_all(
@@ -168,60 +136,28 @@ def _write_all(
 ) -> None:
     console = Console(stderr=True)
     columns = (TextColumn("phantom"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("phantom", total=len(missing))
-        workers = min(workers or _affordable_workers(), len(missing))
-        if workers <= 1:
-            for index in missing:
-                _write_case(out, index, seed, size)
-                progress.advance(bar)
-            return
-        # Spawned, because a fork of a process with threads may hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-            jobs = [pool.submit(_write_case, out, index, seed, size) for index in missing]
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-                    progress.advance(bar)
-            except BrokenProcessPool as error:
-                raise DataError(
-                    "a process that wrote the phantom ended; if memory ran out, ask for fewer "
-                    "workers; " + GUARD
-                ) from error
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _refuse_to_wait_for_itself() -> None:
-    """Stop a worker that runs an unguarded script again, before it waits for its parent's lock."""
-    # Set while a spawned process imports the script that started it; there is no public name.
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise DataError(GUARD)
-
-
-def _affordable_workers() -> int:
-    # A batch system may give a job fewer cores than the machine has; only Linux can tell.
-    alone = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if alone else os.cpu_count() or 1
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(cores, memory // BYTES_PER_WORKER))
+    workers = workers or max(1, min(cpu_count(), memory // BYTES_PER_WORKER))
+    # A worker whose parent was killed waits for work for so many seconds, then it ends.
+    with parallel_config("loky", idle_worker_timeout=20):
+        pool = Parallel(min(workers, max(1, len(missing))), return_as="generator_unordered")
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        jobs = (delayed(_write_case)(out, index, seed, size, os.getpid()) for index in missing)
+        try:
+            for _ in progress.track(pool(jobs), total=len(missing)):
+                pass
+        except TerminatedWorkerError as error:
+            raise DataError(
+                "a process that wrote the phantom was killed, which is what the system does when "
+                "memory runs out; ask for fewer workers"
+            ) from error
 
 
-def _end_with_parent() -> None:
-    """Stop this worker when its parent is killed; an idle one would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch(sentinel: int) -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
-
-
-def _write_case(out: Path, index: int, seed: int, size: tuple[int, int, int]) -> None:
+def _write_case(
+    out: Path, index: int, seed: int, size: tuple[int, int, int], asked_by: int
+) -> None:
+    if asked_by not in (os.getpid(), os.getppid()):
+        return  # who asked was killed
     images, label, affine = generate_case(seed, index, size)
     paths, label_path = case_files(out, index)
     part = unfinished(out / case_name(index))

@@ -7,15 +7,15 @@ import numpy as np
 
 from bts_lightning.distillation.chain.gap import Gap
 from bts_lightning.errors import UserError
-from bts_lightning.report.statistics import Estimate, bootstrap, holm, mean, signed_rank
+from bts_lightning.report.statistics import bootstrap, holm, mean, signed_rank
 from bts_lightning.report.table import EvaluationTable
 
-CONTRASTS = (("alone", "taught"), ("alone", "aligned"), ("taught", "aligned"))
+PAIRS = (("alone", "taught"), ("alone", "aligned"), ("taught", "aligned"))
 _POINTS = 100.0
 
 
 @dataclass(frozen=True)
-class Gain:
+class Difference:
     """Hold a mean difference in Dice points, its bootstrap interval and its corrected p."""
 
     mean: float
@@ -25,21 +25,21 @@ class Gain:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class ArmPair:
     """Hold the gain of one arm over another, the three regions averaged in each case.
 
     p is that of Wilcoxon's signed-rank test, after Holm's correction over all subsets and
-    contrasts; for the mean over the subsets, over the contrasts.
+    pairs; for the mean over the subsets, over the pairs.
     """
 
     reference: str
     other: str
-    subsets: tuple[Gain, ...]
-    mean: Gain
+    subsets: tuple[Difference, ...]
+    mean: Difference
 
 
 @dataclass(frozen=True)
-class Claim:
+class Verdict:
     """Hold what a chain has shown.
 
     Attributes:
@@ -52,7 +52,7 @@ class Claim:
     subsets: tuple[str, ...]
     cases: int
     dice: dict[str, np.ndarray]
-    contrasts: tuple[Contrast, ...]
+    pairs: tuple[ArmPair, ...]
     teachers: dict[str, np.ndarray]
     gaps: dict[str, dict[str, Gap]]
 
@@ -61,7 +61,7 @@ def judge(
     arms: Mapping[str, EvaluationTable],
     teachers: Mapping[str, EvaluationTable],
     gaps: dict[str, dict[str, Gap]],
-) -> Claim:
+) -> Verdict:
     """Compare the arms case by case."""
     first = next(iter(arms.values()))
     for arm, table in arms.items():
@@ -71,11 +71,11 @@ def judge(
                 "delete their evaluations and run it again"
             )
     grids = {arm: _POINTS * table.grid("dice") for arm, table in arms.items()}
-    return Claim(
+    return Verdict(
         subsets=first.subsets,
         cases=len(first.cases),
         dice={arm: mean(grid, axis=0) for arm, grid in grids.items()},
-        contrasts=_contrasts(grids),
+        pairs=_pairs(grids),
         teachers={
             name: mean(_POINTS * table.grid("dice"), axis=0)[-1] for name, table in teachers.items()
         },
@@ -83,21 +83,18 @@ def judge(
     )
 
 
-def _contrasts(grids: Mapping[str, np.ndarray]) -> tuple[Contrast, ...]:
+def _pairs(grids: Mapping[str, np.ndarray]) -> tuple[ArmPair, ...]:
     # Cases × subsets: the mean of the regions, as the paper's "mean Dice".
-    gains = [mean(grids[other] - grids[reference], axis=2) for reference, other in CONTRASTS]
+    gains = [mean(grids[other] - grids[reference], axis=2) for reference, other in PAIRS]
     p = holm(np.array([[signed_rank(column) for column in gain.T] for gain in gains]))
     mean_p = holm(np.array([signed_rank(mean(gain, axis=1)) for gain in gains]))
     found = []
-    for row, ((reference, other), gain) in enumerate(zip(CONTRASTS, gains, strict=True)):
+    for row, ((reference, other), gain) in enumerate(zip(PAIRS, gains, strict=True)):
         means = bootstrap(gain)
         each = means.cells()
-        subsets = tuple(_gain(each, s, p[row, s]) for s in range(gain.shape[1]))
+        subsets = tuple(Difference(*each.at(s), float(p[row, s])) for s in range(gain.shape[1]))
         average = means.over(range(gain.shape[1]))
-        found.append(Contrast(reference, other, subsets, _gain(average, (), mean_p[row])))
+        found.append(
+            ArmPair(reference, other, subsets, Difference(*average.at(), float(mean_p[row])))
+        )
     return tuple(found)
-
-
-def _gain(estimate: Estimate, index: int | tuple[()], p: float) -> Gain:
-    mean, low, high = (float(e[index]) for e in (estimate.mean, estimate.low, estimate.high))
-    return Gain(mean, low, high, float(p))

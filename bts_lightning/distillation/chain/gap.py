@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bts_lightning.data.cache.prepare import CachedCase
-from bts_lightning.distillation.answer import HeadWatch
+from bts_lightning.distillation.answer import Answer
 from bts_lightning.inference import Protocol
 from bts_lightning.inference.windows import lay_out
 from bts_lightning.modalities import COMPLETE, MODALITIES
@@ -91,7 +91,6 @@ def measure_gaps(
     head reads when the network sees one modality alone.
     """
     net = net.to(device).eval()
-    watch = HeadWatch(net)
     once = replace(protocol, overlap=0.0)
     moments: dict[str, Moments] = {}
     for case in cases:
@@ -103,7 +102,7 @@ def measure_gaps(
                 continue
             patch = windows.volume[(slice(None), *view)].float().unsqueeze(0).to(device)
             brain = (patch != 0).any(dim=1, keepdim=True)
-            for name, x in _features(net, watch, patch).items():
+            for name, x in _features(net, patch).items():
                 inside = F.interpolate(brain.float(), x.shape[2:], mode="area")[0, 0] > 0.5
                 if inside.any():
                     voxels = x[:, :, inside]
@@ -112,16 +111,14 @@ def measure_gaps(
     return {name: moment.gap() for name, moment in moments.items()}
 
 
-def _features(net: Backbone, watch: HeadWatch, patch: Tensor) -> dict[str, Tensor]:
+def _features(net: Backbone, patch: Tensor) -> dict[str, Tensor]:
     """Give features M×C×d×h×w by their name."""
     complete = torch.ones(1, len(MODALITIES), dtype=torch.bool, device=patch.device)
     features = net.encode(patch, complete)
     found = {IMAGES: patch[0].unsqueeze(1)}
     found |= {f"level {level}": x[0] for level, x in net.comparable(features).items()}
-    alone = []
-    for one in complete.diag_embed()[0]:
-        watch.watch(patch, complete)
-        alone.append(watch.take(net(patch, one.unsqueeze(0)))[0])
+    each = complete.diag_embed()[0].unsqueeze(1)  # M 1 M
+    alone = [Answer(net, net(patch, one)).embedding[0] for one in each]
     return found | {HEAD: torch.stack(alone)}
 
 

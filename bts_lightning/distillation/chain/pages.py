@@ -1,17 +1,13 @@
 """The result of a chain as Markdown and as one HTML page."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
-
 import numpy as np
 
-from bts_lightning.distillation.chain.claim import Claim, Gain
+from bts_lightning.distillation.chain.claim import Difference, Verdict
 from bts_lightning.distillation.chain.gap import HEAD
-from bts_lightning.distillation.chain.plan import ARMS, Plan
-from bts_lightning.modalities import dots, parse_subset
-from bts_lightning.report.comparison import p_value
+from bts_lightning.distillation.chain.plan import ARMS, ChainPlan
+from bts_lightning.modalities import marked
+from bts_lightning.report.comparison import difference, p_value
+from bts_lightning.report.document import Document, Sheet
 from bts_lightning.report.paired import ALPHA
 from bts_lightning.report.statistics import fewest_cases
 from bts_lightning.report.summary import count_cases
@@ -23,23 +19,7 @@ PUBLISHED = (
 )
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """Hold a table as text; the first column names the rows, `sums` of the last stand out."""
-
-    title: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
-    sums: int = 0
-
-
-def sheets(plan: Plan, claim: Claim) -> list[Sheet]:
-    """Lay out Dice, gains, teachers and gaps."""
-    return [_gains(claim), _dice(claim), _teachers(plan, claim), _gaps(claim)]
-
-
-def summary(plan: Plan, claim: Claim) -> list[str]:
+def summary(plan: ChainPlan, claim: Verdict) -> list[str]:
     """Say in sentences what came out, whichever way."""
     each = "one student for each" if plan.students == "per_subset" else "one student for all"
     subsets = "1 subset" if len(claim.subsets) == 1 else f"{len(claim.subsets)} subsets"
@@ -50,15 +30,15 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
         f"{count_cases(claim.cases)}; {subsets}, {each}; the aligned teacher is "
         f"the teacher with {' '.join(plan.align)}{also}. {' '.join(plan.words)}"
     ]
-    for contrast in claim.contrasts:
+    for pair in claim.pairs:
         chance = "no more than the choice of cases can explain"
-        if contrast.mean.p < ALPHA:
+        if pair.mean.p < ALPHA:
             chance = "more than the choice of cases can explain"
-        elif claim.cases < fewest_cases(len(claim.contrasts)):
+        elif claim.cases < fewest_cases(len(claim.pairs)):
             chance = f"which {count_cases(claim.cases)} cannot tell from chance"
         said.append(
-            f"{ARMS[contrast.other]} against {ARMS[contrast.reference]}: {_gain(contrast.mean)} "
-            f"points of mean Dice over the subsets (p {p_value(contrast.mean.p) or 'unknown'}), "
+            f"{ARMS[pair.other]} against {ARMS[pair.reference]}: {_gain(pair.mean)} "
+            f"points of mean Dice over the subsets (p {p_value(pair.mean.p) or 'unknown'}), "
             f"{chance}."
         )
     heads = ((name, gaps[HEAD]) for name, gaps in claim.gaps.items() if HEAD in gaps)
@@ -68,45 +48,18 @@ def summary(plan: Plan, claim: Claim) -> list[str]:
     return [*said, PUBLISHED]
 
 
-def markdown(plan: Plan, claim: Claim) -> str:
-    """Write all sheets below each other."""
-    lines = [f"# Distillation: {plan.folder.name}", ""]
-    lines += [_item(text) for text in summary(plan, claim)]
-    for sheet in sheets(plan, claim):
-        lines += ["", f"## {sheet.title}", ""]
-        lines += [f"| {' | '.join(sheet.heads)} |", f"|:--|{'--:|' * (len(sheet.heads) - 1)}"]
-        for number, row in enumerate(sheet.rows):
-            is_sum = number >= len(sheet.rows) - sheet.sums
-            head = f"**{row[0]}**" if is_sum else row[0]
-            lines.append(f"| {' | '.join([head, *row[1:]])} |")
-        lines += [f"\n{_plain(note)}" for note in sheet.notes]
-    return "\n".join(lines) + "\n"
+def document(plan: ChainPlan, claim: Verdict) -> Document:
+    """Lay out the result: Dice, gains, teachers and gaps."""
+    first, *others = summary(plan, claim)
+    sheets = [_gains(claim), _dice(claim), _teachers(plan, claim), _gaps(claim)]
+    return Document(f"Distillation: {plan.folder.name}", others, sheets, lead=first)
 
 
-def html(plan: Plan, claim: Claim) -> str:
-    """Write one page without any other file."""
-    style = files("bts_lightning.report").joinpath("report.css").read_text(encoding="utf-8")
-    title = escape(f"Distillation: {plan.folder.name}")
-    first, *others = (escape(text) for text in summary(plan, claim))
-    body = "".join(_section(sheet) for sheet in sheets(plan, claim))
-    found = "".join(f"<li>{text}</li>" for text in others)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'\">"
-        f'<meta name="color-scheme" content="light dark"><title>{title}</title>'
-        f"<style>{style}</style></head><body><header><h1>{title}</h1>"
-        f'<p class="lead">{first}</p></header><main><section><ul class="findings">{found}</ul>'
-        f"</section>{body}</main></body></html>\n"
-    )
-
-
-def _gains(claim: Claim) -> Sheet:
-    titles = [f"{ARMS[c.other]} − {ARMS[c.reference]}" for c in claim.contrasts]
-    lines = [[c.subsets[s] for c in claim.contrasts] for s in range(len(claim.subsets))]
-    lines.append([c.mean for c in claim.contrasts])
-    names = [*map(_marks, claim.subsets), f"mean over {len(claim.subsets)}"]
+def _gains(claim: Verdict) -> Sheet:
+    titles = [f"{ARMS[c.other]} − {ARMS[c.reference]}" for c in claim.pairs]
+    lines = [[c.subsets[s] for c in claim.pairs] for s in range(len(claim.subsets))]
+    lines.append([c.mean for c in claim.pairs])
+    names = [*map(marked, claim.subsets), f"mean over {len(claim.subsets)}"]
     rows = [
         [name, *(text for gain in line for text in (_gain(gain), p_value(gain.p)))]
         for name, line in zip(names, lines, strict=True)
@@ -129,12 +82,12 @@ def _gains(claim: Claim) -> Sheet:
     return Sheet("Gain in mean Dice (points)", ["T1 T1c T2 FLAIR", *heads], rows, notes, sums=1)
 
 
-def _dice(claim: Claim) -> Sheet:
+def _dice(claim: Verdict) -> Sheet:
     # The arms side by side and their mean first: a page shows half of the columns.
     heads = [f"{column}: {ARMS[arm]}" for column in COLUMNS for arm in claim.dice]
     lines = [[grid[s] for grid in claim.dice.values()] for s in range(len(claim.subsets))]
     lines.append([grid.mean(axis=0) for grid in claim.dice.values()])
-    names = [*map(_marks, claim.subsets), f"mean over {len(claim.subsets)}"]
+    names = [*map(marked, claim.subsets), f"mean over {len(claim.subsets)}"]
     rows = [
         [name, *(text for column in zip(*map(_cells, line), strict=True) for text in column)]
         for name, line in zip(names, lines, strict=True)
@@ -142,13 +95,13 @@ def _dice(claim: Claim) -> Sheet:
     return Sheet("Dice of the students (%)", ["T1 T1c T2 FLAIR", *heads], rows, sums=1)
 
 
-def _teachers(plan: Plan, claim: Claim) -> Sheet:
+def _teachers(plan: ChainPlan, claim: Verdict) -> Sheet:
     rows = [[_words(name), *_cells(dice)] for name, dice in claim.teachers.items()]
     note = f"All four modalities. The aligned teacher has {' '.join(plan.align)}."
     return Sheet("Dice of the teachers (%)", ["", *COLUMNS], rows, [note])
 
 
-def _gaps(claim: Claim) -> Sheet:
+def _gaps(claim: Verdict) -> Sheet:
     places = list(dict.fromkeys(place for gaps in claim.gaps.values() for place in gaps))
     heads = [f"{_words(name)}: {what}" for name in claim.gaps for what in ("distance", "Fréchet")]
     rows = []
@@ -169,26 +122,8 @@ def _gaps(claim: Claim) -> Sheet:
     return Sheet("Modality gap of the teachers", ["", *heads], rows, notes)
 
 
-def _section(sheet: Sheet) -> str:
-    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in sheet.heads)
-    body = []
-    for number, row in enumerate(sheet.rows):
-        kind = " class=sum" if number >= len(sheet.rows) - sheet.sums else ""
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        body.append(f'<tr{kind}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in sheet.notes)
-    return (
-        f'<section><h2>{escape(sheet.title)}</h2><div class="scroll"><table><thead><tr>{heads}</tr>'
-        f"</thead><tbody>{''.join(body)}</tbody></table></div>{notes}</section>"
-    )
-
-
-def _gain(gain: Gain) -> str:
-    if not np.isfinite(gain.mean):
-        return "–"
-    ends = f" [{gain.low:.2f}, {gain.high:.2f}]" if np.isfinite(gain.low) else ""
-    star = "*" if gain.p < ALPHA else ""
-    return f"{gain.mean:+.2f}{star}{ends}".replace("-", "−")
+def _gain(gain: Difference) -> str:
+    return difference(gain.mean, gain.low, gain.high, gain.p < ALPHA)
 
 
 def _cells(dice: np.ndarray) -> list[str]:
@@ -196,19 +131,5 @@ def _cells(dice: np.ndarray) -> list[str]:
     return [f"{value:.2f}" if np.isfinite(value) else "–" for value in (dice.mean(), *dice)]
 
 
-def _marks(subset: str) -> str:
-    return " ".join(dots(parse_subset(subset)))
-
-
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _item(text: str) -> str:
-    # Without the backslash a list would begin inside the list.
-    plain = _plain(text)
-    return f"- \\{plain}" if plain.startswith("+") else f"- {plain}"
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -15,9 +15,9 @@ from bts_lightning.availability import Only, Uniform15
 from bts_lightning.config.targets import find_class
 from bts_lightning.distillation import AnchorTerm, DistillationTask
 from bts_lightning.distillation.answer import Answer
-from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import COMPLETE, MODALITIES, subset_name
-from bts_lightning.networks.backbone import Backbone
+from bts_lightning.networks.backbone import Backbone, Output
 from bts_lightning.task import SegmentationTask
 
 Students = Literal["per_subset", "shared"]
@@ -38,7 +38,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChainPlan:
     """All stages of a chain in the order in which they may run.
 
     Attributes:
@@ -75,7 +75,7 @@ def make_plan(
     for_teachers: Sequence[str] = (),
     for_students: Sequence[str] = (),
     allow: Sequence[str] = (),
-) -> Plan:
+) -> ChainPlan:
     """Write the configuration of every stage, and refuse what an earlier chain did otherwise."""
     fitting = _alignment(words, allow)
     align = (fitting, *(word for word in align if word != fitting))
@@ -96,7 +96,7 @@ def make_plan(
             stages.append(Stage(f"{arm}/{student}", run, config, (teacher,) if teacher else ()))
             arms[arm] |= dict.fromkeys(group, run)
     _check(stages, allow)
-    return Plan(
+    return ChainPlan(
         folder,
         tuple(words),
         align,
@@ -182,7 +182,11 @@ def _check(stages: Sequence[Stage], allow: Sequence[str]) -> None:
     """Find what is wrong before the first training, which may take days."""
     for stage in stages:
         configuration.check(stage.config, allow=allow, supplied=configuration.SUPPLIED)
-        _check_same(stage)
+        # What failed before its first epoch, for want of data perhaps, may begin again otherwise.
+        if runs.checkpoint_files(stage.run):
+            tree = OmegaConf.to_container(stage.config, resolve=False)
+            advice = "give this chain a name of its own with --name, or delete that folder"
+            runs.refuse_another(runs.config_file(stage.run), tree, advice)
     teachers = {stage.name: stage.config.task for stage in stages if not stage.needs}
     tasks = {OmegaConf.to_yaml(s.config.task, resolve=True): s for s in stages}
     for stage in tasks.values():
@@ -201,39 +205,9 @@ def _check_anchor(term: AnchorTerm, student: Backbone, teacher: Backbone) -> Non
     complete = torch.ones(1, len(MODALITIES), dtype=torch.bool)
     try:
         own, theirs = (
-            Answer(image, None, net.eval().encode(image, complete), net)
+            Answer(net, Output(image, features=net.eval().encode(image, complete)))
             for net in (student, teacher)
         )
     except ValueError:
         return  # one of them takes the size of its own patch alone
     term.check(own, theirs)
-
-
-def _check_same(stage: Stage) -> None:
-    """Refuse to go on with a training under another configuration than it began with."""
-    # What failed before its first epoch, for want of data perhaps, may begin again otherwise.
-    if not runs.checkpoint_files(stage.run):
-        return
-    began = OmegaConf.load(runs.config_file(stage.run))
-    before, now = (_flat(config) for config in (began, stage.config))
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"{stage.run} began with {key}={before.get(key)}, now it is {now.get(key)}; give this "
-            f"chain a name of its own with --name, or delete that folder"
-        )
-
-
-def _flat(config: object) -> dict[str, object]:
-    found: dict[str, object] = {}
-
-    def visit(value: object, key: str) -> None:
-        if isinstance(value, dict) and value:
-            for name, item in value.items():
-                visit(item, f"{key}.{name}" if key else str(name))
-        else:
-            found[key] = value
-
-    visit(OmegaConf.to_container(config, resolve=False), "")
-    return found

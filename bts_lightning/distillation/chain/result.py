@@ -13,15 +13,15 @@ from bts_lightning.distillation import Teacher
 from bts_lightning.distillation.chain.claim import judge
 from bts_lightning.distillation.chain.gap import Gap, measure_gaps
 from bts_lightning.distillation.chain.joint import join_students
-from bts_lightning.distillation.chain.pages import html, markdown, summary
-from bts_lightning.distillation.chain.plan import ALIGNED_TEACHER, TEACHER, Plan
+from bts_lightning.distillation.chain.pages import document, summary
+from bts_lightning.distillation.chain.plan import ALIGNED_TEACHER, TEACHER, ChainPlan
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs.checkpoints import read_checkpoint
 
 
-def write_result(plan: Plan, part: str, device: torch.device, console: Console) -> Path:
+def write_result(plan: ChainPlan, part: str, device: torch.device, console: Console) -> Path:
     """Compute everything again from the tables and checkpoints, and give the Markdown file."""
     check_teachers(plan)
     arms = {
@@ -35,11 +35,10 @@ def write_result(plan: Plan, part: str, device: torch.device, console: Console) 
     claim = judge(arms, teachers, gaps)
     for said in summary(plan, claim):
         console.print(said, markup=False)
-    write_whole(plan.folder / "result.html", html(plan, claim))
-    return write_whole(plan.folder / "result.md", markdown(plan, claim))
+    return document(plan, claim).write(plan.folder / "result").with_suffix(".md")
 
 
-def check_teachers(plan: Plan) -> None:
+def check_teachers(plan: ChainPlan) -> None:
     """Refuse students of a teacher that has been trained again since."""
     names = (TEACHER, ALIGNED_TEACHER)
     now = {name: Teacher.of(plan.stage(name).run).sha256 for name in names}

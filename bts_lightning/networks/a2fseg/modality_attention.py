@@ -1,14 +1,13 @@
 """The attention of A2FSeg: a softmax over the scores of the present modalities."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.layers import Block, bias_of, convolve_part
+from bts_lightning.networks.layers import Block
 from bts_lightning.networks.presence import (
     Presence,
     Rows,
@@ -21,19 +20,8 @@ from bts_lightning.networks.presence import (
 )
 
 Variant = Literal["official", "post", "decoder", "base", "paper"]
-
-
-@dataclass
-class Once:
-    """What is linear in one modality and need not be computed for each subset anew.
-
-    Attributes:
-        skips: per step of the fusion decoder and modality, the level's part of its convolution.
-        own: per scored modality, the part of the convolution that reads its own features.
-    """
-
-    skips: list[list[Tensor]] = field(default_factory=list)
-    own: list[Tensor] = field(default_factory=list)
+# Scores a modality, by number, against a reference.
+Score = Callable[[int, Tensor], Tensor]
 
 
 class ModalityAttention(nn.ModuleList):
@@ -46,9 +34,16 @@ class ModalityAttention(nn.ModuleList):
         self.is_bounded = variant != "official"
 
     def forward(
-        self, x: Sequence[Tensor], presence: Presence, reference: Tensor, once: Once | None
+        self,
+        x: Sequence[Tensor],
+        presence: Presence,
+        reference: Tensor,
+        score_of: Score | None = None,
     ) -> Tensor:
-        """Score each modality of `x` against the reference, and sum them with their weights."""
+        """Score each modality of `x` against the reference, and sum them with their weights.
+
+        `score_of` gives the same scores in another way.
+        """
         scores: list[tuple[int, Rows, Tensor]] = []
         tie = reference.new_zeros(())
         for m, layers in enumerate(self):
@@ -56,7 +51,11 @@ class ModalityAttention(nn.ModuleList):
             if is_nobody(rows):
                 tie = tie + nothing_of(layers) if self.training else tie
                 continue
-            score = full_precision(self._score(m, x[m], presence, reference, once))
+            if score_of is None:
+                seen = torch.cat([presence.own(x[m], m), pick(reference, rows)], dim=1)
+                score = full_precision(layers(seen))
+            else:
+                score = full_precision(score_of(m, reference))
             if not isinstance(rows, slice):
                 score = torch.where(pick(presence.keep(m), rows), score, -torch.inf)
             scores.append((m, rows, score))
@@ -71,30 +70,6 @@ class ModalityAttention(nn.ModuleList):
             total = add_rows(total, rows, weight)
             fused = add_rows(fused, rows, weight * own)
         return (fused / total).to(reference.dtype) + tie
-
-    def own_term(self, m: int, x: Tensor) -> Tensor:
-        """Apply the part of the first convolution that reads the scored modality."""
-        return convolve_part(x, self.convolution(m), slice(self.width))
-
-    def _score(
-        self, m: int, x: Tensor, presence: Presence, reference: Tensor, once: Once | None
-    ) -> Tensor:
-        rows, layers = presence.rows(m), list(self[m].children())
-        if once is None:
-            own = presence.own(x, m)
-            score: Tensor = self[m](torch.cat([own, pick(reference, rows)], dim=1))
-            return score
-        other = convolve_part(reference, self.convolution(m), slice(self.width, None))
-        score = once.own[m] + other + bias_of(self.convolution(m))
-        for layer in layers[1:]:
-            score = layer(score)
-        return score
-
-    def convolution(self, m: int) -> nn.Conv3d:
-        """Give the convolution that reads a modality beside the reference."""
-        conv = self[m].get_submodule("0")
-        assert isinstance(conv, nn.Conv3d)
-        return conv
 
 
 def scorer(width: int, variant: Variant) -> nn.Sequential:

@@ -1,16 +1,15 @@
 """A2FSeg: four complete U-Nets whose finest features are fused by an average and an attention."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.a2fseg.local_fusion import SHARED_BYTES, attend, average_heads
-from bts_lightning.networks.a2fseg.modality_attention import ModalityAttention, Once, Variant
-from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
+from bts_lightning.networks.a2fseg.modality_attention import ModalityAttention, Score, Variant
+from bts_lightning.networks.a2fseg.subsets import MOST_BYTES, OwnTerms, SkipTerms, fuse_locally
+from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output, over
 from bts_lightning.networks.layers import (
     Block,
     ContractingPath,
@@ -19,31 +18,15 @@ from bts_lightning.networks.layers import (
     halving_widths,
     initialise,
 )
+from bts_lightning.networks.modules import Modules
 from bts_lightning.networks.presence import (
     Presence,
     is_nobody,
-    is_shared,
+    is_worth_sharing,
     nothing_of,
     pick,
     spread,
     stack_pyramids,
-)
-
-# Applied in this order; the parts of nnU-Net's `Generic_UNet` first.
-OFFICIAL_NAMES = (
-    (r"(\.\d+\.\d)\.blocks\.0\.", r"\1."),
-    (r"\.blocks\.(\d)\.", r".\1."),
-    (r"\bconv\.", "0."),
-    (r"\binstnorm\.", "1."),
-    (r"conv_blocks_context\.", "contract.stages."),
-    (r"conv_blocks_localization\.", "expand.joins."),
-    (r"\btu\.", "expand.ups."),
-    (r"seg_outputs\.", "expand.heads."),
-    (r"^fusion_decoder\.expand\.", "fusion_decoder."),
-    (r"^modality_specific_models\.", "unets."),
-    (r"^modality_aware_modules\.", "attention."),
-    (r"^lastconv\.0\.", "refine."),
-    (r"^output\.", "head."),
 )
 
 
@@ -88,8 +71,6 @@ class A2FSeg(Backbone):
         torch.Size([1, 3, 16, 16, 16])
     """
 
-    shares_decoding = True
-
     def __init__(
         self,
         *,
@@ -111,7 +92,7 @@ class A2FSeg(Backbone):
         deep = variant in ("official", "decoder")
         self.fused_levels = tuple(range(poolings + 1)) if deep else (0,)
         widths = halving_widths(width, poolings, width_limit)
-        self.unets = nn.ModuleList(Branch(widths, out_channels) for _ in MODALITIES)
+        self.unets = Modules(Branch(widths, out_channels) for _ in MODALITIES)
         self.fusion_decoder = ExpandingPath(widths, out_channels) if deep else None
         initialise(self)  # what follows keeps PyTorch's default, as in the official code
         self.attention = (
@@ -127,13 +108,6 @@ class A2FSeg(Backbone):
     def small(cls) -> dict[str, Any]:
         """Give arguments of the same wiring that run in a blink."""
         return {"width": 4, "poolings": 3, "width_limit": 16}
-
-    def load_official(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights of the official network, without the encoder that it never uses."""
-        dead = "fusion_decoder.conv_blocks_context."
-        live = {name: value for name, value in state.items() if not name.startswith(dead)}
-        poolings = len(self.unets[0].contract.stages) - 1  # type: ignore[union-attr, arg-type]
-        self.load_state_dict({from_official(name, poolings): live[name] for name in live})
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
         """Run each U-Net on its modality, for the samples that have it."""
@@ -158,90 +132,87 @@ class A2FSeg(Backbone):
     def decode(self, features: Features) -> Output:
         """Fuse the finest features of the present modalities and predict."""
         presence = Presence(features.present, read=self.skip_absent)
-        if not self.training and is_shared(features.levels):
-            return Output(self._decode_case([x[:1] for x in features.levels], presence))
-        logits, averages, reference = self._fuse(features.levels, presence)
+        fused, averages = self.fuse(features.levels, presence)
+        logits = self.head(fused)
         if not self.training:
-            return Output(logits)
+            return Output(logits, embedding=fused)
         return Output(
             logits,
             weight=self.final_head_weight,
-            auxiliary=self._modality_heads(features) + self._average_heads(averages, reference),
+            auxiliary=self._modality_heads(features) + self._average_heads(averages),
+            embedding=fused,
         )
 
-    def _decode_case(self, case: Sequence[Tensor], presence: Presence) -> Tensor:
-        """Decode the subsets of one case; do only once what is linear in each modality."""
-        # For fewer subsets than this it is no less work.
-        many = presence.batch > len(MODALITIES)
-        if many and self.fusion_decoder is None and self.refine is None:
-            finest, subsets = case[0].unbind(dim=1), presence.present[0].cpu()
-            if self.attention is None:
-                return average_heads(self.head, finest, subsets)
-            return attend(self.attention, self.head, finest, subsets)
-        # From half a gigabyte of finest features on, what is shared would take gigabytes.
-        once = self._once(case) if many and case[0].nbytes <= SHARED_BYTES / 2 else None
-        rows = [self._fuse(case, presence.row(i), once)[0] for i in range(presence.batch)]
-        return torch.cat(rows)
-
-    def _fuse(
-        self, levels: Sequence[Tensor], presence: Presence, once: Once | None = None
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Give logits, the levels of the fusion decoder and the reference feature."""
+    def fuse(
+        self, levels: Sequence[Tensor], presence: Presence, score: Score | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Give what the head reads, and the averages of modalities, the finest of them decoded."""
         finest = levels[0].unbind(dim=1)
-        averages: list[Tensor] = []
         if self.fusion_decoder is None:
-            reference = presence.average(finest)
-        elif once is None:
+            averages = [presence.average(finest)]
+        else:
             averages = self.fusion_decoder(
                 [presence.average(x.unbind(dim=1), level) for level, x in enumerate(levels)]
             )
-            reference = averages[0]
-        else:
-            terms = [presence.average(parts, step) for step, parts in enumerate(once.skips)]
-            bottleneck = presence.average(levels[-1].unbind(dim=1), len(levels) - 1)
-            reference = self.fusion_decoder.from_skip_terms(terms, bottleneck)[0]
-
         if not self.training:
-            averages = []  # at full size half of a gigabyte that nobody reads
+            del averages[1:]  # at full size half of a gigabyte that nobody reads
+        return self.attend(finest, presence, averages[0], score), averages
 
+    def attend(
+        self,
+        finest: Sequence[Tensor],
+        presence: Presence,
+        reference: Tensor,
+        score: Score | None = None,
+    ) -> Tensor:
+        """Fuse the finest features of the modalities, weighed against the reference feature."""
         if self.attention is not None:
-            fused = self.attention(finest, presence, reference, once)
-        elif self.variant == "decoder":
-            fused = presence.average(finest)
+            fused: Tensor = self.attention(finest, presence, reference, score)
         else:
-            fused = reference
+            fused = presence.average(finest) if self.variant == "decoder" else reference
         if self.refine is not None:
             fused = self.refine(torch.cat([fused, reference], dim=1))
-        return self.head(fused), averages, reference
+        return fused
 
-    def _once(self, case: Sequence[Tensor]) -> Once:
-        """Compute what is linear in each modality, for all subsets of a case."""
-        once = Once()
-        if self.fusion_decoder is not None:
-            for step, level in enumerate(case[:-1]):
-                parts = [self.fusion_decoder.skip_term(step, x) for x in level.unbind(dim=1)]
-                once.skips.append(parts)
-        if self.attention is not None:
-            finest = case[0].unbind(dim=1)
-            once.own = [self.attention.own_term(m, x) for m, x in enumerate(finest)]
-        return once
+    def decode_subsets(self, features: Features, subsets: Tensor) -> Tensor:
+        """Do only once what is linear in each modality, for all subsets of a case."""
+        if not is_worth_sharing(features.levels):
+            return super().decode_subsets(features, subsets)
+        presence = Presence(features.restrict(subsets).present, read=self.skip_absent)
+        finest = features.levels[0].unbind(dim=1)
+        # For fewer subsets it is no less work, and large features would take gigabytes.
+        many = len(subsets) > len(MODALITIES)
+        if many and self.fusion_decoder is None and self.refine is None:
+            shown = presence.present[0].cpu()
+            return fuse_locally(self.attention, self.head, finest, shown).unsqueeze(1)
+        score, skips = None, None
+        if many and features.levels[0].nbytes <= MOST_BYTES:
+            score = OwnTerms(self.attention, finest) if self.attention is not None else None
+            if self.fusion_decoder is not None:
+                skips = SkipTerms(self.fusion_decoder, features.levels)
+
+        def fused(row: Presence) -> Tensor:
+            if skips is None:
+                return self.fuse(features.levels, row, score)[0]
+            return self.attend(finest, row, skips.reference(row), score)
+
+        return torch.stack([self.head(fused(presence.row(i))) for i in range(len(subsets))])
 
     def _modality_heads(self, features: Features) -> tuple[Auxiliary, ...]:
         own = features.original or features
         heads: tuple[Auxiliary, ...] = ()
         for m, name in enumerate(MODALITIES):
             branch, valid = self.unets[m], own.present[0][:, m]
-            assert isinstance(branch, Branch)
-            keep = valid.view(-1, 1, 1, 1, 1)
+            keep = over(valid, own.levels[0][:, m])
             decoded = [torch.where(keep, level[:, m], 0) for level in own.levels]
             heads += branch.expand.supervise(decoded, f"modality/{name}", valid=valid)
         return heads
 
-    def _average_heads(self, averages: list[Tensor], reference: Tensor) -> tuple[Auxiliary, ...]:
+    def _average_heads(self, averages: list[Tensor]) -> tuple[Auxiliary, ...]:
         if self.fusion_decoder is not None:
             return self.fusion_decoder.supervise(averages, "average")
         if self.average_head is not None:
-            logits = self.average_head(reference)
+            logits = self.average_head(averages[0])
             return (Auxiliary("average", logits, self.final_head_weight),)
         return ()
 
@@ -258,14 +229,3 @@ class Branch(nn.Module):
         """Give the decoded levels, finest first, and the bottleneck."""
         decoded: list[Tensor] = self.expand(self.contract(x))
         return decoded
-
-
-def from_official(name: str, poolings: int) -> str:
-    """Translate the name of an official weight; its decoders count from the coarsest step."""
-
-    def from_finest(step: re.Match[str]) -> str:
-        return f"{step[1]}.{poolings - 1 - int(step[2])}."
-
-    for pattern, ours in OFFICIAL_NAMES:
-        name = re.sub(pattern, ours, name)
-    return re.sub(r"\b(ups|joins|heads)\.(\d+)\.", from_finest, name)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bts_lightning.networks.a2fseg.network import from_official
 from tests.networks import golden_a2fseg, golden_amoe_bts, golden_mmformer, golden_rfnet
 from tests.networks.conformity import Array, as_is
+from tests.networks.official_a2fseg import from_official
 
 MODALITY = {"flair": 3, "t1ce": 1, "t1": 0, "t2": 2}
 DECODER = {"fuse": "", "sep": "modality_decoder."}

@@ -1,0 +1,49 @@
+"""Segment and score a whole case with the network of a task, in training and evaluation alike."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from lightning import LightningModule
+from numpy.typing import NDArray
+
+from bts_lightning.data.cache.prepare import CachedCase
+from bts_lightning.inference import Protocol, segment
+from bts_lightning.losses import SegmentationLoss
+from bts_lightning.metrics.policies import Floats
+from bts_lightning.metrics.score import score
+from bts_lightning.metrics.table import TABLE, Metric
+from bts_lightning.modalities import Subset
+from bts_lightning.networks.backbone import Backbone
+
+
+def network_of(module: LightningModule) -> tuple[Backbone, SegmentationLoss]:
+    """Take the network and the loss out of a task."""
+    net, loss = module.net, module.loss
+    assert isinstance(net, Backbone)
+    assert isinstance(loss, SegmentationLoss)
+    return net, loss
+
+
+def segment_case(
+    module: LightningModule, case: CachedCase, protocol: Protocol, subsets: Sequence[Subset]
+) -> NDArray[np.uint8]:
+    """Predict the label maps of a case, one for each subset."""
+    net, loss = network_of(module)
+    return segment(net, loss, case.image, case.available, protocol, subsets, module.device)
+
+
+def score_case(
+    case: CachedCase,
+    predicted: NDArray[np.uint8],
+    protocol: Protocol,
+    metrics: Sequence[Metric] = TABLE,
+) -> dict[str, Floats]:
+    """Measure the label maps of a labelled case as the protocol says."""
+    return score(
+        predicted,
+        np.asarray(case.label),
+        case.geometry.spacing,
+        metrics=metrics,
+        hd95=protocol.hd95,
+        empty=protocol.empty,
+    )
