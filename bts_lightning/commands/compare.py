@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bts_lightning.commands.words import run_at
+from bts_lightning.commands.words import is_place
 from bts_lightning.errors import Parser
+from bts_lightning.runs.folder import find_run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +23,8 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return compare([run_at(word) for word in args.runs], args.out, metrics=args.metric)
+    places = [Path(word) if is_place(word) else find_run(None, word) for word in args.runs]
+    return compare(places, args.out, metrics=args.metric)
 
 
 def compare(

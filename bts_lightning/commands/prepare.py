@@ -5,19 +5,16 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import get_args
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from bts_lightning.data.cache.normalise import Crop, Normalisation, Recipe
+from bts_lightning.data.cache.prepare import CachedCase, Prepared, build, fingerprint
 from bts_lightning.errors import ConfigError, Parser
 from bts_lightning.modalities import MODALITIES, REGIONS, SHOWN_AS, dots, subset_name
-
-if TYPE_CHECKING:
-    from bts_lightning.data.cache.cached_case import CachedCase
-    from bts_lightning.data.cache.normalise import Crop, Normalisation
-    from bts_lightning.data.cache.prepare import Prepared
 
 # More lines than this nobody reads; the rest are counted.
 MOST_IGNORED = 5
@@ -29,20 +26,14 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--cache", type=Path, help="where to cache (ROOT/.bts_cache)")
     parser.add_argument("--skip-broken", action="store_true", help="go on with the good cases")
     parser.add_argument("--workers", type=int, help="processes (one a core)")
-    ways: list[Normalisation] = ["zscore", "legacy_rfnet", "legacy_nnunet"]
-    parser.add_argument("--normalisation", choices=ways, default=ways[0], help="(%(default)s)")
-    boxes: list[Crop] = ["brain", "none"]
-    parser.add_argument("--crop", choices=boxes, default=boxes[0], help="to its box (%(default)s)")
+    parser.add_argument("--normalisation", choices=get_args(Normalisation), default="zscore")
+    parser.add_argument("--crop", choices=get_args(Crop), default="brain")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prepare a data set, print what was found, give the exit status: 2 when a case is broken."""
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"workers is {args.workers}; give 1 or more")
-    # Imported here: a help text needs no image library.
-    from bts_lightning.data.cache.normalise import Recipe
-    from bts_lightning.data.cache.prepare import build
-
     recipe = Recipe(normalisation=args.normalisation, crop=args.crop)
     prepared = build(args.root, args.cache, recipe=recipe, workers=args.workers)
     console = Console(highlight=False, soft_wrap=True)
@@ -66,9 +57,7 @@ def run(args: argparse.Namespace) -> int:
     return 2
 
 
-def _summary(prepared: "Prepared") -> Table:
-    from bts_lightning.data.cache.prepare import fingerprint
-
+def _summary(prepared: Prepared) -> Table:
     cases = prepared.cases
     table = Table(title=str(prepared.found.root), show_header=False, title_justify="left")
     labelled = sum(case.is_labelled for case in cases)
@@ -92,7 +81,7 @@ def _summary(prepared: "Prepared") -> Table:
     return table
 
 
-def _grids(cases: "Sequence[CachedCase]") -> str:
+def _grids(cases: Sequence[CachedCase]) -> str:
     shapes = Counter(
         "×".join(map(str, case.geometry.shape))
         + " at "
@@ -104,7 +93,7 @@ def _grids(cases: "Sequence[CachedCase]") -> str:
     return "; ".join(common) + (f" and {len(shapes) - 2} others" if len(shapes) > 2 else "")
 
 
-def _modalities(cases: "Sequence[CachedCase]") -> Table:
+def _modalities(cases: Sequence[CachedCase]) -> Table:
     shown = " ".join(SHOWN_AS[modality] for modality in MODALITIES)
     table = Table(title="Modalities", title_justify="left")
     for column in (shown, "subset"):
@@ -115,7 +104,7 @@ def _modalities(cases: "Sequence[CachedCase]") -> Table:
     return table
 
 
-def _volumes(cases: "Sequence[CachedCase]") -> Table:
+def _volumes(cases: Sequence[CachedCase]) -> Table:
     table = Table(title="Tumour volumes in ml", title_justify="left")
     table.add_column("region")
     for column in ("cases with it", "smallest", "median", "largest"):
@@ -128,7 +117,7 @@ def _volumes(cases: "Sequence[CachedCase]") -> Table:
     return table
 
 
-def _faults(prepared: "Prepared") -> Table:
+def _faults(prepared: Prepared) -> Table:
     root = prepared.found.folder
     table = Table(title="Faults", title_justify="left")
     for column in ("case", "file", "reason"):

@@ -48,10 +48,10 @@ def run_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
     if len(names) != 1:
         given = " ".join(names) or "none"
         raise UserError(f"name one run, as runs/a2fseg/20260131-120000, or experiment; got {given}")
-    return run_at(names[0]), [word for word in words if word != names[0]]
+    run = find_run(names[0]) if is_place(names[0]) else find_run(None, names[0])
+    return run, [word for word in words if word != names[0]]
 
 
-def run_at(word: str) -> Path:
-    """Give the folder that a word names, or the newest run of the experiment of that name."""
-    is_place = Path(word).exists() or os.sep in word
-    return find_run(word) if is_place else find_run(None, word)
+def is_place(word: str) -> bool:
+    """Tell a folder from the name of an experiment."""
+    return Path(word).exists() or os.sep in word
