@@ -114,7 +114,7 @@ def main(forward: Path, training: Path) -> str:
 
 def network_of(file: str) -> str:
     """Name the network of a file or of an experiment."""
-    return NETWORKS.get(re.split(r"[_\d]", file)[0], file)
+    return NETWORKS.get(file.split("_")[0], file)
 
 
 def row(cells: list[str]) -> str:
