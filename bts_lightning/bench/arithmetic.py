@@ -1,12 +1,13 @@
 """Count the arithmetic of encoders and decoders."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bts_lightning.bench.recipes import Recipe
 from bts_lightning.modalities import SUBSETS
+from bts_lightning.networks.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,14 @@ class Cost:
     decode_all: float
 
     @property
+    def once(self) -> float:
+        """Of one pass, with all modalities."""
+        return self.encode + self.decode
+
+    @property
     def naive(self) -> float:
-        """Give what a whole pass for each subset costs."""
-        return len(SUBSETS) * (self.encode + self.decode)
+        """Of a whole pass for each subset."""
+        return len(SUBSETS) * self.once
 
     @property
     def reuse_bound(self) -> float:
@@ -33,17 +39,17 @@ class Cost:
         return self.naive / (self.encode + self.decode_all)
 
 
-def count(recipe: Recipe, window: int, device: torch.device | None = None) -> Cost:
-    """Count the convolutions and matrix products of one window.
+def count(make: Callable[[], Backbone], window: int, device: torch.device | None = None) -> Cost:
+    """Count the convolutions and matrix products of one window for the network that `make` gives.
 
     Tensors without content will do, but for networks whose work for many subsets depends on which
     they are: those run on a device.
     """
     with torch.device("meta"):
-        net = recipe.net().eval()
+        net = make().eval()
     where = torch.device("meta")
     if net.shares_decoding and device is not None:
-        where, net = device, recipe.net().to(device).eval()
+        where, net = device, make().to(device).eval()
     image = torch.zeros(1, 4, *[window] * 3, device=where)
     present = torch.ones(1, 4, dtype=torch.bool, device=where)
     subsets = torch.tensor(SUBSETS, device=where)

@@ -55,7 +55,7 @@ class Race:
         window = protocol.size[0]
         if "patch" in recipe.tree["net"]:
             recipe.tree["net"]["patch"] = window
-        self.cost = count(recipe, window, device)
+        self.cost = count(recipe.net, window, device)
         self.net = recipe.net().to(device).eval()
         self.loss = recipe.loss()
         self.masks = spread_masks(masks)
