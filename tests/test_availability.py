@@ -1,6 +1,8 @@
 """Which modalities a training sample keeps."""
 
 from collections import Counter
+from math import prod
+from pathlib import Path
 
 import pytest
 
@@ -9,10 +11,12 @@ from bts_lightning.availability import (
     Bernoulli,
     Complete,
     EpochAlternate,
+    MissingRates,
     SizeUniform,
     Uniform15,
 )
-from bts_lightning.modalities import COMPLETE, SUBSETS, Subset, parse_subset
+from bts_lightning.errors import DataError
+from bts_lightning.modalities import COMPLETE, SUBSETS, Subset, parse_subset, subset_name
 
 SCHEMES = [
     Complete(),
@@ -111,3 +115,82 @@ def test_a_case_with_no_modality_is_refused() -> None:
 def test_an_impossible_probability_is_refused(p: float) -> None:
     with pytest.raises(ValueError, match="probability to keep"):
         Bernoulli(p)
+
+
+RATES = (0.2, 0.4, 0.8, 0.6)
+
+
+def test_missing_rates_give_each_case_what_its_rates_say_for_good() -> None:
+    policy, cases = MissingRates(RATES), 6000
+    seen = Counter(policy.has(f"case {i}", COMPLETE) for i in range(cases))
+    chances = {
+        subset: prod(1 - r if kept else r for r, kept in zip(RATES, subset, strict=True))
+        for subset in SUBSETS
+    }
+    expected = {subset: cases * p / sum(chances.values()) for subset, p in chances.items()}
+    chi2 = sum((seen[subset] - n) ** 2 / n for subset, n in expected.items())
+    assert chi2 < 36.1  # 14 degrees of freedom, one in a thousand
+    again = MissingRates(RATES)
+    for i in range(50):
+        has = policy.has(f"case {i}", COMPLETE)
+        assert again.has(f"case {i}", COMPLETE) == has
+        assert {policy.draw(has, 0, epoch, i) for epoch in range(5)} == {has}
+
+
+def test_missing_rates_leave_something_of_what_a_case_has() -> None:
+    policy = MissingRates([0.99] * 4)
+    for i in range(50):
+        assert policy.has(f"case {i}", (False, True, True, False)) in [
+            (False, True, False, False),
+            (False, False, True, False),
+            (False, True, True, False),
+        ]
+
+
+def test_missing_rates_draw_uniformly_within_what_a_case_has() -> None:
+    seen = frequencies(MissingRates(RATES, within=Uniform15()), available=parse_subset("t1+flair"))
+    assert all(abs(share - 1 / 3) < 0.03 for share in seen.values())
+    assert len(seen) == 3
+
+
+PASSION = """data_name,mask_id,mask,pos_mask_ids
+HG_BraTS20_Training_002,10,"[True, True, True, False]","[1, 2, 3, 5, 6, 9, 10]"
+HG_BraTS20_Training_003,2,"[False, False, True, False]",[2]
+HG_BraTS20_Training_127,0,"[False, False, False, True]",[0]
+LG_BraTS20_Training_289,12,"[True, True, False, True]","[0, 1, 3, 4, 8, 9, 12]"
+"""
+
+
+def test_files_of_the_authors_say_what_a_case_has(tmp_path: Path) -> None:
+    file = tmp_path / "imb_split_mr2468.csv"
+    file.write_text(PASSION)
+    policy = MissingRates(file=file)
+    for number, name in {
+        "002": "t1+t1c+flair",
+        "003": "t1",
+        "127": "t2",
+        "289": "t1c+t2+flair",
+    }.items():
+        assert subset_name(policy.has(f"BraTS20_Training_{number}", COMPLETE)) == name
+    assert subset_name(policy.has("HG_BraTS20_Training_002", COMPLETE)) == "t1+t1c+flair"
+    with pytest.raises(DataError, match="no row for the training case BraTS20_Training_004"):
+        policy.has("BraTS20_Training_004", COMPLETE)
+    with pytest.raises(DataError, match="leaves nothing"):
+        policy.has("BraTS20_Training_003", (False, True, True, True))
+
+
+def test_a_file_that_is_no_list_of_masks_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "other.csv"
+    file.write_text("name,mask\na,1\n")
+    with pytest.raises(DataError, match="columns data_name and mask"):
+        MissingRates(file=file)
+    with pytest.raises(DataError, match="cannot be read"):
+        MissingRates(file=tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("rates", [[0.2] * 3, [0.2, 0.4, 0.6, 1.2], [1.0] * 4])
+def test_impossible_rates_are_refused(rates: list[float]) -> None:
+    with pytest.raises(ValueError, match="numbers from 0 to 1"):
+        MissingRates(rates)
+    with pytest.raises(ValueError, match="not both"):
+        MissingRates()

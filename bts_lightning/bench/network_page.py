@@ -1,13 +1,11 @@
-"""Write docs/networks.md: what each network costs, and what its documentation says of it.
-
-`python -m bts_lightning.bench.network_page a2fseg rfnet > docs/networks.md`
-"""
+"""Say what each network costs: `python -m bts_lightning.bench.network_page docs/networks.md`."""
 
 import inspect
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,51 +13,59 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bts_lightning import config
+from bts_lightning.bench.arithmetic import Cost, count
+from bts_lightning.config.merge import experiments
+from bts_lightning.files import write_whole
 from bts_lightning.networks.backbone import Backbone, Output
 
 SIZES = (128, 80)
-GIGA, MILLION, GIB = 1e9, 1e6, 2**30
+MILLION, GIB = 1e6, 2**30
 LICENCE = re.compile(r"\(([^()]*(?:Apache|MIT|GPL|no licence)[^();,]*)")
+# Of the part of a page that this program writes.
+BEGIN, END = "<!-- costs -->\n", "<!-- end of costs -->\n"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """GFLOP of an evaluation pass with all four modalities, and of its encoders."""
-
-    complete: float
-    encoders: float
-
-
-def main(experiments: Sequence[str]) -> int:
-    """Print the page for experiments, each a name and perhaps overrides in one word."""
-    nodes = {words: config.load(words.split()).task.net for words in experiments}
-    print("# Networks\n")
-    command = " ".join(f'"{words}"' if " " in words else words for words in experiments)
-    print(f"Written by `python -m bts_lightning.bench.network_page {command}`.\n")
-    print(_explanation())
-    head = ["experiment", "weights (M)", *(f"{size}³: four / one" for size in SIZES)]
-    head += ["in encoders", f"training step at {SIZES[0]}³ (GiB)", "original's licence"]
-    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
-    for words, node in nodes.items():
-        print(f"| {' | '.join(row(words, node))} |", flush=True)
-    for cls in dict.fromkeys(type(on_meta(node)) for node in nodes.values()):
-        print(f"\n## {cls.__name__}\n\n```text\n{inspect.getdoc(cls)}\n```")
+def main(files: Sequence[str]) -> int:
+    """Print the table, or put it into a page between its two marks."""
+    table = "".join(f"{line}\n" for line in [_explanation(), *rows(networks())])
+    for file in map(Path, files):
+        before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not end:
+            raise SystemExit(f"{file} has no line {BEGIN.strip()} with {END.strip()} below it")
+        write_whole(file, f"{before}{BEGIN}\n{table}\n{END}{after}")
+    if not files:
+        print(table, end="")
     return 0
 
 
-def row(words: str, node: Any) -> list[str]:
+def networks() -> dict[str, Any]:
+    """Find the experiments that name a network."""
+    trees = {name: config.load([name]) for name in experiments()}
+    return {name: t.task.net for name, t in trees.items() if "_target_" in (t.get("net") or {})}
+
+
+def rows(nodes: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
+    head = ["experiment", "weights (M)", *(f"{size}³: four / one" for size in SIZES)]
+    head += ["in encoders", f"training step at {SIZES[0]}³ (GiB)", "original's licence"]
+    yield f"| {' | '.join(head)} |\n|{' --- |' * len(head)}"
+    for name, node in nodes.items():
+        yield f"| {' | '.join(row(name, node))} |"
+
+
+def row(name: str, node: Any) -> list[str]:
     """Describe one network."""
     net = on_meta(node)
     costs = [cost(node, size) for size in SIZES]
     some = next(found for found in costs if found is not None)
     single = share_of_one(node)
-    shown = ["–" if c is None else f"{c.complete:,.0f} / {c.complete * single:,.0f}" for c in costs]
     licence = LICENCE.search(inspect.getdoc(type(net)) or "")
     return [
-        f"`{words}`",
+        f"`{name}`",
         f"{sum(p.numel() for p in net.parameters()) / MILLION:,.3f}",
-        *shown,
-        f"{some.encoders / some.complete:.0%}",
+        *("–" if c is None else f"{c.once:,.0f} / {c.once * single:,.0f}" for c in costs),
+        f"{some.encode / some.once:.0%}",
         training_memory(node, SIZES[0]) if costs[0] else "–",
         licence[1] if licence else "–",
     ]
@@ -73,20 +79,11 @@ def on_meta(node: Any) -> Backbone:
 
 
 def cost(node: Any, size: int) -> Cost | None:
-    """Count the arithmetic of a window, on tensors without content; None where none fits."""
-    net = on_meta(node).eval()
+    """Count the arithmetic of a window; None where none fits."""
     try:
-        net.check_size((size,) * 3)
+        return count(partial(config.build, node), size)
     except ValueError:
         return None
-    image = torch.empty(1, 4, size, size, size, device="meta")
-    present = torch.ones(1, 4, dtype=torch.bool, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        features = net.encode(image, present)
-        encoders = counter.get_total_flops()
-        net.decode(features)
-    complete = counter.get_total_flops()
-    return Cost(complete / GIGA, encoders / GIGA)
 
 
 def share_of_one(node: Any) -> float:

@@ -19,6 +19,7 @@ from bts_lightning.data.samples import PatchDataset, triple
 from bts_lightning.data.splits import PARTS, Part, Split, split_from
 from bts_lightning.data.transform import Transform
 from bts_lightning.errors import ConfigError
+from bts_lightning.modalities import Subset
 
 
 class BratsDataModule(LightningDataModule):
@@ -152,12 +153,16 @@ class BratsDataModule(LightningDataModule):
         if stage != "predict":
             _ = self.split
 
+    def shows(self, name: str) -> Subset:
+        """Tell which modalities a case has in training."""
+        return self.availability.has(name, self.cases[name].available)
+
     def train_dataloader(self) -> PatchLoader:
         """Deliver random patches of the training cases."""
         if not self.split.train:
             raise ConfigError(f"split {self.split.name} has no case to train on")
         cases = [self.cases[name] for name in self.split.train]
-        suited = [case for case in cases if self.availability.suits(case.available)]
+        suited = [case for case in cases if self.availability.suits(self.shows(case.name))]
         if not suited:
             raise ConfigError(
                 f"none of the {len(cases)} training cases has the modalities that "

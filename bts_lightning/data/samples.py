@@ -158,6 +158,7 @@ class PatchDataset:
         """Decide a sample and open its case, but read no voxel."""
         number = self._number_of(epoch, index)
         case = self.cases[number]
+        available = self.availability.has(case.name, case.available)
         volume, truth = self._open(number)
         d, h, w = (generator(self.seed, epoch, index, "flip").random(3) < self.flip).tolist()
         # 63 bits, because torch generators take a signed number.
@@ -167,8 +168,8 @@ class PatchDataset:
         reach = self.reach(seed, self.patch) if self.reach else None
         return Sample(
             case=case.name,
-            available=case.available,
-            present=self.availability.draw(case.available, self.seed, epoch, index),
+            available=available,
+            present=self.availability.draw(available, self.seed, epoch, index),
             seed=seed,
             corner=corner,
             flips=(d, h, w),

@@ -63,10 +63,10 @@ def score(
 
 def _measure(masks: Masks, metrics: Sequence[Metric], empty: EmptyPolicy) -> dict[str, Floats]:
     volumes = np.array([masks.there, masks.found]) * np.prod(masks.spacing) / 1000
-    measured = {
-        m.name: fill(m.measure(masks), masks.there, masks.found, m.best, m.worst, empty)
-        for m in metrics
-    }
+    measured = {}
+    for m in metrics:
+        seen = masks if m.seen is None else m.seen(masks)
+        measured[m.name] = fill(m.measure(seen), seen.there, seen.found, m.best, m.worst, empty)
     return measured | dict(zip(VOLUMES, volumes, strict=True))
 
 

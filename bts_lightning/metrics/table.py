@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bts_lightning.metrics.hd95 import hd95
-from bts_lightning.metrics.overlaps import dice, precision, sensitivity
+from bts_lightning.metrics.overlaps import dice, dice_pp, precision, sensitivity, without_small_et
 from bts_lightning.metrics.policies import Floats
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Metric:
             stands for the longest distance of the policy.
         factor: from the measured to the printed unit.
         decimals: to print.
+        seen: leaves of the masks what is measured, by default all; empty regions are judged by it.
         is_main: stands in summary, LaTeX, comparisons and studies, not only in the report.
         in_validation: is measured at every validation of a training too, and logged.
     """
@@ -36,6 +37,7 @@ class Metric:
     worst: float
     factor: float = 1.0
     decimals: int = 2
+    seen: Callable[["Masks"], "Masks"] | None = None
     is_main: bool = True
     in_validation: bool = False
 
@@ -58,6 +60,15 @@ class Metric:
 TABLE = (
     Metric(dice, "Dice (%)", best=1, worst=0, factor=100, in_validation=True),
     Metric(hd95, "HD95 (mm)", best=0, worst=math.inf, in_validation=True),
+    Metric(
+        dice_pp,
+        "Dice, ETpp (%)",
+        best=1,
+        worst=0,
+        factor=100,
+        seen=without_small_et,
+        is_main=False,
+    ),
     Metric(sensitivity, "Sensitivity (%)", best=1, worst=0, factor=100, is_main=False),
     Metric(precision, "Precision (%)", best=1, worst=0, factor=100, is_main=False),
 )

@@ -23,12 +23,14 @@ class Features:
             this may be more than `present`: some published losses supervise dropped modalities.
         original: the features before an alignment substituted absent slots; per-modality heads
             read these.
+        heads: whether training also wants the predictions of single modalities.
     """
 
     levels: tuple[Tensor, ...]
     present: tuple[Tensor, ...]
     real: Tensor
     original: "Features | None" = None
+    heads: bool = True
 
     def restrict(self, present: Tensor) -> "Features":
         """Let `decode` see only these modalities (B×4 bool) of those that were encoded."""
@@ -50,6 +52,7 @@ class Features:
             present=tuple(tile(x) for x in self.present),
             real=tile(self.real),
             original=self.original.repeat(times) if self.original is not None else None,
+            heads=self.heads,
         )
 
 
@@ -62,12 +65,14 @@ class Auxiliary:
         logits: B×C×d×h×w; when coarser than the label, the label is down-sampled to it (nearest).
         weight: factor of its loss.
         valid: B bool, the samples it is supervised on; None means all.
+        coarse: the logits whose maps were enlarged to make `logits`; None where none were.
     """
 
     name: str
     logits: Tensor
     weight: float = 1.0
     valid: Tensor | None = None
+    coarse: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ class MedMAP(Backbone):
     @torch.no_grad()
     def _refuse_idle_levels(self, features: Features, filled: Features) -> None:
         """See once that the prediction depends on each level that is filled."""
-        if features.present[0].all():
+        if features.real.is_meta or features.present[0].all():
             return
         with self.backbone.evaluating():
             logits = self.backbone.decode(filled).logits

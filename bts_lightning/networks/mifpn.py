@@ -14,10 +14,9 @@ from bts_lightning.networks.pyramid import (
     Encoder,
     ModalityDecoder,
     Unit,
-    Upsample,
     bottleneck,
+    enlarged_head,
     enlarging,
-    from_maps,
     initialise,
     joining,
     to_maps,
@@ -163,10 +162,7 @@ class MIFPN(Backbone):
         if not self.training:
             return Output(logits, embedding=states[0])
         coarse = tuple(
-            Auxiliary(
-                name=f"deep/{level}",
-                logits=from_maps(Upsample(2**level)(to_maps(head(before)))),
-            )
+            enlarged_head(f"deep/{level}", to_maps(head(before)), 2**level)
             for level, (head, before) in enumerate(zip(self.coarse_heads, states[1:], strict=True))
         )
         modalities = self.segment_each(features, deep)
@@ -235,6 +231,8 @@ class MIFPN(Backbone):
 
     def segment_each(self, features: Features, deep: Tensor) -> tuple[Auxiliary, ...]:
         """Segment every modality on its own, also those that dropout removed."""
+        if not features.heads:
+            return ()
         own = features.original or features
         # An alignment replaced the deepest features of the dropped ones.
         valid = own.real if features.original is None else own.present[DEEP]

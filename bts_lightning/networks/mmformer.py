@@ -8,15 +8,14 @@ from torch import Tensor, nn
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.attention import TransformerLayer, to_tokens, to_volume
-from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
+from bts_lightning.networks.backbone import Backbone, Features, Output
 from bts_lightning.networks.presence import encode_each
 from bts_lightning.networks.pyramid import (
     Encoder,
     ModalityDecoder,
-    Upsample,
     bottleneck,
+    enlarged_head,
     enlarging,
-    from_maps,
     initialise,
     joining,
     modality_auxiliaries,
@@ -145,10 +144,7 @@ class MMFormer(Backbone):
         if not self.training:
             return Output(logits, embedding=x)
         deep = tuple(
-            Auxiliary(
-                name=f"deep/{level}",
-                logits=from_maps(Upsample(2**level)(to_maps(head(coarse[level])))),
-            )
+            enlarged_head(f"deep/{level}", to_maps(head(coarse[level])), 2**level)
             for level, head in enumerate(self.coarse_heads, start=1)
         )
         modalities = modality_auxiliaries(self.modality_decoder, features, range(RAW + 1))

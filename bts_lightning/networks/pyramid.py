@@ -129,10 +129,18 @@ def from_maps(maps: Tensor) -> Tensor:
     return log - (1 - maps).clamp_min(tiny).log()
 
 
+def enlarged_head(name: str, maps: Tensor, factor: int) -> Auxiliary:
+    """Supervise coarse probability maps at full size: the maps are enlarged, not their logits."""
+    logits = from_maps(maps)
+    return Auxiliary(name, from_maps(Upsample(factor)(maps)), coarse=logits)
+
+
 def modality_auxiliaries(
     decoder: ModalityDecoder, features: Features, levels: Sequence[int]
 ) -> tuple[Auxiliary, ...]:
     """Segment every modality on its own, also those that dropout removed."""
+    if not features.heads:
+        return ()
     own = features.original or features
     real = own.real
     pyramid = []

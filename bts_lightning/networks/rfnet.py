@@ -6,16 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output
+from bts_lightning.networks.backbone import Backbone, Features, Output
 from bts_lightning.networks.presence import encode_each, full_precision, without_autocast
 from bts_lightning.networks.pyramid import (
     Encoder,
     ModalityDecoder,
     Unit,
-    Upsample,
     bottleneck,
+    enlarged_head,
     enlarging,
-    from_maps,
     initialise,
     joining,
     modality_auxiliaries,
@@ -83,10 +82,7 @@ class RFNet(Backbone):
         if not self.training:
             return Output(logits, embedding=x)
         regions = tuple(
-            Auxiliary(
-                name=f"region_maps/{level}",
-                logits=from_maps(Upsample(2**level)(maps[level])),
-            )
+            enlarged_head(f"region_maps/{level}", maps[level], 2**level)
             for level in self.fused_levels
         )
         heads = modality_auxiliaries(self.modality_decoder, features, self.fused_levels)

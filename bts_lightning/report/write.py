@@ -1,11 +1,10 @@
 """The files of an evaluation folder that are computed from its table."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from bts_lightning.files import write_whole
 from bts_lightning.report.facts import read_protocol
@@ -18,7 +17,7 @@ from bts_lightning.report.table import EvaluationTable
 
 def write_report(
     folder: Path,
-    rows: EvaluationTable | pd.DataFrame | Iterable[Mapping[str, object]] | None = None,
+    table: EvaluationTable | None = None,
     protocol: Mapping[str, Any] | None = None,
     slices: Sequence[CaseSlices] | None = None,
 ) -> Path:
@@ -27,7 +26,7 @@ def write_report(
     >>> write_report(Path("runs/a2fseg/newest/evaluation/test"))
     PosixPath('runs/a2fseg/newest/evaluation/test/report.html')
     """
-    table = _table(folder, rows)
+    table = EvaluationTable.read(folder) if table is None else table
     facts = read_protocol(folder) if protocol is None else protocol
     kept = load_slices(folder, choose_cases(table)) if slices is None else slices
     summary = summarise(table, facts)
@@ -46,11 +45,3 @@ def choose_cases(table: EvaluationTable, count: int = 12) -> list[str]:
     worst = count // 3
     others = np.linspace(worst, len(ranked) - 1, count - worst).round().astype(int)
     return ranked[:worst] + [ranked[i] for i in others]
-
-
-def _table(
-    folder: Path, rows: EvaluationTable | pd.DataFrame | Iterable[Mapping[str, object]] | None
-) -> EvaluationTable:
-    if rows is None:
-        return EvaluationTable.read(folder)
-    return rows if isinstance(rows, EvaluationTable) else EvaluationTable.from_rows(rows)

@@ -16,8 +16,8 @@ from bts_lightning.runs.processes import (
     end_orphan,
     is_worked_on,
     reason,
+    remove_sign,
     sigterm_as_interrupt,
-    take_sign_away,
 )
 
 _LOOK_EVERY = 0.5
@@ -73,7 +73,7 @@ class Scheduler(ABC, Generic[J]):
 
         def start(job: J, command: Sequence[str] | None, place: Mapping[str, str]) -> None:
             if command is None:
-                take_sign_away(job.run)
+                remove_sign(job.run)
                 free.append(place)
                 return
             environment = {RUN_VARIABLE: str(job.run.resolve()), **place}
@@ -119,7 +119,7 @@ class Scheduler(ABC, Generic[J]):
             self.watch(job, process)
             self.stopped(job, code)
             # Who goes on elsewhere must not wait for what has ended here.
-            take_sign_away(job.run)
+            remove_sign(job.run)
 
 
 class NamedJob(Job, Protocol):

@@ -92,7 +92,7 @@ def leave_sign(run: Path, training: int | None = None) -> None:
     write_whole(run / _BEACON, json.dumps(sign) + "\n")
 
 
-def take_sign_away(run: Path) -> None:
+def remove_sign(run: Path) -> None:
     """Say that nobody works on a run any more."""
     (run / _BEACON).unlink(missing_ok=True)
 

@@ -1,9 +1,12 @@
 """The costs that docs/networks.md shows are those that others counted on the official code."""
 
+from pathlib import Path
+
 import pytest
 
 from bts_lightning import config
-from bts_lightning.bench.network_page import cost, main, share_of_one, training_memory
+from bts_lightning.bench import network_page
+from bts_lightning.bench.network_page import cost, main, networks, share_of_one, training_memory
 
 
 @pytest.mark.parametrize(
@@ -26,8 +29,8 @@ def test_arithmetic_is_that_of_the_official_networks(
     found = cost(config.load([experiment]).net, size)
     assert found is not None
     # RFNet's fusion is matrix products here, which count, and sums there, which do not.
-    assert found.complete == pytest.approx(gflop, rel=4e-3)
-    assert found.encoders / found.complete == pytest.approx(encoders, abs=6e-3)
+    assert found.once == pytest.approx(gflop, rel=4e-3)
+    assert found.encode / found.once == pytest.approx(encoders, abs=6e-3)
 
 
 def test_size_that_does_not_fit_has_no_cost() -> None:
@@ -46,9 +49,23 @@ def test_memory_grows_with_the_window() -> None:
     )
 
 
-def test_page_has_a_row_and_a_section(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["unet_small", "unet_small net.availability_channels=true"]) == 0
-    page = capsys.readouterr().out
-    assert "| `unet_small` | 5.650 | 244 / 244 | 60 / 60 | 0% |" in page
-    assert page.count("## UNet") == 1
-    assert "availability_channels: give the network" in page
+def test_the_table_is_put_between_its_marks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nodes = {"unet_small": config.load(["unet_small"]).net}
+    monkeypatch.setattr(network_page, "networks", lambda: nodes)
+    page = tmp_path / "networks.md"
+    page.write_text("mine\n<!-- costs -->\nold\n<!-- end of costs -->\nmine too\n")
+    for _ in range(2):
+        assert main([str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("mine\n<!-- costs -->\n\nGFLOP")
+    assert text.endswith("|\n\n<!-- end of costs -->\nmine too\n")
+    assert text.count("| `unet_small` | 5.650 | 244 / 244 | 60 / 60 | 0% |") == 1
+    assert "old" not in text
+
+
+def test_the_page_of_the_project_has_every_network() -> None:
+    page = (Path(__file__).parents[2] / "docs/networks.md").read_text(encoding="utf-8")
+    missing = [name for name in networks() if f"| `{name}` |" not in page]
+    assert not missing, "python -m bts_lightning.bench.network_page docs/networks.md"

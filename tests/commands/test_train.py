@@ -33,6 +33,7 @@ MIXED = {
     "no_alignment": ["unet_small", "adaptor", "no_alignment"],
     "no_distillation": ["kd_unet", "no_distillation"],
     "nnunet": ["rfnet", "nnunet"],
+    "passion": ["rfnet", "passion"],
     "smoke": ["unet_small"],
 }
 # `torch.compile` takes a while, and torch 2.13 imports on the way what it deprecates itself.

@@ -218,6 +218,19 @@ def test_read_only_and_strided_arrays_are_read_as_they_are() -> None:
     np.testing.assert_array_equal(score(turned, truth.T)["hd95"], expected["hd95"])
 
 
+def test_a_small_et_is_empty_in_dice_pp_alone() -> None:
+    small, large = (slice(0, 7),) * 3, (slice(0, 8),) * 3  # 343 and 512 voxels
+    nothing = np.zeros((9, 9, 9), np.uint8)
+    full, few = nothing.copy(), nothing.copy()
+    full[large], few[small] = 3, 3
+    cases = ((full, full, 1), (full, few, 0), (nothing, few, 1), (few, few, 0))
+    for truth, found, expected in cases:
+        scores = score(found[None], truth)
+        assert scores["dice_pp"][0, 2] == expected
+        np.testing.assert_array_equal(scores["dice_pp"][0, :2], scores["dice"][0, :2])
+    assert score(few[None], few)["dice"][0, 2] == 1
+
+
 def test_amoe_leaves_out_a_distance_of_nothing() -> None:
     full = volume((slice(3, 5), slice(3, 5), slice(3, 5)))
     perfect = score(full[None], full, empty="amoe_bts")

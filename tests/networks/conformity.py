@@ -24,6 +24,7 @@ from bts_lightning.modalities import subset_name
 from bts_lightning.networks.backbone import Backbone, Output
 from bts_lightning.task import SegmentationTask
 from tests.golden.fill_rule import fill, kind_of, make_input, make_label, noise
+from tests.networks.double import LeanDouble
 
 FOLDER = Path(__file__).parents[1] / "golden"
 # From this many input voxels a file takes minutes on two cores and is left to `make test-all`.
@@ -143,7 +144,7 @@ class Recorded:
             else:
                 self.fill(net, filled, config["salted"])
             image = torch.from_numpy(make_input(config["input"][2])).to(dtype)
-            with torch.no_grad():
+            with torch.no_grad(), LeanDouble():
                 features = net.to(dtype).encode(image, torch.ones(1, 4, dtype=torch.bool))
             self._cache[path, dtype] = net, features
         return self._cache[path, dtype]
@@ -157,6 +158,7 @@ class Recorded:
         rows = self._compare(path, index, torch.float32)
         if all(row.passed for row in rows):
             return rows
+        print(f"{path.stem} {mask_name(path, index)}: judging again in double", flush=True)
         return self._compare(path, index, torch.float64)
 
     def _compare(self, path: Path, index: int, dtype: torch.dtype) -> list[Row]:
@@ -165,7 +167,7 @@ class Recorded:
         limit = self.salted_limit if config["salted"] and self.salted_limit else self.limit
         count = sum(p.numel() for p in net.parameters()) + self.dead(config)
         seen = features.restrict(torch.from_numpy(golden["masks"][index]).unsqueeze(0))
-        with torch.no_grad():
+        with torch.no_grad(), LeanDouble():
             logits = net.decode(seen).logits[0]
             inner = self.auxiliary(net, features, seen) if self.auxiliary else {}
         step, expected = config["stride"], golden["out"][index]
@@ -207,7 +209,7 @@ class Recorded:
         outputs: list[Output] = []
         hook = net.register_forward_hook(lambda module, inputs, output: outputs.append(output))
         net.training = True  # of the network alone: dropout stays off
-        with torch.no_grad(), hook:
+        with torch.no_grad(), LeanDouble(), hook:
             total = torch.stack(list(task._step(batch).values())).sum()
         net.training = False
         return Lesson(outputs[0], loss, batch["label"], total)
@@ -220,7 +222,7 @@ class Recorded:
         ):
             key = str(name).split()[0]
             if row == index and key in inner:
-                yield Row(key, deviation(statistics(inner[key]), stats), limit)
+                yield Row(key, deviation(statistics(inner.pop(key)), stats), limit)
 
 
 def entries() -> dict[str, Check]:

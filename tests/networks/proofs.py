@@ -1,0 +1,125 @@
+"""Write the page of proofs from what the two commands printed.
+
+    python -m tests.networks.golden | tee forward.txt
+    python -m tests.networks.golden_train | tee training.txt
+    python -m tests.networks.proofs forward.txt training.txt > docs/proofs.md
+
+Numbers are the worst of all files and masks of a network. What no file can show stands in `JUDGED`,
+in words; the tests that are named there hold it.
+"""
+
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+FORWARD = re.compile(r"(\S+) +\S+ +\S+ (\S+) \(limit \S+\), worst of \d+: .* (ok|FAILED)$")
+TRAINING = re.compile(r"(\S+) +(.+?) +(\S+) \(limit \S+\) (ok|FAILED)$")
+# By the first word of a file's name; a network without a training file has outputs only.
+NETWORKS = {
+    "a2fseg": "A2FSeg",
+    "amoe": "AMoE-BTS",
+    "demoseg": "DeMoSeg",
+    "medmap": "MedMAP",
+    "mifpn": "MIFPN",
+    "mmformer": "mmFormer",
+    "rfnet": "RFNet",
+    "uhved": "U-HVED",
+}
+KINDS = ("loss", "gradient", "later gradients", "losses", "rate")
+# Draws of subsets, augmentation, inference: `proven`, or what differs.
+JUDGED = {
+    "A2FSeg": (
+        "proven; a subset for each sample, not for the batch of one",
+        "differs: linear where nnU-Net is cubic; the box around a patch is as large as needed",
+        "proven; differs: z-scores of own brains (`data.normalisation=legacy_nnunet`)",
+    ),
+    "AMoE-BTS": (
+        "differs: it always has all four (`availability.Complete`)",
+        "proven in what is drawn; differs: background stays zero",
+        "proven; z-scores of the case, not of the crop",
+    ),
+    "DeMoSeg": ("proven", "as A2FSeg", "differs: small ET kept (`evaluation.et_minimum=500`)"),
+    "MedMAP": ("not comparable: a fragment", "not comparable", "not comparable"),
+    "MIFPN": ("differs: a subset for each sample", "as RFNet", "differs: without the leak"),
+    "mmFormer": ("proven", "as RFNet", "proven"),
+    "RFNet": (
+        "proven",
+        "differs: any angle, linear, corners read from the case; background stays zero",
+        "proven; differs: z-scores of own brains (`data.normalisation=legacy_rfnet`)",
+    ),
+    "U-HVED": (
+        "proven",
+        "differs: z-scores for histogram standardisation, no blur before shrinking",
+        "differs: posterior mean for a sample; windows of 112³ for 140³",
+    ),
+}
+HEAD = """# Proofs
+
+What is known of each network beside its official program. This page is generated
+(`tests/networks/proofs.py`); the files are described in `tests/golden/README.md` and
+`tests/golden_train/README.md`.
+
+- **Outputs**: the logits for the subsets of a file, relative error, single precision.
+- **Loss, gradient**: of the first step; **later**: gradients after some steps of training;
+  **losses**: along the training; **rate**: the learning rate. Relative errors, in double precision
+  where a file is.
+- **proven**: a test holds it (`tests/networks/test_facts.py`). **differs**: by choice, named in the
+  header of the experiment, with the option that repeats the program where there is one. **not
+  comparable**: nothing was released to compare with.
+
+A bias right before a normalisation has no gradient but rounding, which Adam turns into steps, so
+later gradients of single precision are not compared.
+"""
+
+
+def main(forward: Path, training: Path) -> str:
+    """Give the page."""
+    outputs: dict[str, list[float]] = defaultdict(list)
+    steps: dict[tuple[str, str], list[float]] = defaultdict(list)
+    files: dict[str, set[str]] = defaultdict(set)
+    for line in forward.read_text(encoding="utf-8").splitlines():
+        if found := FORWARD.match(line):
+            file, error, verdict = found.groups()
+            assert verdict == "ok", line
+            outputs[network_of(file)].append(float(error))
+            files[network_of(file)].add(file)
+    for line in training.read_text(encoding="utf-8").splitlines():
+        if found := TRAINING.match(line):
+            file, kind, error, verdict = found.groups()
+            assert verdict == "ok", line
+            if file == "schedules":
+                network, kind = network_of(kind), "rate"
+            else:
+                network = network_of(file)
+                files[network].add(file)
+                kind = "loss" if kind in ("divergence", "entropy", "dice") else kind
+                kind = "gradient" if kind == "its gradient" else kind
+            # Single precision says less, so it is told only where there is nothing else.
+            is_single = file.endswith("f32") and any("f64" in other for other in files[network])
+            if kind in KINDS and not is_single:
+                steps[network, kind].append(float(error))
+    heads = ["network", "outputs", "loss", "gradient", "later", "losses", "rate"]
+    lines = [HEAD, row(heads), row(["---"] + ["---:"] * 6)]
+    for network in sorted(JUDGED):
+        errors = [outputs[network], *(steps[network, kind] for kind in KINDS)]
+        lines.append(row([network, *(f"{max(e):.0e}" if e else "–" for e in errors)]))
+    lines += ["", row(["network", "draws of subsets", "augmentation", "inference"])]
+    lines.append(row(["---"] * 4))
+    lines += [row([network, *JUDGED[network]]) for network in sorted(JUDGED)]
+    lines += ["", row(["network", "files"]), row(["---"] * 2)]
+    lines += [row([n, ", ".join(f"`{f}`" for f in sorted(files[n]))]) for n in sorted(JUDGED)]
+    return "\n".join(lines) + "\n"
+
+
+def network_of(file: str) -> str:
+    """Name the network of a file or of an experiment."""
+    return NETWORKS.get(file.split("_")[0], file)
+
+
+def row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(main(Path(sys.argv[1]), Path(sys.argv[2])))
