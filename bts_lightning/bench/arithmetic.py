@@ -19,9 +19,14 @@ class Cost:
     decode_all: float
 
     @property
+    def once(self) -> float:
+        """Of one pass, with all modalities."""
+        return self.encode + self.decode
+
+    @property
     def naive(self) -> float:
-        """Give what a whole pass for each subset costs."""
-        return len(SUBSETS) * (self.encode + self.decode)
+        """Of a whole pass for each subset."""
+        return len(SUBSETS) * self.once
 
     @property
     def reuse_bound(self) -> float:
@@ -35,7 +40,7 @@ class Cost:
 
 
 def count(make: Callable[[], Backbone], window: int, device: torch.device | None = None) -> Cost:
-    """Count the convolutions and matrix products of one window of the network that is made.
+    """Count the convolutions and matrix products of one window for the network that `make` gives.
 
     Tensors without content will do, but for networks whose work for many subsets depends on which
     they are: those run on a device.
