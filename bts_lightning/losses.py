@@ -128,9 +128,7 @@ class RegionLoss(SegmentationLoss):
 
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compare inside and outside of each region, whose two parts are added."""
-        inside = target.sigmoid() * (F.logsigmoid(target) - F.logsigmoid(logits))
-        outside = (-target).sigmoid() * (F.logsigmoid(-target) - F.logsigmoid(-logits))
-        return inside + outside
+        return binary_divergence(logits, target)
 
 
 class LabelLoss(SegmentationLoss):
@@ -225,6 +223,50 @@ class LabelLoss(SegmentationLoss):
         """Compare label by label; single parts may be negative, their sum is not."""
         log = target.log_softmax(dim=1)
         return log.exp() * (log - logits.log_softmax(dim=1))
+
+
+class SeparateLabelLoss(SegmentationLoss):
+    """Supervise each label by a sigmoid of its own: the sum of 1 - Dice over the three of a tumour.
+
+    ACN's; the sizes in the denominator are squares, and the map of the background has no target.
+
+    Args:
+        epsilon: added to the denominator.
+    """
+
+    channels = 4
+
+    def __init__(self, *, epsilon: float = 1e-7) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def compare(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+        """Average the sum over the labels."""
+        truth = F.one_hot(label.long(), self.channels).movedim(-1, 1)[:, 1:].to(logits.dtype)
+        found = logits[:, 1:].sigmoid()
+        shared = (found * truth).flatten(2).sum(dim=2)
+        sizes = (found.square() + truth).flatten(2).sum(dim=2)
+        return mean_of_valid((1 - 2 * shared / (sizes + self.epsilon)).sum(dim=1), valid)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Give a probability for each label by itself; they need not add up to 1."""
+        return logits.float().sigmoid()
+
+    def labels(self, probabilities: Tensor) -> Tensor:
+        """Choose the likeliest label of a tumour where it is likelier than not."""
+        best, label = probabilities[:, 1:].max(dim=1)
+        return torch.where(best > 0.5, label + 1, 0).to(torch.uint8)
+
+    def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compare inside and outside of each label, whose two parts are added."""
+        return binary_divergence(logits, target)
+
+
+def binary_divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Give KL(target, logits) of yes and no, for each channel by itself."""
+    inside = target.sigmoid() * (F.logsigmoid(target) - F.logsigmoid(logits))
+    outside = (-target).sigmoid() * (F.logsigmoid(-target) - F.logsigmoid(-logits))
+    return inside + outside
 
 
 def shrunk(label: Tensor, size: Sequence[int]) -> Tensor:

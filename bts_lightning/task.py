@@ -68,8 +68,11 @@ class SegmentationTask(LightningModule):
         torch.manual_seed(int(generator(batch["seed"][0], "network").integers(2**63 - 1)))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Give the total loss of a batch and log its terms."""
-        terms = self._step(batch)
+        """Give the total loss of a batch."""
+        return self.log_terms(self._step(batch), batch)
+
+    def log_terms(self, terms: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
+        """Log the terms of a batch and give their sum."""
         total = torch.stack(list(terms.values())).sum()
         size = len(batch["case"])
         self.log("train/loss", total, prog_bar=True, on_step=True, batch_size=size)

@@ -72,7 +72,7 @@ def _fit(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> None:
     trainer = _trainer(run, config, nodes)
     if resume:
         load_weights(task, content, resume)  # refuses a checkpoint of another network
-    _rewind(trainer, content["global_step"] if resume else 0)
+    _rewind(trainer, _batches(content) if resume else 0)
     content.clear()  # Lightning reads it again; weights and optimizer would stay in memory twice
     if trainer.is_global_zero:
         runs.save_config(run, config)
@@ -163,6 +163,11 @@ def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:
     if candidates:
         raise UserError(f"none of the checkpoints in {candidates[0].parent} can be read")
     return None, {}
+
+
+def _batches(checkpoint: dict[str, Any]) -> int:
+    """Count the batches that were learned from; several optimizers take more steps than that."""
+    return int(checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
 
 
 def _rewind(trainer: Trainer, step: int) -> None:

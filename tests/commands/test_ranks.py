@@ -126,6 +126,27 @@ def test_dice_over_a_batch_is_that_of_all_ranks(tmp_path: Path) -> None:
     torch.testing.assert_close(two, learned(0, 1), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
+def test_two_ranks_train_two_paths_and_their_discriminators_as_one_does(
+    phantom: Path, tmp_path: Path
+) -> None:
+    words = ["acn", "smoke", "net.width=8", "net.dropout=0.0", "data.patch=32", "data.augment=null"]
+    words += ["data.steps_per_epoch=2", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
+    words += [*NOT_VALIDATED, "callbacks.overlays=null", f"data.root={phantom}"]
+    found = []
+    for name, how in (
+        ("one", ["trainer.devices=1", "data.batch_size=2"]),
+        ("two", [*TWO, "data.batch_size=1"]),
+    ):
+        (tmp_path / name).mkdir()
+        bts("train", *words, *how, folder=tmp_path / name)
+        found.append(read_metrics(the_run(tmp_path / name) / "logs" / "metrics.csv"))
+    for term in ("loss_epoch", "main", "full", "information", "judges/entropy", "fools/knowledge"):
+        one, two = ([value for _, value in metrics[f"train/{term}"]] for metrics in found)
+        assert len(one) == 3
+        assert two == pytest.approx(one, rel=1e-4), term
+
+
 def test_the_table_does_not_depend_on_the_ranks_nor_on_an_interruption(two_ranks: Path) -> None:
     run = the_run(two_ranks)
     words = ["evaluate", str(run), "--part", "train"]

@@ -18,6 +18,7 @@ TRAINING = re.compile(r"(\S+) +(.+?) +(\S+) \(limit \S+\) (ok|FAILED)$")
 # By the first word of a file's name; a network without a training file has outputs only.
 NETWORKS = {
     "a2fseg": "A2FSeg",
+    "acn": "ACN",
     "amoe": "AMoE-BTS",
     "demoseg": "DeMoSeg",
     "medmap": "MedMAP",
@@ -33,6 +34,11 @@ JUDGED = {
         "proven; a subset for each sample, not for the batch of one",
         "differs: linear where nnU-Net is cubic; the box around a patch is as large as needed",
         "proven; differs: z-scores of own brains (`data.normalisation=legacy_nnunet`)",
+    ),
+    "ACN": (
+        "not comparable: one subset a network",
+        "differs: flips alone, on a z-score in place of 0…1",
+        "differs: whole cases without dropout, not one centre crop with it",
     ),
     "AMoE-BTS": (
         "differs: it always has all four (`availability.Complete`)",
