@@ -64,8 +64,9 @@ def _adopt(path: Path, parts: dict[str, dict[str, list[Path]]]) -> None:
 
 
 def _name_faults(name: str, files: dict[str, list[Path]]) -> list[Fault]:
+    known = tuple(path for paths in files.values() for path in paths)
     faults = [
-        Fault(name, path, f"second file for {what}, beside {paths[0]}; keep one of them")
+        Fault(name, path, f"second file for {what}, beside {paths[0]}; keep one of them", known)
         for what, paths in files.items()
         for path in paths[1:]
     ]

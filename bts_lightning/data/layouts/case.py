@@ -69,11 +69,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a case cannot be used, and which file is to blame."""
+    """Why a case cannot be used, and which file is to blame.
+
+    Attributes:
+        others: more files of the case, which are no strangers because it is broken.
+    """
 
     case: str
     file: Path
     reason: str
+    others: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.case}: {self.file}: {self.reason}"

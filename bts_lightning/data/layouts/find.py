@@ -97,7 +97,8 @@ def _checked(root: Path, read: Iterable[Case | Fault], images: Sequence[Image]) 
     broken = list(_faults_between(root, cases))
     names = {fault.case for fault in broken}
     faults = [*(part for part in read if isinstance(part, Fault)), *broken]
-    claimed = {file for case in cases for file in case.files} | {fault.file for fault in faults}
+    claimed = {file for case in cases for file in case.files}
+    claimed |= {file for fault in faults for file in (fault.file, *fault.others)}
     return DataSet(
         root,
         tuple(case for case in cases if case.name not in names),
