@@ -166,8 +166,9 @@ def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _batches(checkpoint: dict[str, Any]) -> int:
-    """Count the batches that were learned from; several optimizers take more steps than that."""
-    return int(checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+    """Count the batches that were learned from; each of several optimizers steps at every one."""
+    # Lightning's own count of batches is one behind in a state that was saved between two steps.
+    return int(checkpoint["global_step"]) // max(1, len(checkpoint.get("optimizer_states", ())))
 
 
 def _rewind(trainer: Trainer, step: int) -> None:
