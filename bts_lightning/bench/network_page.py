@@ -1,9 +1,12 @@
-"""Say what each network costs: `python -m bts_lightning.bench.network_page docs/networks.md`."""
+"""Say what each network costs.
+
+`python -m bts_lightning.bench.network_page docs/networks.md [EXPERIMENT …]`
+"""
 
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,21 +24,35 @@ from bts_lightning.networks.backbone import Backbone, Output
 SIZES = (128, 80)
 MILLION, GIB = 1e6, 2**30
 LICENCE = re.compile(r"\(([^()]*(?:Apache|MIT|GPL|no licence)[^();,]*)")
+COLUMNS = (
+    "experiment",
+    "weights (M)",
+    *(f"{size}³: four / one" for size in SIZES),
+    "in encoders",
+    f"training step at {SIZES[0]}³ (GiB)",
+    "original's licence",
+)
+HEAD = f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"
 # Of the part of a page that this program writes.
 BEGIN, END = "<!-- costs -->\n", "<!-- end of costs -->\n"
 
 
-def main(files: Sequence[str]) -> int:
-    """Print the table, or put it into a page between its two marks."""
-    table = "".join(f"{line}\n" for line in [_explanation(), *rows(networks())])
-    for file in map(Path, files):
-        before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not end:
-            raise SystemExit(f"{file} has no line {BEGIN.strip()} with {END.strip()} below it")
-        write_whole(file, f"{before}{BEGIN}\n{table}\n{END}{after}")
-    if not files:
-        print(table, end="")
+def main(file: Path, only: Sequence[str] = ()) -> int:
+    """Put the table into a page between its two marks; `only` these rows are measured anew."""
+    before, _, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    old, end, after = rest.partition(END)
+    if not end:
+        raise SystemExit(f"{file} has no line {BEGIN.strip()} with {END.strip()} below it")
+    known = {line.split("`")[1]: line for line in old.splitlines() if line.startswith("| `")}
+    nodes = networks()
+    if unknown := set(only) - set(nodes):
+        raise SystemExit(f"no experiment {', '.join(sorted(unknown))} with a network")
+    lines = [_explanation(), *HEAD]
+    for name, node in nodes.items():
+        is_kept = only and name not in only and name in known
+        lines.append(known[name] if is_kept else f"| {' | '.join(row(name, node))} |")
+    table = "\n".join(lines)
+    write_whole(file, f"{before}{BEGIN}\n{table}\n\n{END}{after}")
     return 0
 
 
@@ -43,15 +60,6 @@ def networks() -> dict[str, Any]:
     """Find the experiments that name a network."""
     trees = {name: config.load([name]) for name in experiments()}
     return {name: t.task.net for name, t in trees.items() if "_target_" in (t.get("net") or {})}
-
-
-def rows(nodes: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a Markdown table."""
-    head = ["experiment", "weights (M)", *(f"{size}³: four / one" for size in SIZES)]
-    head += ["in encoders", f"training step at {SIZES[0]}³ (GiB)", "original's licence"]
-    yield f"| {' | '.join(head)} |\n|{' --- |' * len(head)}"
-    for name, node in nodes.items():
-        yield f"| {' | '.join(row(name, node))} |"
 
 
 def row(name: str, node: Any) -> list[str]:
@@ -163,4 +171,4 @@ def _explanation() -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2:]))

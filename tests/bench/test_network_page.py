@@ -56,12 +56,15 @@ def test_the_table_is_put_between_its_marks(
     monkeypatch.setattr(network_page, "networks", lambda: nodes)
     page = tmp_path / "networks.md"
     page.write_text("mine\n<!-- costs -->\nold\n<!-- end of costs -->\nmine too\n")
-    for _ in range(2):
-        assert main([str(page)]) == 0
+    main(page)
+    nodes["unet"] = config.load(["unet"]).net
+    monkeypatch.setattr(network_page, "row", lambda name, _: [f"`{name}`", "anew"])
+    main(page, ["unet"])
     text = page.read_text()
     assert text.startswith("mine\n<!-- costs -->\n\nGFLOP")
     assert text.endswith("|\n\n<!-- end of costs -->\nmine too\n")
     assert text.count("| `unet_small` | 5.650 | 244 / 244 | 60 / 60 | 0% |") == 1
+    assert text.count("| `unet` | anew |") == 1
     assert "old" not in text
 
 

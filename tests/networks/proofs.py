@@ -47,7 +47,11 @@ JUDGED = {
     ),
     "DeMoSeg": ("proven", "as A2FSeg", "differs: small ET kept (`evaluation.et_minimum=500`)"),
     "MedMAP": ("not comparable: a fragment", "not comparable", "not comparable"),
-    "MIFPN": ("differs: a subset for each sample", "as RFNet", "differs: without the leak"),
+    "MIFPN": (
+        "differs: a subset for each sample",
+        "as RFNet",
+        "differs: the released network sees what is absent (`net.leak=released` fails the law)",
+    ),
     "mmFormer": ("proven", "as RFNet", "proven"),
     "RFNet": (
         "proven",
