@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,15 @@ MIXED = {
     "nnunet": ["rfnet", "nnunet"],
     "passion": ["rfnet", "passion"],
     "smoke": ["unet_small"],
+    "tensorboard": ["unet_small", "tensorboard"],
 }
 # `torch.compile` takes a while, and torch 2.13 imports on the way what it deprecates itself.
 MARKS = {
     "fast": [
         pytest.mark.slow,
         pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
-    ]
+    ],
+    "tensorboard": pytest.mark.skipif(not find_spec("tensorboard"), reason="no tensorboard here"),
 }
 
 
