@@ -74,7 +74,7 @@ def row(name: str, node: Any) -> list[str]:
         f"{sum(p.numel() for p in net.parameters()) / MILLION:,.3f}",
         *("–" if c is None else f"{c.once:,.0f} / {c.once * single:,.0f}" for c in costs),
         f"{some.encode / some.once:.0%}",
-        training_memory(node, SIZES[0]) if costs[0] else "–",
+        training_memory(node, SIZES[0]),
         licence[1] if licence else "–",
     ]
 
@@ -113,10 +113,17 @@ def share_of_one(node: Any) -> float:
 
 
 def training_memory(node: Any, size: int) -> str:
-    """Measure a training step on a GPU; without one, add up what it has to hold."""
+    """Measure a training step on a GPU; without one, add up what it has to hold.
+
+    Some networks learn from no other size than their patch.
+    """
+    net = on_meta(node).train()
+    try:
+        net.check_size((size,) * 3)
+    except ValueError:
+        return "–"
     if torch.cuda.is_available():
         return f"{measured_memory(node, size):.1f} measured"
-    net = on_meta(node).train()
     image = torch.empty(1, 4, size, size, size, device="meta")
     present = torch.ones(1, 4, dtype=torch.bool, device="meta")
     weights = {parameter.untyped_storage()._cdata for parameter in net.parameters()}

@@ -84,11 +84,15 @@ class ModalityDecoder(nn.Module):
         self.head = nn.Conv3d(widths[0], out_channels, kernel_size=1)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = self.head(self.join_levels(levels))
+        return logits
+
+    def join_levels(self, levels: Sequence[Tensor]) -> Tensor:
+        """Give what the head reads."""
         x = levels[-1]
         for level in reversed(range(len(self.join))):
             x = self.join[level](torch.cat([self.enlarge[level](x), levels[level]], dim=1))
-        logits: Tensor = self.head(x)
-        return logits
+        return x
 
 
 def enlarging(coarse: int, fine: int, *, order: Order = "post") -> nn.Sequential:

@@ -18,6 +18,7 @@ from bts_lightning.bench.network_page import cost, main, networks, share_of_one,
         ("mmformer", 128, 256.3, 0.60),
         ("mifpn", 80, 347.5, 0.72),
         ("demoseg", 128, 1_314, 0.36),
+        ("robustseg", 80, 181.8, 0.66),
         ("a2fseg", 128, 6_120, 0.62),
         ("unet", 128, 966, 0.0),
         ("unet_small", 128, 244, 0.0),
@@ -47,6 +48,12 @@ def test_memory_grows_with_the_window() -> None:
     assert float(training_memory(node, 128).split()[0]) > float(
         training_memory(node, 64).split()[0]
     )
+
+
+def test_a_network_that_learns_from_its_patch_alone_has_no_memory_elsewhere() -> None:
+    node = config.load(["robustseg", "net.width=4"]).net
+    assert training_memory(node, 128) == "–"
+    assert cost(node, 128) is not None
 
 
 def test_the_table_is_put_between_its_marks(

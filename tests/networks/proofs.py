@@ -25,6 +25,7 @@ NETWORKS = {
     "mifpn": "MIFPN",
     "mmformer": "mmFormer",
     "rfnet": "RFNet",
+    "robustseg": "RobustSeg",
     "uhved": "U-HVED",
 }
 KINDS = ("loss", "gradient", "later gradients", "losses", "rate")
@@ -58,6 +59,7 @@ JUDGED = {
         "differs: any angle, linear, corners read from the case; background stays zero",
         "proven; differs: z-scores of own brains (`data.normalisation=legacy_rfnet`)",
     ),
+    "RobustSeg": ("proven", "proven: none", "proven"),
     "U-HVED": (
         "proven",
         "differs: z-scores for histogram standardisation, no blur before shrinking",

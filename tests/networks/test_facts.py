@@ -25,6 +25,7 @@ FACTS: dict[str, Any] = json.loads(
     [
         ("rfnet", 0, [1 / 15] * 4),
         ("mmformer", 3, [1 / 15] * 4),
+        ("robustseg", 0, [1 / 15] * 4),
         ("a2fseg", 0, [1 / 12, 1 / 18, 1 / 12, 0]),
         ("a2fseg", 1, [0, 0, 0, 1]),
         ("uhemis", 0, [1 / 16, 1 / 24, 1 / 16, 1 / 4]),
@@ -59,6 +60,12 @@ def test_amoe_changes_all_channels_by_one_pair_of_numbers() -> None:
         assert low - 1e-5 < min(values) < low + 0.01
         assert high - 0.01 < max(values) < high + 1e-5
     assert abs(np.corrcoef(scales, shifts)[0, 1]) < 0.2
+
+
+def test_robustseg_learns_from_patches_as_they_are() -> None:
+    data = config.load(["robustseg"]).data
+    assert data.flip == 0
+    assert not data.get("augment")
 
 
 def test_the_rfnet_family_changes_each_slice_of_each_channel() -> None:
@@ -98,6 +105,7 @@ def test_a_coarser_label_shows_the_middle_of_its_cell() -> None:
     [
         ("rfnet", "stepped", "probabilities", "constant", False),
         ("mmformer", "stepped", "probabilities", "constant", False),
+        ("robustseg", "stepped", "probabilities", "constant", False),
         ("amoe_bts", "stepped", "logits", "constant", False),
         ("a2fseg", "even", "probabilities", "gaussian", True),
     ],
@@ -112,7 +120,9 @@ def test_experiments_segment_as_their_programs(
     assert protocol.et_minimum == 0
 
 
-@pytest.mark.parametrize(("experiment", "slope"), [("rfnet", 0.0), ("unet_small", 0.01)])
+@pytest.mark.parametrize(
+    ("experiment", "slope"), [("rfnet", 0.0), ("robustseg", 0.0), ("unet_small", 0.01)]
+)
 def test_first_weights_spread_as_the_official_ones(experiment: str, slope: float) -> None:
     # Kaiming normal for the rectifier in RFNet's family, for a slope of 0.01 in nnU-Net.
     torch.manual_seed(0)

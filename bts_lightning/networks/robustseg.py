@@ -1,0 +1,234 @@
+"""RobustSeg: what a modality shows apart from how it looks; gates fuse the former."""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bts_lightning.errors import ConfigError
+from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
+from bts_lightning.networks.modules import Modules
+from bts_lightning.networks.presence import (
+    encode_each,
+    full_precision,
+    stack_pyramids,
+    without_autocast,
+)
+from bts_lightning.networks.pyramid import Encoder, ModalityDecoder, Unit, Upsample, initialise
+
+# Levels of `Features` in training, after the four of the contents.
+STYLE, IMAGE = 4, 5
+# Numbers that say how an image looks.
+STYLES = 8
+EPSILON = 1e-6
+
+
+class RobustSeg(Backbone):
+    """Fuse contents of the present modalities through gates; in training, paint each image again.
+
+    Chen et al.: Robust Multimodal Brain Tumor Segmentation via Feature Disentanglement and Gated
+    Fusion, MICCAI 2019. Official code: github.com/cchen-cc/Robust-Mseg (no licence, TensorFlow,
+    BraTS 2015); met number by number in the PyTorch port of the IM-Fuse benchmark (fbbd48e, no
+    licence; nothing was copied of either).
+
+    Style encoders and image decoders learn alone: from the fused contents and the style of one
+    modality each decoder makes the image of that modality, also where dropout removed it.
+    A segmentation needs 6,643,348 of the 42,136,376 weights (at 80³).
+
+    Deviations: the port leaves a dropout of 0.3 on in its content encoders, also in evaluation;
+    the original declares and never uses it, as here. The divergence of styles is the original's, a
+    sum over 128 channels; the port has their mean (`kl_weight=0.00078`). Both penalties are sums
+    over the modalities that a case has. Evaluation runs no style encoders; the port does.
+
+    Args:
+        width: channels of the finest level.
+        patch: edge of a training patch: the image decoders learn a table for each voxel. Evaluation
+            takes any multiple of 8.
+        reconstruction_weight: of the absolute error of the images; 0 leaves their decoders out,
+            and then training takes any size too.
+        kl_weight: of the divergence of each style from a standard normal one.
+        out_channels: 4 for labels, 3 for regions.
+
+    Example:
+        >>> net = RobustSeg(width=4, patch=16).eval()
+        >>> present = torch.tensor([[True, False, True, True]])
+        >>> net(torch.randn(1, 4, 24, 24, 24), present).logits.shape
+        torch.Size([1, 4, 24, 24, 24])
+    """
+
+    divisor = 8
+    fused_levels = (0, 1, 2, 3)
+    learns_from_dropped = True  # their images are painted as well
+
+    def __init__(
+        self,
+        *,
+        width: int = 16,
+        patch: int = 80,
+        reconstruction_weight: float = 0.1,
+        kl_weight: float = 0.1,
+        out_channels: int = 4,
+    ) -> None:
+        super().__init__(out_channels, width=width, patch=patch)
+        if patch % self.divisor or patch < 2 * self.divisor:
+            raise ConfigError(
+                f"patch is {patch}; RobustSeg needs a multiple of {self.divisor}, "
+                f"{2 * self.divisor} or more"
+            )
+        self.patch = patch
+        self.reconstruction_weight = reconstruction_weight
+        self.kl_weight = kl_weight
+        widths = [width * 2**level for level in self.fused_levels]
+        painted = [m for m in MODALITIES if reconstruction_weight]
+        self.encoders = nn.ModuleList(Encoder(widths) for _ in MODALITIES)
+        self.fusions = nn.ModuleList(GatedFusion(w) for w in widths)
+        self.decoder = ModalityDecoder(widths, out_channels)
+        self.styles = nn.ModuleList(StyleEncoder(width) for _ in painted)
+        self.painters = Modules(Painter(widths, patch) for _ in painted)
+        for module in self.modules():
+            if isinstance(module, nn.InstanceNorm3d):
+                module.eps = EPSILON
+        initialise(self, nn.Conv3d, nn.Linear)
+
+    @classmethod
+    def small(cls) -> dict[str, Any]:
+        """Give arguments of the same wiring that run in a blink."""
+        return {"width": 4, "patch": 16}
+
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Refuse in training all but the size that the image decoders are made for."""
+        super().check_size(size)
+        fits = (self.patch,) * 3
+        if self.training and self.painters and size != fits:
+            raise ValueError(
+                f"RobustSeg was built to learn from {fits} voxels, got {size}; use patches of "
+                f"{self.patch}, build it with net.patch={size[0]} for cubes of that size, or with "
+                "net.reconstruction_weight=0 for any"
+            )
+
+    def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+        """Give the contents of four scales; in training also the styles and what to paint."""
+        contents = encode_each(self.encoders, image)
+        if not self.training or not self.painters:
+            return contents
+        styles = stack_pyramids(lambda m: [self.styles[m](image[:, m : m + 1])])
+        return *contents, *styles, image.unsqueeze(2)
+
+    def decode(self, features: Features) -> Output:
+        fused = [
+            fusion(features.selected(level))
+            for level, fusion in zip(self.fused_levels, self.fusions, strict=True)
+        ]
+        x = self.decoder.join_levels(fused)
+        logits = self.decoder.head(x)
+        is_painted = self.training and self.painters and features.heads
+        penalties = self.paint(features, fused[-1]) if is_painted else {}
+        return Output(logits, penalties=penalties, embedding=x)
+
+    def paint(self, features: Features, content: Tensor) -> dict[str, Tensor]:
+        """Make the image of each modality from the contents of all, and see how far it is off."""
+        errors, divergences = [], []
+        for m, painter in enumerate(self.painters):
+            scale, shift = painter.affine(features.levels[STYLE][:, m].flatten(1))
+            made = full_precision(painter(content, scale, shift))
+            errors.append((made - features.levels[IMAGE][:, m]).abs().flatten(1).mean(dim=1))
+            divergences.append(divergence_from_normal(scale, shift))
+        weighted = {
+            "reconstruction": self.reconstruction_weight * torch.stack(errors, dim=1),  # B M
+            "kl": self.kl_weight * torch.stack(divergences, dim=1),
+        }
+        return {
+            name: torch.where(features.real, each, 0).sum(dim=1).mean()
+            for name, each in weighted.items()
+        }
+
+
+class GatedFusion(nn.Module):
+    """Weigh each modality voxel by voxel, seeing all that are present, and fuse them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        modalities = len(MODALITIES)
+        self.gate = Unit(modalities * width, modalities)
+        self.fuse = Unit(modalities * width, width, kernel=1)
+
+    def forward(self, modalities: Tensor) -> Tensor:
+        gates = self.gate(modalities.flatten(1, 2)).sigmoid().unsqueeze(2)  # B M 1 D H W
+        fused: Tensor = self.fuse((gates * modalities).flatten(1, 2))
+        return fused
+
+
+class StyleEncoder(nn.Sequential):
+    """Describe the looks of an image by eight numbers, without normalising anything."""
+
+    def __init__(self, width: int) -> None:
+        widths = [width * factor for factor in (2, 4, 8, 8, 8)]
+        layers: list[nn.Module] = [reflecting(1, widths[0], 7), nn.ReLU()]
+        for a, b in pairwise(widths):
+            layers += [nn.Conv3d(a, b, 4, stride=2, padding=1, padding_mode="reflect"), nn.ReLU()]
+        layers += [nn.AdaptiveAvgPool3d(1), nn.Conv3d(widths[-1], STYLES, kernel_size=1)]
+        super().__init__(*layers)
+
+
+class Painter(nn.Module):
+    """Decode an image from the deepest content, whose statistics the style of a modality sets."""
+
+    def __init__(self, widths: list[int], patch: int) -> None:
+        super().__init__()
+        deepest = widths[-1]
+        self.read = nn.Sequential(
+            *(nn.Linear(STYLES, deepest), nn.ReLU()), *(nn.Linear(deepest, deepest), nn.ReLU())
+        )
+        self.scale = nn.Linear(deepest, deepest)
+        self.shift = nn.Linear(deepest, deepest)
+        self.blocks = Modules(
+            Modules(reflecting(deepest, deepest, 3) for _ in range(2)) for _ in range(4)
+        )
+        steps: list[nn.Module] = []
+        for level in reversed(range(len(widths) - 1)):
+            steps += [
+                Upsample(2),
+                nn.Conv3d(widths[level + 1], widths[level], kernel_size=5, padding=2),
+                nn.LayerNorm((patch // 2**level,) * 3, eps=EPSILON),
+                nn.ReLU(),
+            ]
+        self.enlarge = nn.Sequential(*steps, reflecting(widths[0], 1, 7))
+
+    def affine(self, style: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn a style, B×8, into the scale and the shift of each channel, B×C."""
+        read = self.read(style)
+        return self.scale(read), self.shift(read)
+
+    def forward(self, content: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        x = content
+        for first, second in self.blocks:
+            inner = F.relu(restyled(first(x), scale, shift))
+            x = x + restyled(second(inner), scale, shift)
+        painted: Tensor = self.enlarge(x)
+        return painted
+
+
+def reflecting(inputs: int, outputs: int, kernel: int) -> nn.Conv3d:
+    """Convolve an image that is mirrored at its border."""
+    return nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="reflect")
+
+
+def restyled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Give each channel of each sample a new spread and mean (adaptive instance normalisation)."""
+    precise = full_precision(x)
+    axes = (2, 3, 4)
+    spread = (precise.var(dim=axes, keepdim=True) + 1e-5).sqrt()
+    centred = (precise - precise.mean(dim=axes, keepdim=True)) / spread
+    return (over(scale, x) * centred + over(shift, x)).to(x.dtype)
+
+
+def divergence_from_normal(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Give KL(N(mean, deviation²) ‖ N(0, 1)) of each sample, summed over channels."""
+    with without_autocast(mean):
+        mean, variance = full_precision(mean), full_precision(deviation).square()
+        # A deviation of zero, which half precision can round to, is infinitely far from 1.
+        log = variance.clamp_min(1e-12).log()
+        return 0.5 * (mean.square() + variance - 1 - log).sum(dim=1)
