@@ -22,6 +22,7 @@ NETWORKS = {
     "amoe": "AMoE-BTS",
     "demoseg": "DeMoSeg",
     "medmap": "MedMAP",
+    "mfi": "U-Net-MFI",
     "mifpn": "MIFPN",
     "mmformer": "mmFormer",
     "rfnet": "RFNet",
@@ -52,6 +53,11 @@ JUDGED = {
         "differs: a subset for each sample",
         "as RFNet",
         "differs: the released network sees what is absent (`net.leak=released` fails the law)",
+    ),
+    "U-Net-MFI": (
+        "proven",
+        "as RFNet, without a change of intensity",
+        "proven; differs: z-scores without percentiles, the box of the brain alone",
     ),
     "mmFormer": ("proven", "as RFNet", "proven"),
     "RFNet": (

@@ -12,6 +12,7 @@ import torch
 from bts_lightning import config
 from bts_lightning.config.build import build
 from bts_lightning.data.transform import Chance, Patch
+from bts_lightning.inference.windows import axis_starts
 from bts_lightning.losses import RegionLoss, shrunk
 from bts_lightning.modalities import COMPLETE, SUBSETS
 
@@ -25,6 +26,7 @@ FACTS: dict[str, Any] = json.loads(
     [
         ("rfnet", 0, [1 / 15] * 4),
         ("mmformer", 3, [1 / 15] * 4),
+        ("mfi", 0, [1 / 15] * 4),
         ("robustseg", 0, [1 / 15] * 4),
         ("a2fseg", 0, [1 / 12, 1 / 18, 1 / 12, 0]),
         ("a2fseg", 1, [0, 0, 0, 1]),
@@ -118,6 +120,13 @@ def test_experiments_segment_as_their_programs(
     assert found == (windows, average, weighting, mirror)
     assert protocol.overlap == 0.5
     assert protocol.et_minimum == 0
+
+
+def test_mfi_segments_as_its_program() -> None:
+    protocol = build(config.load(["mfi"]).evaluation)
+    assert axis_starts(240, 120, protocol.overlap, protocol.windows) == [0, 40, 80, 120]
+    assert protocol.size == (120, 120, 120)
+    assert (protocol.average, protocol.weighting, protocol.mirror) == ("logits", "constant", True)
 
 
 @pytest.mark.parametrize(
