@@ -23,6 +23,24 @@ class SelfAttention(nn.Module):
         `sees`, bool and shaped to broadcast over B×heads×Q×N, is true where a query may look at a
         token; each query must see at least one.
         """
+        query, key, value = self._parts(tokens, queries)
+        dropout = self.dropout.p if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees, dropout_p=dropout)
+        return self._answer(mixed)
+
+    def explained(
+        self, tokens: Tensor, sees: Tensor | None = None, queries: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Answer as `forward` does, and tell how each looked at the tokens, B×heads×Q×N."""
+        query, key, value = self._parts(tokens, queries)
+        scores = (query * query.shape[-1] ** -0.5) @ key.mT
+        if sees is not None:
+            scores = scores.masked_fill(~sees, -torch.inf)
+        weights = self.dropout(scores.softmax(dim=-1))
+        return self._answer(weights @ value), weights
+
+    def _parts(self, tokens: Tensor, queries: Tensor | None) -> list[Tensor]:
+        """Make queries, keys and values, each B×H×N×C."""
         if queries is None:
             parts = self.qkv(tokens).chunk(3, dim=-1)
         else:
@@ -32,12 +50,9 @@ class SelfAttention(nn.Module):
                 F.linear(tokens, to_key),
                 F.linear(tokens, to_value),
             )
-        query, key, value = (
-            torch.unflatten(part, -1, (self.heads, -1)).transpose(1, 2)  # B H N C
-            for part in parts
-        )
-        dropout = self.dropout.p if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees, dropout_p=dropout)
+        return [torch.unflatten(part, -1, (self.heads, -1)).transpose(1, 2) for part in parts]
+
+    def _answer(self, mixed: Tensor) -> Tensor:
         projected: Tensor = self.dropout(self.project(mixed.transpose(1, 2).flatten(2)))
         return projected
 
@@ -51,20 +66,25 @@ def attention_branch(width: int, *, heads: int, dropout: float) -> nn.Sequential
     )
 
 
+def perceptron_branch(width: int, *, hidden: int, dropout: float) -> nn.Sequential:
+    """Normalise each token and transform it alone, in two layers."""
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Linear(width, hidden),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, width),
+        nn.Dropout(dropout),
+    )
+
+
 class TransformerLayer(nn.Module):
     """Attend, then transform each token alone; both on normalised tokens, both residual."""
 
     def __init__(self, width: int, *, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.attend = attention_branch(width, heads=heads, dropout=dropout)
-        self.transform = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, width),
-            nn.Dropout(dropout),
-        )
+        self.transform = perceptron_branch(width, hidden=hidden, dropout=dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self.attend(tokens)

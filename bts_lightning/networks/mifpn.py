@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.attention import SelfAttention, to_tokens, to_volume
+from bts_lightning.networks.attention import (
+    SelfAttention,
+    perceptron_branch,
+    to_tokens,
+    to_volume,
+)
 from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output, over
 from bts_lightning.networks.presence import encode_each, full_precision, without_autocast
 from bts_lightning.networks.pyramid import (
@@ -253,14 +258,7 @@ class MixingLayer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.attend = SelfAttention(width, heads=heads, dropout=dropout)
         self.drop = nn.Dropout(dropout)  # a second one after the attention's own, as published
-        self.transform = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, width),
-            nn.Dropout(dropout),
-        )
+        self.transform = perceptron_branch(width, hidden=hidden, dropout=dropout)
 
     def forward(self, tokens: Tensor, sees: Tensor, counted: Tensor) -> Tensor:
         """Take tokens B×N×C, who sees whom B×1×N×N and whom the mean counts B×N."""

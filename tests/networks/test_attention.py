@@ -34,3 +34,12 @@ def test_a_query_that_sees_one_token_answers_with_its_value() -> None:
     values = net.qkv(tokens).chunk(3, dim=-1)[2]
     sees = torch.eye(3, dtype=torch.bool)[[2, 0, 1]]
     torch.testing.assert_close(net(tokens, sees=sees), values[:, [2, 0, 1]])
+
+
+def test_an_explained_answer_is_the_answer() -> None:
+    net, tokens = attention(), torch.randn(2, 5, 6)
+    sees = torch.ones(5, 5, dtype=torch.bool).tril()
+    answer, weights = net.explained(tokens, sees)
+    torch.testing.assert_close(answer, net(tokens, sees))
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 2, 5))
+    assert weights[:, :, ~sees].eq(0).all()
