@@ -49,21 +49,32 @@ class Poly(PolynomialLR):
 
 
 class WarmupPoly(_Factor):
-    """Rise linearly from 0 for some epochs, then decay as `Poly` does: M2FTrans and MIFPN."""
+    """Rise linearly for some epochs, then decay as `Poly` does: M2FTrans and MIFPN.
+
+    The official code of both learns nothing in its first epoch. The second version of M2FTrans
+    begins one step above zero and is heading for zero an epoch later: `zero_start=False`.
+    """
 
     def __init__(
-        self, optimizer: Optimizer, *, epochs: int, warmup_epochs: int = 100, power: float = 0.9
+        self,
+        optimizer: Optimizer,
+        *,
+        epochs: int,
+        warmup_epochs: int = 100,
+        power: float = 0.9,
+        zero_start: bool = True,
     ) -> None:
         self.epochs = _some(epochs)
         self.warmup_epochs = warmup_epochs
         self.power = power
+        self.late = 0 if zero_start else 1
         super().__init__(optimizer)
 
     def factor(self, epoch: int) -> float:
-        """Give the factor of the rise or of the decay; the first epoch learns nothing."""
+        """Give the factor of the rise or of the decay."""
         if epoch < self.warmup_epochs:
-            return epoch / self.warmup_epochs
-        length = max(1, self.epochs - self.warmup_epochs)
+            return (epoch + self.late) / self.warmup_epochs
+        length = max(1, self.epochs + self.late - self.warmup_epochs)
         return float(max(0.0, 1 - (epoch - self.warmup_epochs) / length) ** self.power)
 
 

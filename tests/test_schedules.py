@@ -49,6 +49,14 @@ def test_warmup_poly_begins_at_zero_and_falls_after_the_warmup():
     assert found == pytest.approx([0.0, 1.0, 2.0, 2 * 0.75**0.5, 2 * 0.5**0.5, 1.0, 0.0])
 
 
+def test_warmup_poly_may_begin_above_zero_and_end_there():
+    # 2·(e+1)/2 below epoch 2, then 2·(1 - (e-2)/(6+1-2))^0.5
+    found = rates(
+        lambda o: WarmupPoly(o, epochs=6, warmup_epochs=2, power=0.5, zero_start=False), 6
+    )
+    assert found == pytest.approx([1.0, 2.0, *(2 * (1 - e / 5) ** 0.5 for e in range(4))])
+
+
 def test_a_resumed_schedule_goes_on_where_it_stopped():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     schedule = Poly(optimizer, epochs=10)
