@@ -21,6 +21,7 @@ NETWORKS = {
     "acn": "ACN",
     "amoe": "AMoE-BTS",
     "demoseg": "DeMoSeg",
+    "m2ftrans": "M2FTrans",
     "medmap": "MedMAP",
     "mfi": "U-Net-MFI",
     "mifpn": "MIFPN",
@@ -48,6 +49,11 @@ JUDGED = {
         "proven; z-scores of the case, not of the crop",
     ),
     "DeMoSeg": ("proven", "as A2FSeg", "differs: small ET kept (`evaluation.et_minimum=500`)"),
+    "M2FTrans": (
+        "proven for v1; differs: v2 draws a subset for the batch, ours for each sample",
+        "v1 as RFNet; v2 flips alone, as published",
+        "v1 as RFNet; differs: v2 scores one centre crop of an image scaled to 0…1",
+    ),
     "MedMAP": ("not comparable: a fragment", "not comparable", "not comparable"),
     "MIFPN": (
         "differs: a subset for each sample",
