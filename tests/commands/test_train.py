@@ -39,12 +39,12 @@ MIXED = {
     "tensorboard": ["unet_small", "tensorboard"],
 }
 # `torch.compile` takes a while, and torch 2.13 imports on the way what it deprecates itself.
-MARKS = {
+MARKS: dict[str, list[pytest.MarkDecorator]] = {
     "fast": [
         pytest.mark.slow,
         pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
     ],
-    "tensorboard": pytest.mark.skipif(not find_spec("tensorboard"), reason="no tensorboard here"),
+    "tensorboard": [pytest.mark.skipif(not find_spec("tensorboard"), reason="no tensorboard here")],
 }
 
 
@@ -57,10 +57,16 @@ def small(words: list[str]) -> list[str]:
 
 
 def everything() -> list[Any]:
-    names = [path.stem for path in sorted(EXPERIMENTS.glob("*.yaml")) if path.stem != "base"]
-    return [
-        pytest.param(MIXED.get(name, [name]), id=name, marks=MARKS.get(name, ())) for name in names
-    ]
+    """List the experiments; the first of each network and task belongs to the quick tests."""
+    cases, met = [], set()
+    for name in sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.stem != "base"):
+        words = MIXED.get(name, [name])
+        node: Any = config.load(words)
+        kind = (node.net._target_, node.task._target_)
+        marks = [*MARKS.get(name, []), *([pytest.mark.slow] if kind in met else [])]
+        met.add(kind)
+        cases.append(pytest.param(words, id=name, marks=marks))
+    return cases
 
 
 @pytest.mark.parametrize("experiment", everything())

@@ -81,8 +81,9 @@ class Paths:
                 rows.append(Row(key, deviation(statistics(inner[key]), stats), 5 * LIMIT))
         for name, expected in zip(golden["loss_names"], golden["loss_values"][0], strict=True):
             error = abs(float(found[str(name)]) - expected) / max(1, abs(expected))
-            # Sums over 32,768 weights and entropies of nearly sure maps round more.
-            limit = 5 * LIMIT if "entropy" in str(name) else LIMIT
+            # The judges sum over 32,768 weights: the recorded value of `d_knowledge_mono` itself
+            # lies 1.3e-6 from double precision, and a machine's own order of sums adds 2e-6.
+            limit = 5 * LIMIT if str(name).startswith(("adv", "d_")) else LIMIT
             rows.append(Row(f"loss {name}", error, limit))
         return rows
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,9 @@ UNTRAINED: dict[str, tuple[str, str]] = {
     "AMoEBTS": (r"\.squeeze\.|\.experts\.", "a ReLU is off, or no voxel asks an expert, by chance"),
 }
 
+# Their small forms have hundreds of layers, which the compiler follows one by one.
+SLOW_TO_TRACE = {"amoe_bts", "mifpn"}
+
 # Rows of a batch go through other kernels (blocking, vector width) than single samples, so sums are
 # rounded in another order; norms over few voxels amplify that (mmFormer: 2e-4, none in double
 # precision). A leak between rows would be of the size of the signal.
@@ -39,6 +43,16 @@ ROUNDING = {"rtol": 1e-3, "atol": 1e-3}
 def net(request: pytest.FixtureRequest) -> Backbone:
     """Build the small form of an experiment's network, without symmetric or zero weights."""
     return build(request.param)
+
+
+def compiled(test: Any) -> Any:
+    """Trace one form of each class in the quick tests: to trace costs more than all other laws."""
+    cases, met = [], set()
+    for name, node in networks().items():
+        slow = node._target_ in met or name in SLOW_TO_TRACE
+        met.add(node._target_)
+        cases.append(pytest.param(node, id=name, marks=[pytest.mark.slow] if slow else []))
+    return pytest.mark.parametrize("net", cases, indirect=True)(test)
 
 
 @pytest.fixture(autouse=True)
@@ -348,6 +362,7 @@ def test_channels_last_gives_the_same_numbers(net: Backbone) -> None:
     torch.testing.assert_close(logits, plain, **ROUNDING)
 
 
+@compiled
 @torch.no_grad()
 def test_encode_and_decode_compile_without_graph_break(net: Backbone) -> None:
     image, present = image_for(net), rows((True, False, True, False))
@@ -356,6 +371,7 @@ def test_encode_and_decode_compile_without_graph_break(net: Backbone) -> None:
     torch.testing.assert_close(decode(encode(image, present)).logits, net(image, present).logits)
 
 
+@compiled
 def test_training_compiles_without_graph_break(net: Backbone) -> None:
     image, present = image_for(net), rows((True, False, True, False))
     forward = torch.compile(net.train().forward, fullgraph=True, backend="eager")
