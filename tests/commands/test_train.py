@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from bts_lightning import config, runs
@@ -49,11 +50,12 @@ MARKS: dict[str, list[pytest.MarkDecorator]] = {
 
 
 def small(words: list[str]) -> list[str]:
-    """Shrink the network of an experiment as its class says."""
+    """Shrink the network of an experiment as its class says, but for what follows the data."""
     from bts_lightning.config.targets import find_class
 
     node: Any = config.load(words).net
-    return [f"net.{k}={v}" for k, v in find_class(node._target_, "net").small().items()]
+    sizes = find_class(node._target_, "net").small()
+    return [f"net.{k}={v}" for k, v in sizes.items() if not OmegaConf.is_interpolation(node, k)]
 
 
 def everything() -> list[Any]:
