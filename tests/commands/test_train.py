@@ -32,6 +32,7 @@ MIXED = {
     "kd_tumour": ["kd_unet", "kd_tumour", "no_distillation"],
     "kd_unet": ["kd_unet", "no_distillation"],
     "medmap": ["uhemis", "medmap"],
+    "missing_rates": ["uhemis", "missing_rates"],
     "no_alignment": ["unet_small", "adaptor", "no_alignment"],
     "no_distillation": ["kd_unet", "no_distillation"],
     "nnunet": ["rfnet", "nnunet"],
