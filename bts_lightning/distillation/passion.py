@@ -163,8 +163,11 @@ class PassionTask(SegmentationTask):
 
     def _lagging(self, dist: Tensor, real: Tensor) -> Tensor:
         """Say which modalities are further from the teacher than the mean of their sample, M."""
-        mean = dist.sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
-        behind = torch.where(real, dist / mean.clamp_min(1e-12) - 1, 0.0).sum(dim=0)
+        count = real.sum(dim=1, keepdim=True)
+        mean = dist.sum(dim=1, keepdim=True) / count
+        # A single modality is its own mean: what lies apart there is rounding, or nothing at all.
+        lag = torch.where(real & (count > 1), dist / mean.clamp_min(1e-12) - 1, 0.0)
+        behind = lag.sum(dim=0)
         # Over all ranks, or they would learn different things, and a checkpoint hold one's alone.
         sums = over_ranks(torch.stack([behind, dist.sum(dim=0)]).detach())
         self.apart.add_(sums[1])

@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import distributed
 
+from bts_lightning.distillation.passion import PassionTask
 from bts_lightning.loggers import read_metrics
 from bts_lightning.losses import LabelLoss
+from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.rfnet import RFNet
 from bts_lightning.task import SegmentationTask
 
@@ -85,11 +87,11 @@ def test_two_ranks_learn_what_one_learns_with_twice_the_batch(
     assert two["val/dice/mean"][0][1] == pytest.approx(one["val/dice/mean"][0][1], abs=1e-3)
 
 
-def learned(rank: int, world: int) -> torch.Tensor:
-    """Give loss and gradient of RFNet for a rank's share of four samples."""
+def learned(rank: int, world: int, kind: type[SegmentationTask]) -> torch.Tensor:
+    """Give loss, gradient and buffers of RFNet and its task for a rank's share of four samples."""
     torch.manual_seed(0)
     net = RFNet(width=4).double().train()
-    task = SegmentationTask(net, loss=LabelLoss(), optimizer=torch.optim.Adam)
+    task = kind(net, loss=LOSSES[kind], optimizer=torch.optim.Adam)
     source = torch.Generator().manual_seed(1)
     share = slice(rank * 4 // world, (rank + 1) * 4 // world)
     # The last sample lacks a modality, so its head is not supervised there.
@@ -105,25 +107,68 @@ def learned(rank: int, world: int) -> torch.Tensor:
     total = torch.stack(list(task._step(batch).values())).sum()
     total.backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()]
-    return torch.cat([total.detach().view(1), *(g.flatten() for g in gradients)])
+    found = [total.detach(), *gradients, *task.buffers()]
+    return torch.cat([x.double().flatten() for x in found])
 
 
-def as_a_rank(rank: int, folder: str) -> None:
+# PASSION's terms are of each sample, and of single precision; which modality lags is asked of all.
+LOSSES: dict[type[SegmentationTask], LabelLoss] = {
+    SegmentationTask: LabelLoss(),
+    PassionTask: LabelLoss(cross_entropy="clamped", batch_dice=False),
+}
+
+
+def as_a_rank(rank: int, folder: str, kind: type[SegmentationTask]) -> None:
     """Keep the mean over two ranks, as data-parallel training takes it."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
-    mean = learned(rank, 2)
+    mean = learned(rank, 2, kind)
     distributed.all_reduce(mean)
     torch.save(mean / 2, f"{folder}/two.pt")
     distributed.destroy_process_group()
 
 
-def test_dice_over_a_batch_is_that_of_all_ranks(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(as_a_rank, (str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize(
+    ("kind", "relative", "absolute"),
+    [
+        (SegmentationTask, 1e-9, 1e-12),
+        pytest.param(PassionTask, 1e-4, 1e-6, marks=pytest.mark.slow),
+    ],
+)
+def test_what_asks_for_the_whole_batch_asks_all_ranks(
+    kind: type[SegmentationTask], relative: float, absolute: float, tmp_path: Path
+) -> None:
+    torch.multiprocessing.spawn(as_a_rank, (str(tmp_path), kind), nprocs=2)
     two = torch.load(tmp_path / "two.pt")
-    torch.testing.assert_close(two, learned(0, 1), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(two, learned(0, 1, kind), rtol=relative, atol=absolute)
+
+
+@pytest.mark.slow
+def test_two_ranks_balance_modalities_as_one_does(phantom: Path, tmp_path: Path) -> None:
+    words = ["rfnet", "passion", "smoke", "net.width=4", "data.patch=16", "data.augment=null"]
+    words += ["data.steps_per_epoch=3", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
+    words += [*NOT_VALIDATED, "callbacks.overlays=null", f"data.root={phantom}"]
+    # Adam makes steps of mere rounding, and which modality lags is a matter of a sign.
+    words += ["task.optimizer._target_=torch.optim.SGD", "task.optimizer._partial_=true"]
+    words += ["task.optimizer.lr=1e-3"]
+    found = []
+    for name, how in (
+        ("one", ["trainer.devices=1", "data.batch_size=2"]),
+        ("two", [*TWO, "data.batch_size=1"]),
+    ):
+        (tmp_path / name).mkdir()
+        bts("train", *words, *how, folder=tmp_path / name)
+        found.append(read_metrics(the_run(tmp_path / name) / "logs" / "metrics.csv"))
+    terms = {f"balance/{m}": 1e-5 for m in MODALITIES} | {
+        f"distillation/{m}": 1e-3 for m in MODALITIES
+    }
+    for term, limit in {"loss_epoch": 1e-4, "main": 1e-4, **terms}.items():
+        one, two = ([value for _, value in metrics[f"train/{term}"]] for metrics in found)
+        assert len(one) == 3
+        assert two == pytest.approx(one, rel=limit, abs=1e-7), term
+    assert len({found[0][f"train/balance/{m}"][-1][1] for m in MODALITIES}) > 1
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bts_lightning import config
 from bts_lightning.distillation.passion import (
     PassionTask,
     distances,
@@ -19,9 +20,15 @@ from bts_lightning.networks.medmap import MedMAP
 from bts_lightning.networks.rfnet import RFNet
 from bts_lightning.networks.unet import UNet
 from tests.golden.fill_rule import make_label, noise
+from tests.tiny_training import NOT_VALIDATED, final, the_run, train, weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "passion_terms.npz"
 SIZE = 12
+TINY = [
+    *("rfnet", "passion", "smoke", "net.width=4", "data.patch=16", "data.steps_per_epoch=3"),
+    *("trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.devices=1"),
+    *("trainer.deterministic=true", "callbacks.overlays=null", *NOT_VALIDATED),
+]
 
 
 def arr(shape: tuple[int, ...], k: int, a: float) -> Tensor:
@@ -125,6 +132,13 @@ def test_only_modalities_that_lag_learn_by_themselves() -> None:
             assert (terms[f"{kind}/{name}"] > 0) == bool(lags[m])
 
 
+@pytest.mark.parametrize("rounding", [0.0, 1e-8])
+def test_a_single_modality_neither_lags_nor_leads(rounding: float) -> None:
+    dist = torch.tensor([[0.0, 0.0, 0.0, rounding], [0.2, 0.1, 0.0, 0.3]])
+    real = torch.tensor([[False, False, False, True], [True, True, False, True]])
+    assert task(rfnet())._lagging(dist, real).tolist() == [False, False, False, True]
+
+
 def test_teacher_learns_nothing_from_its_students() -> None:
     net = rfnet()
     terms = task(net)._step(batch((True, False, False, False)))
@@ -152,3 +166,37 @@ def test_any_network_can_be_the_host(net: Backbone) -> None:
     torch.stack(list(terms.values())).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     assert terms["distillation/t1"] > 0
+
+
+def test_baseline_and_balance_have_one_recipe() -> None:
+    plain, balanced = (config.load(["rfnet", name]) for name in ("missing_rates", "passion"))
+    for node in ("data", "trainer", "net", "evaluation"):
+        assert plain[node] == balanced[node], node
+    for part in ("loss", "optimizer", "main_loss_from_epoch"):
+        assert plain.task[part] == balanced.task[part], part
+    assert {**plain.task.schedule, **balanced.task.schedule} == plain.task.schedule
+    assert plain.task.schedule.decimals is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_an_empty_folder")
+def test_a_stopped_training_goes_on_bit_for_bit(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*TINY, f"data.root={phantom}"]
+    assert train(*words) == 0
+    whole = final(the_run())
+    assert whole["rate"] == pytest.approx(0.015)
+    assert len(whole["balance"].unique()) > 1
+    (tmp_path / "cut").mkdir()
+    monkeypatch.chdir(tmp_path / "cut")
+    # In the middle of the second epoch, with a balance that moved and distances half added up.
+    signal = ["callbacks.signal._target_=tests.training_parts.SignalAt", "callbacks.signal.step=4"]
+    assert train(*words, *signal) == 2
+    run = the_run()
+    kept = weights(run / "checkpoints" / "interrupted.ckpt")
+    assert kept["apart"].any()
+    assert train(str(run), "callbacks.signal=null") == 0
+    cut = final(run)
+    assert cut.keys() == whole.keys()
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
