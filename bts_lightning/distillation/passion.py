@@ -192,7 +192,8 @@ class PassionTask(SegmentationTask):
         for head in own_heads(teacher):
             m = MODALITIES.index(head.name.partition("/")[2])
             weight = behind[m] * self.balance[m] / self.share[m]
-            terms[head.name] = weight * self._supervised(head, label)
+            value = weight * head.weight * self._supervised(head, label)
+            terms[head.name] = terms[head.name] + value if head.name in terms else value
         for m, (name, parts) in enumerate(found.items()):
             counts = real[:, m].float()
             kl, proto = ((counts * parts[part]).mean() / self.share[m] for part in ("kl", "proto"))

@@ -138,7 +138,7 @@ class MFI(Backbone):
         logits = self.head(joined)
         if not self.training:
             return Output(logits, embedding=joined)
-        supervised = (*self.supervise(stages, logits), *self.supervise_maps(maps, joined))
+        supervised = (*self.supervise_maps(maps, joined), *self.supervise(stages, logits))
         # The mean of the last five maps predicts; each of them learns, their mean does not.
         return Output(logits, weight=0.0, auxiliary=supervised, embedding=joined)
 
@@ -157,17 +157,19 @@ class MFI(Backbone):
     def supervise(self, stages: Sequence[Sequence[Tensor]], like: Tensor) -> list[Auxiliary]:
         """Predict from the coarse states of each tower with heads that all towers share."""
         found = []
-        for stage, (head, states) in enumerate(zip(self.coarse_heads, stages, strict=False), 1):
+        # Finest first, as everywhere; the numbers are the official ones.
+        for stage in reversed(range(len(self.coarse_heads))):
+            head, states = self.coarse_heads[stage], stages[stage]
             for name, state in zip(MODALITIES, states, strict=True):
                 coarse = head(state)
                 logits = F.interpolate(coarse, like.shape[2:], mode="nearest")
-                found.append(Auxiliary(f"stage{stage}/{name}", logits, coarse=coarse))
+                found.append(Auxiliary(f"stage{stage + 1}/{name}", logits, coarse=coarse))
         return found
 
     def supervise_maps(self, maps: Sequence[Tensor], joined: Tensor) -> list[Auxiliary]:
-        """Predict from each tower, and from all of them."""
+        """Predict from all towers, and from each."""
         towers = [Auxiliary(f"tower/{m}", x) for m, x in zip(MODALITIES, maps, strict=True)]
-        return [*towers, Auxiliary("fused", self.head.fuse(joined))]
+        return [Auxiliary("fused", self.head.fuse(joined)), *towers]
 
 
 class Stem(nn.Module):

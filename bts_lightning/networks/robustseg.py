@@ -34,14 +34,16 @@ class RobustSeg(Backbone):
     BraTS 2015); met number by number in the PyTorch port of the IM-Fuse benchmark (fbbd48e, no
     licence; nothing was copied of either).
 
-    Style encoders and image decoders learn alone: from the fused contents and the style of one
+    Style encoders and image decoders serve training: from the fused contents and the style of one
     modality each decoder makes the image of that modality, also where dropout removed it.
     A segmentation needs 6,643,348 of the 42,136,376 weights (at 80³).
 
-    Deviations: the port leaves a dropout of 0.3 on in its content encoders, also in evaluation;
-    the original declares and never uses it, as here. The divergence of styles is the original's, a
-    sum over 128 channels; the port has their mean (`kl_weight=0.00078`). Both penalties are sums
-    over the modalities that a case has. Evaluation runs no style encoders; the port does.
+    Deviations: maps are enlarged trilinearly and painted images normalised by tables of voxels,
+    both as in the port; the original repeats voxels, and its tables are of channels. The port
+    leaves a dropout of 0.3 on in its content encoders, also in evaluation; the original declares
+    and never uses it, as here. The divergence of styles is the original's, a sum over 128 channels;
+    the port has their mean (`kl_weight=0.00078`). Both penalties are sums over the modalities that
+    a case has. Evaluation runs no style encoders; the port does.
 
     Args:
         width: channels of the finest level.

@@ -15,8 +15,10 @@ from bts_lightning.distillation.passion import (
 )
 from bts_lightning.distillation.terms import similarities
 from bts_lightning.losses import LabelLoss
+from bts_lightning.networks.a2fseg import A2FSeg
 from bts_lightning.networks.backbone import Backbone
 from bts_lightning.networks.medmap import MedMAP
+from bts_lightning.networks.mfi import MFI
 from bts_lightning.networks.rfnet import RFNet
 from bts_lightning.networks.unet import UNet
 from tests.golden.fill_rule import make_label, noise
@@ -159,7 +161,14 @@ def test_rare_modalities_weigh_more() -> None:
 
 
 @pytest.mark.parametrize(
-    "net", [UNet(width=4, poolings=2, width_limit=8, out_channels=4), MedMAP(RFNet(width=4))]
+    "net",
+    [
+        UNet(width=4, poolings=2, width_limit=8, out_channels=4),
+        MedMAP(RFNet(width=4)),
+        A2FSeg(width=4, poolings=2, width_limit=8, out_channels=4),  # several heads a modality
+        MFI(width=8, out_channels=4),
+    ],
+    ids=lambda net: type(net).__name__,
 )
 def test_any_network_can_be_the_host(net: Backbone) -> None:
     terms = task(net.train())._step(batch((True, True, False, True)))

@@ -106,20 +106,20 @@ def test_each_map_learns_and_their_mean_does_not(net: MFI, image: Tensor) -> Non
     output = net.train()(image, SOME)
     assert output.weight == 0
     assert [head.name for head in output.auxiliary] == [
-        *(f"stage{n}/{m}" for n in (1, 2) for m in ("t1", "t1c", "t2", "flair")),
-        *(f"tower/{m}" for m in ("t1", "t1c", "t2", "flair")),
         "fused",
+        *(f"tower/{m}" for m in ("t1", "t1c", "t2", "flair")),
+        *(f"stage{n}/{m}" for n in (2, 1) for m in ("t1", "t1c", "t2", "flair")),
     ]
     assert {head.weight for head in output.auxiliary} == {1.0}
     assert {tuple(head.logits.shape) for head in output.auxiliary} == {(1, 3, 16, 16, 16)}
-    coarse = [head.coarse for head in output.auxiliary[:8]]
-    assert [x.shape[-1] for x in coarse if x is not None] == [4] * 4 + [8] * 4
-    last = torch.stack([head.logits for head in output.auxiliary[-5:]])
+    coarse = [head.coarse for head in output.auxiliary[5:]]
+    assert [x.shape[-1] for x in coarse if x is not None] == [8] * 4 + [4] * 4
+    last = torch.stack([head.logits for head in output.auxiliary[:5]])
     torch.testing.assert_close(last.mean(dim=0), output.logits)
 
 
 def test_zero_images_learn_too(net: MFI, image: Tensor) -> None:
-    net.train()(image, SOME).auxiliary[1].logits.square().mean().backward()
+    net.train()(image, SOME).auxiliary[2].logits.square().mean().backward()
     assert all(p.grad is not None for p in net.stems[1].parameters())
 
 
