@@ -139,6 +139,32 @@ class EpochAlternate(Availability):
         )
 
 
+class CompleteFirst(Availability):
+    """Keep everything in the first epochs, then what another scheme keeps, as ShaSpec does.
+
+    Args:
+        epochs: how many are complete.
+        then: the scheme of all others.
+    """
+
+    def __init__(self, epochs: int, then: Availability) -> None:
+        if epochs < 0:
+            raise ValueError(f"epochs is {epochs}; the smallest is 0")
+        self.epochs = epochs
+        self.then = then
+
+    def suits(self, available: Sequence[bool]) -> bool:
+        """Say whether the later scheme can take a case."""
+        return self.then.suits(available)
+
+    def has(self, case: str, available: Sequence[bool]) -> Subset:
+        """Give what the later scheme gives."""
+        return self.then.has(case, available)
+
+    def weights(self, epoch: int) -> tuple[float, ...]:
+        return (Complete() if epoch < self.epochs else self.then).weights(epoch)
+
+
 class MissingRates(Availability):
     """Take modalities from the training cases for good, each with a rate of its own (PASSION).
 

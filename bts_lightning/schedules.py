@@ -48,6 +48,26 @@ class Poly(PolynomialLR):
         return rates if self.decimals is None else [round(float(r), self.decimals) for r in rates]
 
 
+class StagedPoly(_Factor):
+    """Decay as `Poly` over a first stage, then go on in a decay over all epochs: ShaSpec.
+
+    The rate jumps up from near zero to where the longer decay would be.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, *, epochs: int, first_epochs: int, power: float = 0.9
+    ) -> None:
+        self.epochs = _some(epochs)
+        self.first_epochs = first_epochs
+        self.power = power
+        super().__init__(optimizer)
+
+    def factor(self, epoch: int) -> float:
+        """Give the factor of the stage that the epoch is in."""
+        length = self.first_epochs if epoch < self.first_epochs else self.epochs
+        return float(max(0.0, 1 - epoch / length) ** self.power)
+
+
 class WarmupPoly(_Factor):
     """Rise linearly for some epochs, then decay as `Poly` does: M2FTrans and MIFPN.
 

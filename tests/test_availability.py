@@ -10,6 +10,7 @@ from bts_lightning.availability import (
     Availability,
     Bernoulli,
     Complete,
+    CompleteFirst,
     EpochAlternate,
     MissingRates,
     SizeUniform,
@@ -25,6 +26,7 @@ SCHEMES = [
     Bernoulli(0.5),
     Bernoulli(0.01),
     EpochAlternate(),
+    CompleteFirst(1, SizeUniform()),
 ]
 DRAWS = 4000
 
@@ -51,6 +53,12 @@ def test_a_draw_depends_on_its_place_alone(scheme: Availability) -> None:
     forwards = [scheme.draw(COMPLETE, 3, 2, index) for index in range(30)]
     backwards = [scheme.draw(COMPLETE, 3, 2, index) for index in reversed(range(30))]
     assert forwards == backwards[::-1]
+
+
+def test_complete_epochs_come_before_those_of_another_scheme() -> None:
+    scheme = CompleteFirst(2, SizeUniform())
+    assert scheme.weights(1) == Complete().weights(1)
+    assert scheme.weights(2) == SizeUniform().weights(2)
 
 
 def test_seed_epoch_and_index_each_change_the_draws() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bts_lightning.schedules import Poly, WarmupCosine, WarmupPoly
+from bts_lightning.schedules import Poly, StagedPoly, WarmupCosine, WarmupPoly
 
 
 def rates(make, epochs: int) -> list[float]:
@@ -55,6 +55,12 @@ def test_warmup_poly_may_begin_above_zero_and_end_there():
         lambda o: WarmupPoly(o, epochs=6, warmup_epochs=2, power=0.5, zero_start=False), 6
     )
     assert found == pytest.approx([1.0, 2.0, *(2 * (1 - e / 5) ** 0.5 for e in range(4))])
+
+
+def test_staged_poly_takes_up_the_longer_decay_where_it_would_be():
+    found = rates(lambda o: StagedPoly(o, epochs=8, first_epochs=4, power=0.5), 9)
+    first = [2 * (1 - e / 4) ** 0.5 for e in range(4)]
+    assert found == pytest.approx([*first, *(2 * (1 - e / 8) ** 0.5 for e in range(4, 9))])
 
 
 def test_a_resumed_schedule_goes_on_where_it_stopped():
