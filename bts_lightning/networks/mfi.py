@@ -17,6 +17,7 @@ from bts_lightning.networks.presence import (
     full_precision,
     is_nobody,
     is_worth_sharing,
+    lacking,
     stack_pyramids,
 )
 
@@ -104,16 +105,10 @@ class MFI(Backbone):
         They depend on weights and size alone.
         """
         finest = features.levels[0]
-        if finest.is_meta:
-            return [None] * len(MODALITIES)  # counts what a complete image costs
-        flags = Presence(features.present, read=True).known
-        lacking = [True] * len(MODALITIES)
-        if flags is not None:
-            lacking = (~flags.flatten(0, 1).all(dim=0)).tolist()
         zeros = finest.new_zeros(1, 1, *finest.shape[3:])
         return [
             stem(zeros) if is_lacking else None
-            for stem, is_lacking in zip(self.stems, lacking, strict=True)
+            for stem, is_lacking in zip(self.stems, lacking(features.present), strict=True)
         ]
 
     def exchange(self, features: Features, blanks: Sequence[Sequence[Tensor] | None]) -> Output:

@@ -84,6 +84,21 @@ def is_nobody(rows: Rows) -> bool:
     return isinstance(rows, Tensor) and len(rows) == 0
 
 
+def lacking(present: Sequence[Tensor]) -> list[bool]:
+    """Say of each modality whether some sample lacks it at some level, B×M a level.
+
+    Yes where nothing is known. Tensors without content lack nothing: they count what a complete
+    image costs.
+    """
+    if present[0].is_meta:
+        return [False] * len(MODALITIES)
+    flags = Presence(present, read=True).known
+    if flags is None:
+        return [True] * len(MODALITIES)
+    lacks: list[bool] = (~flags.flatten(0, 1).all(dim=0)).tolist()
+    return lacks
+
+
 def pick(x: Tensor, rows: Rows) -> Tensor:
     """Take some rows of a batch; all, where they are not known."""
     return x[rows] if isinstance(rows, Tensor) else x
