@@ -144,8 +144,8 @@ def _check_patch(task: SegmentationTask, data: Any) -> None:
         task.net.check_size(patch)
     except ValueError as error:
         raise ConfigError(f"data.patch: {error}") from error
-    name, least = type(task.net).__name__, task.net.divisor
-    if 1 < max(patch) == least:
+    name, least = type(task.net).__name__, max(task.net.divisors)
+    if patch == task.net.divisors and least > 1:
         raise ConfigError(
             f"data.patch is {least}, of which {name} leaves one voxel after its last halving; that "
             f"cannot be normalised, so give {2 * least} or halve less often"

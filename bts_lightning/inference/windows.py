@@ -74,7 +74,7 @@ def lay_out(
 def window_size(grid: Size, protocol: Protocol, net: Backbone) -> Size:
     """Give the protocol's window, shrunk to the volume if that is wanted; refuse a bad one."""
     if protocol.shrink_window:
-        covering = [-(-n // net.divisor) * net.divisor for n in grid]
+        covering = [-(-n // d) * d for n, d in zip(grid, net.divisors, strict=True)]
         z, y, x = (min(w, c) for w, c in zip(protocol.size, covering, strict=True))
         try:
             net.check_size((z, y, x))

@@ -160,6 +160,11 @@ class Backbone(nn.Module, ABC):
         return torch.unflatten(self.decode(many).logits, 0, (len(subsets), windows))
 
     @property
+    def divisors(self) -> tuple[int, int, int]:
+        """Give what each axis must be a multiple of; override it where axes differ."""
+        return (self.divisor,) * 3
+
+    @property
     def shares_decoding(self) -> bool:
         """Many subsets decoded together are less work than one after the other."""
         return type(self).decode_subsets is not Backbone.decode_subsets
@@ -208,12 +213,14 @@ class Backbone(nn.Module, ABC):
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """Refuse a size that the network cannot halve often enough, and name one that works."""
-        if any(length % self.divisor for length in size):
+        if any(length % step for length, step in zip(size, self.divisors, strict=True)):
             fits = tuple(
-                max(self.divisor, -(-length // self.divisor) * self.divisor) for length in size
+                max(step, -(-length // step) * step)
+                for length, step in zip(size, self.divisors, strict=True)
             )
+            steps = self.divisor if len(set(self.divisors)) == 1 else self.divisors
             raise ValueError(
-                f"{type(self).__name__} needs sizes that are multiples of {self.divisor}, "
+                f"{type(self).__name__} needs sizes that are multiples of {steps}, "
                 f"got {size}; {fits} would do"
             )
 

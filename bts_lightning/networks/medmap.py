@@ -86,6 +86,11 @@ class MedMAP(Backbone):
         if anchor == "adaptive":
             self.theta = nn.Parameter(torch.zeros(len(self.aligned), len(MODALITIES)))
 
+    @property
+    def divisors(self) -> tuple[int, int, int]:
+        """Give those of the network inside."""
+        return self.backbone.divisors
+
     def check_size(self, size: tuple[int, ...]) -> None:
         """Refuse what the network inside refuses."""
         self.backbone.check_size(size)
