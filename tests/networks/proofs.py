@@ -27,6 +27,7 @@ NETWORKS = {
     "mifpn": "MIFPN",
     "mmformer": "mmFormer",
     "rfnet": "RFNet",
+    "shaspec": "ShaSpec",
     "robustseg": "RobustSeg",
     "uhved": "U-HVED",
 }
@@ -72,6 +73,11 @@ JUDGED = {
         "proven; differs: z-scores of own brains (`data.normalisation=legacy_rfnet`)",
     ),
     "RobustSeg": ("proven", "proven: none", "proven"),
+    "ShaSpec": (
+        "proven; after 80,000 complete steps",
+        "differs: z-scores without clipping; scale and flips as published",
+        "windows as published; differs: z-scores of brains without clipping",
+    ),
     "U-HVED": (
         "proven",
         "differs: z-scores for histogram standardisation, no blur before shrinking",
