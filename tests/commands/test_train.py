@@ -37,6 +37,7 @@ MIXED = {
     "no_distillation": ["kd_unet", "no_distillation"],
     "nnunet": ["rfnet", "nnunet"],
     "passion": ["rfnet", "passion"],
+    "phantom": ["unet_small", "phantom"],
     "smoke": ["unet_small"],
     "tensorboard": ["unet_small", "tensorboard"],
 }

@@ -31,7 +31,7 @@ UNTRAINED: dict[str, tuple[str, str]] = {
 }
 
 # Their small forms have hundreds of layers, which the compiler follows one by one.
-SLOW_TO_TRACE = {"amoe_bts", "m2ftrans", "mifpn", "shaspec"}
+SLOW_TO_TRACE = {"amoe_bts", "m2ftrans", "mifpn", "mmformer", "shaspec"}
 
 # Rows of a batch go through other kernels (blocking, vector width) than single samples, so sums are
 # rounded in another order; norms over few voxels amplify that (mmFormer: 2e-4, none in double
