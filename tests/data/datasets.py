@@ -152,6 +152,24 @@ def write_decathlon(root: Path) -> Path:
     return root
 
 
+def write_bids(root: Path) -> Path:
+    """Two sessions of one subject and a subject without sessions; labels are derivatives."""
+    names: dict[Modality, str] = {
+        "t1": "T1w",
+        "t1c": "ce-gadolinium_T1w",
+        "t2": "T2w",
+        "flair": "FLAIR",
+    }
+    for seed, case in enumerate(("sub-01_ses-01", "sub-01_ses-02", "sub-02")):
+        inside = Path(*case.split("_"), "anat")
+        for offset, modality in enumerate(MODALITIES):
+            name = f"{case}_{names[modality]}.nii.gz"
+            write_image(root / inside / name, volume(4 * seed + offset))
+        label = root / "derivatives" / "raters" / inside / f"{case}_dseg.nii.gz"
+        write_image(label, tumour((1, 2, 3)))
+    return root
+
+
 def write_manifest(root: Path, rows: Sequence[Mapping[str, str]]) -> Path:
     """Save `manifest.csv` with a column for every key that occurs."""
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -11,7 +11,8 @@ import pytest
 
 from bts_lightning.data.cache.reading import BrokenCaseError, read_volumes
 from bts_lightning.data.cache.ready import load_case, read_images
-from bts_lightning.data.layouts import Case, brats, find_cases
+from bts_lightning.data.layouts import Case, bids, brats, find_cases
+from bts_lightning.data.layouts.find import layouts
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES
 from tests.data import datasets
@@ -31,6 +32,7 @@ STORED = [SIZE[0] * SIZE[1] * SIZE[2] - 56, 8, 20, 28]
         (datasets.write_brats2023, "BraTS 2023", 3, 2, 3),
         (datasets.write_brats2024, "BraTS 2024", 2, 1, 2),
         (datasets.write_decathlon, "Decathlon Task01", 3, 3, 2),
+        (datasets.write_bids, "BIDS", 3, 2, 3),
         (datasets.write_manifest_set, "manifest", 2, 2, 1),
     ],
 )
@@ -330,8 +332,10 @@ def test_decathlon_channels_follow_the_description(tmp_path: Path) -> None:
 def test_unknown_folder_says_what_is_known(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         write_image(tmp_path / name, volume(0))
-    with pytest.raises(DataError, match="known are BraTS 2017 to 2024, Decathlon Task01"):
+    with pytest.raises(DataError, match="known are") as refusal:
         find_cases(tmp_path)
+    assert {layout.KNOWN for layout in layouts()} > {brats.KNOWN, bids.KNOWN}
+    assert all(layout.KNOWN in str(refusal.value) for layout in layouts())
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:

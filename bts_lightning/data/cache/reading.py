@@ -116,7 +116,8 @@ def _label(
     if unknown:
         shown = ", ".join(f"{value:g}" for value in unknown[:5])
         known = ", ".join(map(str, case.label_values))
-        return None, (), f"unknown label value {shown}; {case.layout} has {known}"
+        reason = f"unknown label value {shown}; {case.layout} has {known}"
+        return None, (), f"{reason}; the labels column of a manifest names other meanings"
     table = np.zeros(max(case.label_values) + 1, dtype=np.uint8)
     for in_file, stored in case.label_values.items():
         table[in_file] = stored

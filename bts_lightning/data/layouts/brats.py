@@ -6,7 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Fault, Image, LabelScheme
+from bts_lightning.data.layouts.case import (
+    LABEL_VALUES,
+    Case,
+    Fault,
+    Image,
+    LabelScheme,
+    second_files,
+)
 from bts_lightning.modalities import MODALITIES, Modality
 
 KNOWN = "BraTS 2017 to 2024"
@@ -64,12 +71,7 @@ def _adopt(path: Path, parts: dict[str, dict[str, list[Path]]]) -> None:
 
 
 def _name_faults(name: str, files: dict[str, list[Path]]) -> list[Fault]:
-    known = tuple(path for paths in files.values() for path in paths)
-    faults = [
-        Fault(name, path, f"second file for {what}, beside {paths[0]}; keep one of them", known)
-        for what, paths in files.items()
-        for path in paths[1:]
-    ]
+    faults = second_files(name, files)
     if not any(modality in files for modality in MODALITIES):
         faults.append(Fault(name, files["label"][0], "a label without any image"))
     return faults

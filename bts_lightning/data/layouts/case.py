@@ -1,5 +1,6 @@
 """What lies on disk before any voxel is read: cases, data sets, and what is wrong with them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -82,6 +83,20 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.case}: {self.file}: {self.reason}"
+
+
+def second_files(case: str, files: Mapping[str, Sequence[Path]]) -> list[Fault]:
+    """Blame each file that is the second one for a modality, or for the label, of a case.
+
+    Args:
+        files: the files that were found for each modality, and for `label`.
+    """
+    known = tuple(path for paths in files.values() for path in paths)
+    return [
+        Fault(case, path, f"second file for {part}, beside {paths[0]}; keep one of them", known)
+        for part, paths in files.items()
+        for path in paths[1:]
+    ]
 
 
 @dataclass(frozen=True)
