@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bts_lightning.metrics.hd95 import hd95
+from bts_lightning.metrics.nsd import nsd
 from bts_lightning.metrics.overlaps import dice, dice_pp, precision, sensitivity, without_small_et
 from bts_lightning.metrics.policies import Floats
 
@@ -69,6 +70,7 @@ TABLE = (
         seen=without_small_et,
         is_main=False,
     ),
+    Metric(nsd, "NSD, 1 mm (%)", best=1, worst=0, factor=100, is_main=False),
     Metric(sensitivity, "Sensitivity (%)", best=1, worst=0, factor=100, is_main=False),
     Metric(precision, "Precision (%)", best=1, worst=0, factor=100, is_main=False),
 )
