@@ -126,7 +126,7 @@ class Training:
         self.images = torch.from_numpy(make_input(config["size"], count))
         self.labels = torch.from_numpy(make_label(config["size"], count, config["variant"]))
         self.masks = torch.from_numpy(recorded.get("masks", np.ones((count, 4), np.bool_)))
-        self.moves: set[str] = set()  # parameters that have had a gradient
+        self.moves: set[str] = set()  # parameters whose branch has been seen
 
     def step(self, step: int) -> None:
         """Train one step, and note the errors of all that was recorded of it."""
@@ -151,7 +151,7 @@ class Training:
         if "clip" in self.config:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config["clip"])
             self._note("norms", abs(norm.item() / self.recorded["norms"][step] - 1))
-            self._let_absent_branches_be()
+            self._let_absent_branches_be(step)
         self.optimizer.step()
         if (step + 1) % self.config["iters"] == 0:
             self.schedule.step()
@@ -220,19 +220,23 @@ class Training:
                 error = np.abs(found - expected).max() / max(expected[0], SMALL * largest)
                 self._note("later gradients" if step else "gradient", error)
 
-    def _let_absent_branches_be(self) -> None:
+    def _let_absent_branches_be(self, step: int) -> None:
         """Repeat what `zero_grad` does in the torch of the file.
 
         There a parameter stands still until its branch has been seen (torch before 2), or whenever
-        its branch is absent. Ours gives every branch a gradient, of zero where it is absent.
+        its branch is absent. Ours gives every branch a gradient, of zero where it is absent. A
+        branch that is present may have a gradient of zero as well, and then it decays: the scorer
+        of the only modality of a sample does.
         """
         always = self.config.get("zero_grad", "").startswith("None")
+        size = self.config["batch"]
+        seen = self.masks[step * size : (step + 1) * size].any(0)
         for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                if parameter.grad.any():
-                    self.moves.add(name)
-                elif always or name not in self.moves:
-                    parameter.grad = None
+            owner = self.layout.salt(name) // 10  # the place of the modality, from 1; 0: shared
+            if not owner or seen[owner - 1]:
+                self.moves.add(name)
+            elif always or name not in self.moves:
+                parameter.grad = None
 
     def _note(self, what: str, error: float) -> None:
         self.errors.setdefault(what, []).append(float(error))
