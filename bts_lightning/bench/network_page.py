@@ -99,7 +99,7 @@ def share_of_one(node: Any) -> float:
 
     What is skipped depends on the content of `present`, which tensors without content have not.
     """
-    if not getattr(on_meta(node), "skip_absent", False):
+    if not on_meta(node).skip_absent:
         return 1.0
     net: Backbone = config.build(node).eval()
     # Two voxels remain at the bottom: of one there is nothing to normalise.

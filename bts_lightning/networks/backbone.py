@@ -106,6 +106,8 @@ class Backbone(nn.Module, ABC):
         fused_levels: indices of `Features.levels`, finest first, where `decode` fuses the features
             of single modalities; an alignment may fill these. Empty for early fusion.
         least_width: the smallest `width`, where a part of the network takes a share of it.
+        skip_absent: in evaluation a modality that nobody in the batch has costs nothing; the table
+            of costs then counts one modality alone.
         leaks: images of absent modalities change the prediction, as in some released code; such a
             network is evaluated only where the protocol says so.
     """
@@ -114,6 +116,7 @@ class Backbone(nn.Module, ABC):
     least_width: int = 1
     learns_from_dropped: bool = False
     fused_levels: tuple[int, ...] = ()
+    skip_absent: bool = False
     leaks: bool = False
 
     def __init__(self, out_channels: int, **sizes: int) -> None:
