@@ -52,11 +52,19 @@ def image_for(network: Backbone, batch: int = 1) -> Tensor:
 def permute_branches(net: Backbone, order: list[int]) -> bool:
     """Give each modality the branches of another one; say whether there are any."""
     kinds = torch.nn.ModuleList, torch.nn.ParameterList
-    branches = [m for m in net.children() if isinstance(m, kinds) and len(m) == len(order)]
+    lists = [m for m in net.children() if isinstance(m, kinds) and len(m) == len(order)]
+    # Four steps of a path have other widths; the branches of four modalities are alike.
+    branches = [each for each in lists if len({shapes(item) for item in each}) == 1]
     for each in branches:
         for place, item in enumerate([each[m] for m in order]):
             each[place] = item
     return bool(branches)
+
+
+def shapes(item: torch.nn.Module | torch.Tensor) -> tuple[torch.Size, ...]:
+    """Give the shapes of all weights."""
+    weights = item.parameters() if isinstance(item, torch.nn.Module) else [item]
+    return tuple(weight.shape for weight in weights)
 
 
 @torch.no_grad()
