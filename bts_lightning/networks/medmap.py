@@ -139,13 +139,25 @@ class MedMAP(Backbone):
         """See once that the prediction depends on each level that is filled."""
         if features.real.is_meta or features.present[0].all():
             return
+
+        def decoded(level: int, x: Tensor, present: Tensor) -> Tensor:
+            levels, flags = list(filled.levels), list(filled.present)
+            levels[level], flags[level] = x, present
+            return self.backbone.decode(
+                replace(filled, levels=tuple(levels), present=tuple(flags))
+            ).logits
+
         with self.backbone.evaluating():
             logits = self.backbone.decode(filled).logits
             for level in self.aligned:
-                levels, present = list(filled.levels), list(filled.present)
-                levels[level], present[level] = features.levels[level], features.present[level]
-                without = replace(filled, levels=tuple(levels), present=tuple(present))
-                if torch.equal(self.backbone.decode(without).logits, logits):
+                x, kept = filled.levels[level], features.present[level]
+                is_idle = torch.equal(decoded(level, features.levels[level], kept), logits)
+                if is_idle and self.anchor != "standard_normal":
+                    # A network that averages is not moved by its own mean, which is what the first
+                    # weights give; by other values it is.
+                    other = torch.where(over(kept, x), x, 1 - x)
+                    is_idle = torch.equal(decoded(level, other, filled.present[level]), logits)
+                if is_idle:
                     raise ConfigError(
                         f"{type(self.backbone).__name__} predicts the same whether or not MedMAP "
                         f"fills level {self.fused_levels.index(level)}, so aligning it is in vain; "
