@@ -21,6 +21,7 @@ NETWORKS = {
     "acn": "ACN",
     "amoe": "AMoE-BTS",
     "demoseg": "DeMoSeg",
+    "gmd": "GMD",
     "m2ftrans": "M2FTrans",
     "medmap": "MedMAP",
     "mfi": "U-Net-MFI",
@@ -50,6 +51,11 @@ JUDGED = {
         "proven; z-scores of the case, not of the crop",
     ),
     "DeMoSeg": ("proven", "as A2FSeg", "differs: small ET kept (`evaluation.et_minimum=500`)"),
+    "GMD": (
+        "proven: none is drawn, all 15 subsets teach in each step; gradient surgery is left out",
+        "flips as published, on z-scores in place of 0…1",
+        "differs: windows over whole cases, not one centre crop",
+    ),
     "M2FTrans": (
         "proven for v1; differs: v2 draws a subset for the batch, ours for each sample",
         "v1 as RFNet; v2 flips alone, as published",

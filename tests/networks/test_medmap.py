@@ -10,6 +10,7 @@ from torch import Tensor
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import SUBSETS, Subset
 from bts_lightning.networks.backbone import Backbone, Features, Output
+from bts_lightning.networks.gmd import GMD
 from bts_lightning.networks.medmap import MedMAP
 from bts_lightning.networks.mmformer import MMFormer
 from bts_lightning.networks.rfnet import RFNet
@@ -244,6 +245,12 @@ def test_a_level_that_cannot_matter_is_refused_in_training(levels: Any, idle: in
     aligned(image, ALL, ALL)  # nothing is missing yet
     with pytest.raises(ConfigError, match=rf"Gated predicts the same .* level {idle},"):
         aligned(image, SOME, ALL)
+
+
+@pytest.mark.parametrize("anchor", ["adaptive", "fixed"])
+def test_an_average_of_one_modality_is_no_idle_level(anchor: Any) -> None:
+    net = GMD(**GMD.small())
+    MedMAP(net, anchor=anchor).train()(image_for(net), ONE, ALL)
 
 
 # Around every network
