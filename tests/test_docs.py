@@ -259,7 +259,8 @@ def test_marked_blocks_run_in_order(document: Path, tmp_path: Path) -> None:
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {
         "PATH": tools,
-        "PYTHONPATH": str(tmp_path),
+        # This clone's package, whichever one is installed.
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
         "WANDB_MODE": "disabled",
     }
     environment.pop("BTS_RUN", None)
@@ -279,6 +280,38 @@ def test_marked_blocks_run_in_order(document: Path, tmp_path: Path) -> None:
             timeout=900,
         )
         assert done.returncode == 0, f"{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+def test_the_example_of_a_network_obeys_the_laws(tmp_path: Path) -> None:
+    for name in ("bts_lightning", "experiments", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for block in blocks(ROOT / "docs" / "adding_a_network.md"):
+        if block.file:
+            file = tmp_path / block.file.replace("mynets", "bts_lightning/networks")
+            # The line that names the file is the page's.
+            text = block.text.partition("\n")[2].replace("mynets.", "bts_lightning.networks.")
+            file.write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "tests/networks",
+            "tests/commands",
+            "-k",
+            "meanfuse",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "skipped" not in done.stdout, done.stdout[-4000:]
 
 
 def test_the_extractor_sees_what_it_looks_for() -> None:
