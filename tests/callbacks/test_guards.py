@@ -1,6 +1,7 @@
 """What stops a training, and that nothing is lost by it."""
 
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -62,6 +63,30 @@ def test_a_stopped_training_ends_with_the_same_weights(
     assert resumed["train/loss"] == curves["train/loss"]
     assert resumed.get("val/dice/mean") == curves.get("val/dice/mean")
     assert not (run / "checkpoints" / "interrupted.ckpt").exists()
+
+
+def test_a_checkpoint_deletes_nothing_but_checkpoints_of_its_run(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="lightning.pytorch.utilities.rank_zero")
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    folder = run / "checkpoints"
+    victims = [tmp_path / "thesis.tex", tmp_path / "data", folder / "best.ckpt", folder / "sub"]
+    for victim in victims:
+        (victim / "x").mkdir(parents=True) if victim.suffix == "" else victim.write_text("mine")
+    named = [*map(str, victims), f"local://{victims[0]}", f"simplecache::file://{victims[0]}"]
+    named.append(f"{folder}/../checkpoints/../../thesis.tex")
+    (newest,) = folder.glob("epoch_*.ckpt")
+    content = torch.load(newest, weights_only=True)
+    (state,) = [s for s in content["callbacks"].values() if "best_k_models" in s]
+    state["best_k_models"] |= {name: torch.tensor(-1.0 - i) for i, name in enumerate(named)}
+    state["kth_best_model_path"] = state["best_model_path"] = state["last_model_path"] = named[-1]
+    torch.save(content, newest)
+    words = ["trainer.max_epochs=4", "callbacks.recent.save_last=true"]
+    assert train(str(run), *words) == 0
+    assert all(victim.exists() for victim in victims)
+    assert "thesis.tex and 6 more, which is no checkpoint of" in caplog.text
+    assert not (folder / "epoch_0001.ckpt").exists(), "its own it still tidies"
 
 
 def test_a_signal_in_the_last_step_of_all_lets_the_training_end(phantom: Path) -> None:
