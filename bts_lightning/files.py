@@ -4,8 +4,8 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
@@ -71,6 +71,24 @@ def _take(handle: int, wait: bool) -> Turn:
     except OSError:
         return "unlocked"
     return "ours"
+
+
+def overwritten(written: Iterable[Path], read: Iterable[Path]) -> tuple[Path, Path] | None:
+    """Find a file to be written that is one of those to be read, by whatever name or link."""
+    known = {mark: file for file in read for mark in _marks(file)}
+    for file in written:
+        for mark in _marks(file):
+            if mark in known:
+                return file, known[mark]
+    return None
+
+
+def _marks(file: Path) -> Iterator[object]:
+    yield os.path.realpath(file)
+    # Hard links have paths of their own; so has a disk that takes `A` for `a`.
+    with suppress(OSError):
+        status = file.stat()
+        yield status.st_dev, status.st_ino
 
 
 def sha256(file: Path) -> str:

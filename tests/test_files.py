@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bts_lightning.files import alone, sha256, unfinished, whole, write_whole
+from bts_lightning.files import alone, overwritten, sha256, unfinished, whole, write_whole
 
 
 def test_a_file_appears_with_its_folders_in_utf8(tmp_path: Path) -> None:
@@ -91,3 +91,13 @@ def test_a_disk_without_locks_is_told_and_stops_nobody(
 
 def test_digest_is_of_the_bytes(tmp_path: Path) -> None:
     assert sha256(write_whole(tmp_path / "a", "x")) == hashlib.sha256(b"x").hexdigest()
+
+
+def test_a_file_is_known_by_any_of_its_names(tmp_path: Path) -> None:
+    file = write_whole(tmp_path / "a" / "x", "")
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "hard").hardlink_to(file)
+    for name in ("a/x", "a/../a/x", "link/x", "hard"):
+        found = overwritten([tmp_path / "new", tmp_path / name], [file])
+        assert found == (tmp_path / name, file)
+    assert overwritten([tmp_path / "a" / "y"], [file, tmp_path / "gone"]) is None

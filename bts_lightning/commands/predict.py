@@ -93,5 +93,3 @@ def _check_places(out: Path, images: Mapping[Modality, Path], folder: Path | Non
         first = given.setdefault(image.resolve(), modality)
         if first != modality:
             raise UserError(f"--{first} and --{modality} are both {image}; each has its own file")
-    if overwritten := given.get(out.resolve()):
-        raise UserError(f"--out {out} is the image of --{overwritten}; give another file")

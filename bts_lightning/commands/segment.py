@@ -1,6 +1,6 @@
 """What `bts predict` does: segment cases with a trained network."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from bts_lightning.data.cache.prediction import write_probabilities
 from bts_lightning.data.cache.prepare import load_case, read_images, write_prediction
 from bts_lightning.data.cache.reading import BrokenCaseError
 from bts_lightning.data.cache.ready import ReadyCase
+from bts_lightning.data.layouts.case import Case
 from bts_lightning.data.layouts.find import find_cases
 from bts_lightning.errors import DataError, UserError
+from bts_lightning.files import overwritten
 from bts_lightning.inference import Protocol, label_map, probabilities
 from bts_lightning.modalities import Modality, subset_name
 from bts_lightning.runs.devices import chosen_device
@@ -35,6 +37,7 @@ class Segmenter:
         *,
         with_probabilities: bool,
     ) -> None:
+        self.checkpoint = checkpoint
         self.task = load_task(nodes, checkpoint)
         self.device = chosen_device(device)
         self.task.to(self.device)
@@ -45,6 +48,7 @@ class Segmenter:
 
     def patient(self, images: Mapping[Modality, Path], out: Path) -> Path:
         """Segment one patient from one file a modality."""
+        self._refuse_to_overwrite([out], images.values())
         try:
             case = read_images(images, recipe=self.recipe)
         except BrokenCaseError as error:
@@ -58,6 +62,10 @@ class Segmenter:
         """Segment a data set; what is broken in it is named and left out."""
         found = find_cases(folder)
         faults = list(found.faults)
+        # Labels are not read, but whoever has them wants to keep them.
+        given = [file for case in found.cases for file in case.files]
+        given += [file for fault in faults for file in (fault.file, *fault.others)]
+        self._refuse_to_overwrite((_place(case, out) for case in found.cases), given)
         written = []
         for listed in track(
             found.cases, "segmenting", console=console, disable=not console.is_terminal
@@ -68,7 +76,7 @@ class Segmenter:
             except BrokenCaseError as error:
                 faults += error.faults
                 continue
-            file = out / f"{listed.name}.nii.gz"
+            file = _place(listed, out)
             self._write(case, file)
             written.append(file)
         for fault in faults:
@@ -86,6 +94,27 @@ class Segmenter:
         )
         labels = label_map(loss, torch.from_numpy(averaged).unsqueeze(0), self.protocol)
         if self.with_probabilities:
-            name = out.name.removesuffix(".gz").removesuffix(".nii")
-            write_probabilities(case, averaged, out.with_name(f"{name}_probabilities.nii.gz"))
+            write_probabilities(case, averaged, _beside(out))
         write_prediction(case, labels, out)
+
+    def _refuse_to_overwrite(self, outs: Iterable[Path], given: Iterable[Path]) -> None:
+        """Compare all that will be written with all that is given, before anything is written."""
+        written = list(outs)
+        if self.with_probabilities:
+            written += [_beside(out) for out in written]
+        if both := overwritten(written, [*given, self.checkpoint]):
+            raise UserError(
+                f"--out: the result {both[0]} would overwrite {both[1]}, which is given; choose "
+                "another place"
+            )
+
+
+def _place(case: Case, out: Path) -> Path:
+    return out / f"{case.name}.nii.gz"
+
+
+def _beside(out: Path) -> Path:
+    """Name the file of probabilities beside a label map."""
+    return out.with_name(
+        f"{out.name.removesuffix('.gz').removesuffix('.nii')}_probabilities.nii.gz"
+    )

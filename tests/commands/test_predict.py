@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bts_lightning.__main__ import main
+from tests.data import datasets
 
 
 @pytest.fixture
@@ -78,10 +79,53 @@ def test_a_folder_of_cases_is_segmented_with_what_each_has(
     assert set(np.unique(nib.load(tmp_path / "out" / names[0]).dataobj)) <= {0, 1, 2, 4}
 
 
+@pytest.mark.parametrize("kind", ["probabilities", "a link", "a hard link", "manifest"])
+def test_nothing_that_is_given_is_overwritten(
+    kind: str,
+    trained: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    image = Path(shutil.copy(files["t2"], "in/seg_probabilities.nii.gz"))
+    words = ["--t2", image, "--out", "in/seg.nii.gz", "--probabilities"]
+    if kind == "a link":
+        Path("elsewhere").symlink_to("in")
+        words = ["--t2", image, "--out", f"elsewhere/{image.name}"]
+    elif kind == "a hard link":
+        Path("seg.nii.gz").hardlink_to(image)
+        words = ["--t2", image, "--out", "seg.nii.gz"]
+    elif kind == "manifest":
+        # The first case is in nobody's way; nothing of it may be written either.
+        shutil.copy(image, "in/a.nii.gz")
+        Path("in/manifest.csv").write_text(
+            f"case,t2\nfirst,a.nii.gz\nseg_probabilities,{image.name}\n"
+        )
+        words = ["--folder", "in", "--out", "in"]
+    before = sorted((file, file.read_bytes()) for file in Path("in").iterdir())
+    assert predict(trained, *words) == 2
+    assert f"would overwrite {image}, which is given" in capsys.readouterr().err
+    assert sorted((file, file.read_bytes()) for file in Path("in").iterdir()) == before
+
+
+def test_a_decathlon_folder_keeps_images_and_labels(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = datasets.write_decathlon(tmp_path) / "Task01_BrainTumour"
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.nii.gz")}
+    for folder in ("imagesTr", "labelsTr"):
+        assert predict(trained, "--folder", home, "--out", home / folder) == 2
+        assert "would overwrite" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.nii.gz")} == before
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--t2", "t2.nii.gz", "--out", "t2.nii.gz"], "is the image of --t2"),
+        (["--t2", "t2.nii.gz", "--out", "t2.nii.gz"], "would overwrite t2.nii.gz"),
         (
             ["--t2", "t2.nii.gz", "--flair", "t2.nii.gz", "--out", "s.nii.gz"],
             "--t2 and --flair are",
