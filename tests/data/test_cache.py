@@ -29,6 +29,7 @@ from bts_lightning.data.cache.prepare import (
 from bts_lightning.data.cache.ready import load_case
 from bts_lightning.data.layouts.find import find_cases
 from bts_lightning.errors import DataError
+from bts_lightning.files import write_whole
 from tests.data import datasets
 from tests.data.datasets import AFFINE, SIZE, brain, tumour, volume, write_case, write_image
 
@@ -293,11 +294,57 @@ def test_killed_prepare_continues_to_the_same_bytes(tmp_path: Path) -> None:
 
 def test_remains_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
     datasets.write_brats2021(tmp_path, cases=1)
-    remains = tmp_path / ".bts_cache" / "zscore" / ".work" / "BraTS2021_00000" / "half"
-    remains.mkdir(parents=True)
-    (remains / "image.npy").write_bytes(b"half")
+    work = tmp_path / ".bts_cache" / "zscore" / ".work" / "BraTS2021_00000"
+    for name in (".case.4711.part", ".case.4711.part.outdated", "mine"):
+        (work / name).mkdir(parents=True)
+        (work / name / "image.npy").write_bytes(b"half")
+    (work / ".case.4711.part" / ".label.npy.4711.part").write_bytes(b"half")
     prepare(tmp_path)
-    assert not remains.exists()
+    assert sorted(file.name for file in work.iterdir()) == ["lock", "mine"]
+
+
+@pytest.mark.parametrize("name", ["", "zscore", "zscore/BraTS2021_00000", "zscore/.work"])
+def test_a_cache_follows_no_link(tmp_path: Path, name: str) -> None:
+    root = datasets.write_brats2021(tmp_path / "data", cases=1)
+    mine = tmp_path / "mine"
+    for folder in ("zscore/BraTS2021_00000", "BraTS2021_00000"):
+        write_whole(mine / folder / "thesis.tex", "mine")
+    write_whole(mine / "thesis.tex", "mine")
+    link = root / ".bts_cache" / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(mine)
+    before = _tree(mine)
+    with pytest.raises(DataError, match=f"{link} is a link"):
+        prepare(root)
+    assert _tree(mine) == before
+    # Where the user says that it lies, there may be a link.
+    (tmp_path / "cache").symlink_to(mine)
+    assert prepare(root, tmp_path / "cache")[0].folder.is_dir()
+
+
+def test_a_case_with_a_link_for_an_array_is_not_current(tmp_path: Path) -> None:
+    folder = prepare(datasets.write_brats2021(tmp_path, cases=1))[0].folder
+    (folder / "image.npy").rename(tmp_path / "image.npy")
+    (folder / "image.npy").symlink_to(tmp_path / "image.npy")
+    with pytest.raises(DataError, match="was not made by this version"):
+        prepare(tmp_path)
+
+
+@pytest.mark.parametrize("spoil", ["no case.json", "another version", "a folder more"])
+def test_what_others_made_is_not_replaced(tmp_path: Path, spoil: str) -> None:
+    folder = prepare(datasets.write_brats2021(tmp_path, cases=1))[0].folder
+    write_image(tmp_path / "BraTS2021_00000" / "BraTS2021_00000_t1.nii.gz", volume(99))
+    if spoil == "no case.json":
+        (folder / "case.json").unlink()
+    elif spoil == "another version":
+        text = (folder / "case.json").read_text()
+        (folder / "case.json").write_text(text.replace('"cache": 1', '"cache": 2'))
+    else:
+        write_whole(folder / "mine" / "thesis.tex", "mine")
+    before = _tree(folder)
+    with pytest.raises(DataError, match=f"{folder} stands where a case .* move it away"):
+        prepare(tmp_path)
+    assert _tree(folder) == before
 
 
 def test_processes_at_once_share_the_work(tmp_path: Path) -> None:

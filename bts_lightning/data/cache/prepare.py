@@ -20,7 +20,7 @@ from bts_lightning.data.cache.normalise import Crop, Normalisation, Recipe
 from bts_lightning.data.cache.prediction import write_prediction
 from bts_lightning.data.cache.reading import BrokenCaseError
 from bts_lightning.data.cache.ready import load_case, read_images
-from bts_lightning.data.cache.storage import ensure, is_current
+from bts_lightning.data.cache.storage import ensure, is_current, refuse_links
 from bts_lightning.data.layouts.case import Case, DataSet, Fault
 from bts_lightning.data.layouts.find import find_cases
 from bts_lightning.errors import DataError
@@ -103,7 +103,9 @@ def build(
     recipe = recipe or Recipe()
     found = find_cases(root)
     folder = found.folder
-    home = _home(found, cache).absolute() / recipe.name
+    base, inside = _place(found, cache)
+    home = (base / inside).absolute() / recipe.name
+    refuse_links(home, base.absolute())
     pending = [case for case in found.cases if not is_current(case, folder, home, recipe)]
     _check_space(pending, home, recipe)
     outcomes = _build_all(pending, folder, home, recipe, workers)
@@ -130,17 +132,16 @@ def fingerprint(cases: Sequence[CachedCase]) -> str:
     return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
 
 
-def _home(found: DataSet, cache: Path | str | None) -> Path:
-    """Choose a folder that belongs to this data set alone."""
+def _place(found: DataSet, cache: Path | str | None) -> tuple[Path, Path]:
+    """Choose a folder that belongs to this data set alone: what the user names, and what we add."""
     if cache is None:
         if os.access(found.folder, os.W_OK):
-            inside = found.folder / CACHE
-            return inside if found.root.is_dir() else inside / found.root.name
+            return found.folder, Path(CACHE, "" if found.root.is_dir() else found.root.name)
         cache = Path.home() / ".cache" / "bts_lightning"
     place = found.root.resolve()
     # Two data sets may use the same names for different cases.
     mark = hashlib.sha256(str(place).encode()).hexdigest()[:8]
-    return Path(cache).expanduser() / f"{place.name}-{mark}"
+    return Path(cache).expanduser(), Path(f"{place.name}-{mark}")
 
 
 def _check_space(pending: Sequence[Case], home: Path, recipe: Recipe) -> None:

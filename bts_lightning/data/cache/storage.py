@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import json
+import os
 import shutil
+import stat
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +18,31 @@ from bts_lightning.data.cache.normalise import Recipe
 from bts_lightning.data.cache.ready import MemoryCase, load_case
 from bts_lightning.data.layouts.case import Case
 from bts_lightning.errors import DataError
-from bts_lightning.files import alone, sha256, unfinished, whole, write_whole
+from bts_lightning.files import UNFINISHED, alone, sha256, unfinished, whole, write_whole
 
 # Locks and unfinished cases, out of the way of the finished ones.
 WORK = ".work"
+# All that a case has on disk.
+_ARRAYS = ("foreground.npy", "image.npy", "label.npy")
+# How the description of a case begins that this version has written; no other case is deleted.
+_VERSION = 1
+_MARK = f'{{\n "cache": {_VERSION},'.encode()
+
+
+def refuse_links(place: Path, base: Path) -> None:
+    """Refuse a cache that a link below its base leads elsewhere: a data set can bring one along."""
+    below = [folder for folder in (place, *place.parents) if folder.is_relative_to(base)]
+    for folder in reversed(below):
+        if folder != base and folder.is_symlink():
+            raise DataError(
+                f"{folder} is a link, and a cache follows none; remove it, or say where the cache "
+                "lies with --cache (data.cache)"
+            )
 
 
 def is_current(case: Case, root: Path, home: Path, recipe: Recipe) -> bool:
     """Tell without reading a voxel whether the cache has this case as files and recipe are now."""
+    refuse_links(home / case.name, home)
     description = _described(home / case.name)
     return (
         description is not None
@@ -43,6 +62,7 @@ def ensure(
     if is_current(case, root, home, recipe):
         return "found"
     work = home / WORK / case.name
+    refuse_links(work / "lock", home)
     work.mkdir(parents=True, exist_ok=True)
     with alone(work / "lock", wait=wait) as turn:
         if turn == "theirs":
@@ -53,14 +73,43 @@ def ensure(
         # Another process may have built it while we waited.
         if is_current(case, root, home, recipe) or _restamp(case, root, home, recipe):
             return "found"
+        _refuse_strangers(home / case.name)
         _build(case, root, home / case.name, unfinished(work / "case"), recipe)
     return "built"
 
 
 def _clear(work: Path) -> None:
-    for left in work.iterdir():
-        if left.is_dir():
+    # An outdated case that was on its way out has its name longer.
+    for left in work.glob(f"{UNFINISHED}*"):
+        if _holds_a_case(left):
             shutil.rmtree(left)
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Refuse to replace what this version has not made; it may be somebody's only copy."""
+    try:
+        ours = not any(folder.iterdir()) or (
+            _holds_a_case(folder) and (folder / DESCRIPTION).read_bytes().startswith(_MARK)
+        )
+    except FileNotFoundError:
+        ours = not folder.exists()
+    if not ours:
+        raise DataError(
+            f"{folder} stands where a case shall be cached, and was not made by this version; move "
+            "it away, or delete it if it is an older cache"
+        )
+
+
+def _holds_a_case(folder: Path) -> bool:
+    """Say whether a folder has files of a case, whole or not, and nothing else."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return all(
+            entry.is_file(follow_symlinks=False)
+            and (entry.name in (DESCRIPTION, *_ARRAYS) or Path(entry.name).match(UNFINISHED))
+            for entry in entries
+        )
 
 
 def _build(case: Case, root: Path, folder: Path, part: Path, recipe: Recipe) -> None:
@@ -96,6 +145,7 @@ def _write(
             np.save(file, array)
             sizes[name] = file.tell()
     description = {
+        "cache": _VERSION,
         "name": ready.name,
         "patient": ready.patient,
         "layout": ready.layout,
@@ -130,12 +180,15 @@ def _described(folder: Path) -> dict[str, Any] | None:
     """Read the description of a case whose arrays are all there in full length."""
     try:
         description = CachedCase(folder).description
-        whole = all(
-            (folder / name).stat().st_size == size for name, size in description["arrays"].items()
-        )
+        whole = all(_size(folder / name) == size for name, size in description["arrays"].items())
     except (OSError, ValueError, KeyError, AttributeError):
         return None
     return description if whole else None
+
+
+def _size(file: Path) -> int | None:
+    status = file.lstat()
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _request(case: Case, root: Path, recipe: Recipe) -> dict[str, Any]:
