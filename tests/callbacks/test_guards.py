@@ -33,6 +33,9 @@ AVERAGED = "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveragin
             id="gradients under way",
         ),
         pytest.param(
+            signal.SIGTERM, 2, [*TINY, *NOT_VALIDATED, "task.gradients=surgery"], id="surgery"
+        ),
+        pytest.param(
             signal.SIGINT, 0, [*SAMPLING, *NOT_VALIDATED], id="a network that draws samples"
         ),
     ],

@@ -18,6 +18,7 @@ from bts_lightning.losses import LabelLoss
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.rfnet import RFNet
 from bts_lightning.task import SegmentationTask
+from tests.tiny_training import final
 
 TINY = [
     "a2fseg",
@@ -85,6 +86,24 @@ def test_two_ranks_learn_what_one_learns_with_twice_the_batch(
     # The epoch's mean is taken over both ranks, and each step began from the weights of the last.
     assert two["train/loss_epoch"][0][1] == pytest.approx(one["train/loss_epoch"][0][1], rel=1e-4)
     assert two["val/dice/mean"][0][1] == pytest.approx(one["val/dice/mean"][0][1], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_two_ranks_operate_on_the_gradients_as_one_does(phantom: Path, tmp_path: Path) -> None:
+    # Adam makes steps of mere rounding.
+    words = [*TINY, *NOT_VALIDATED, f"data.root={phantom}", "task.gradients=surgery"]
+    words += ["task.optimizer._target_=torch.optim.SGD", "task.optimizer._partial_=true"]
+    words += ["task.optimizer.lr=1e-2", "trainer.max_epochs=2", "trainer.gradient_clip_val=1.0"]
+    found = []
+    for name, how in (
+        ("one", ["trainer.devices=1", "data.batch_size=2"]),
+        ("two", [*TWO, "data.batch_size=1"]),
+    ):
+        (tmp_path / name).mkdir()
+        bts("train", *words, *how, folder=tmp_path / name)
+        found.append(final(the_run(tmp_path / name)))
+    for name, one in found[0].items():
+        torch.testing.assert_close(found[1][name], one, rtol=1e-3, atol=1e-5)
 
 
 def learned(rank: int, world: int, kind: type[SegmentationTask]) -> torch.Tensor:
