@@ -26,7 +26,8 @@ class GMD(Backbone):
 
     Each modality is segmented alone; the prediction is the mean of the logits of those present. A
     step of training predicts from all 15 subsets, so give it all that a case has
-    (`availability.Complete`): of what was dropped it learns nevertheless.
+    (`availability.Complete`): of what was dropped it learns nevertheless. The surgery on the
+    gradients of these predictions, after which the method is named, is `task.gradients=surgery`.
 
     Deviations: none in the network. The head meets the mean of the features where theirs makes
     four maps and averages these; it is linear, so this differs by rounding alone.

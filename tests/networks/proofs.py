@@ -52,7 +52,7 @@ JUDGED = {
     ),
     "DeMoSeg": ("proven", "as A2FSeg", "differs: small ET kept (`evaluation.et_minimum=500`)"),
     "GMD": (
-        "proven: none is drawn, all 15 subsets teach in each step; gradient surgery is left out",
+        "proven: none is drawn, all 15 subsets teach in each step, with gradient surgery",
         "flips as published, on z-scores in place of 0…1",
         "differs: windows over whole cases, not one centre crop",
     ),

@@ -66,8 +66,9 @@ def official_name(name: str) -> str:
     return f"module.{where}.conv{second + 1}.module.{kind}"
 
 
-def test_a_step_has_the_official_losses_and_gradients_without_surgery() -> None:
-    # No two of the 15 gradients of this file conflict, so surgery leaves them as they are.
+def test_a_step_has_the_official_losses_and_gradients() -> None:
+    # No two of these 15 gradients conflict, so the official surgery leaves their mean as it is;
+    # `test_surgery.py` is about those that do.
     found = official()
     for subset, expected in zip(GOLDEN["pc_subsets"], GOLDEN["pc_losses"], strict=True):
         name = "main" if subset.all() else subset_name(subset.tolist())
