@@ -7,7 +7,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 from bts_lightning.metrics.score import score
 from bts_lightning.metrics.table import METRICS
 from bts_lightning.modalities import REGIONS
-from tests.metrics.test_score import speckled
+from tests.metrics.parts import speckled
 
 ONLY = [METRICS["nsd"]]
 

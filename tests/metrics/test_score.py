@@ -5,11 +5,11 @@ import warnings
 import numpy as np
 import pytest
 from medpy.metric import binary
-from scipy.ndimage import gaussian_filter
 
 from bts_lightning.metrics.score import score
 from bts_lightning.metrics.surface import MOST_SUBSETS
 from bts_lightning.modalities import REGIONS
+from tests.metrics.parts import speckled
 
 MEMBERS = list(REGIONS.values())
 # surface-distance 0.1 imports from `scipy.ndimage.filters`.
@@ -21,17 +21,6 @@ def volume(*boxes: tuple[slice, slice, slice], size: int = 12, value: int = 3) -
     for box in boxes:
         label[box] = value
     return label
-
-
-def speckled(rng: np.random.Generator, masks: int) -> np.ndarray:
-    """Draw label maps of all textures and sizes, many that touch the border, some empty."""
-    shape = rng.integers(1, 14, 3)
-    noise = np.stack(
-        [gaussian_filter(rng.random(shape), rng.choice([0, 1, 2])) for _ in range(masks)]
-    )
-    low = rng.choice([0.3, 0.8, 0.95], masks)
-    cuts = [np.quantile(x, [q, 0.97, 0.985]) for x, q in zip(noise, low, strict=True)]
-    return np.stack([np.digitize(x, c) for x, c in zip(noise, cuts, strict=True)]).astype(np.uint8)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.9375, 0.9375), (0.5, 2.0, 1.1)])
