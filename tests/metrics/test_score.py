@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from medpy.metric import binary
+from scipy.ndimage import gaussian_filter
 
 from bts_lightning.metrics.score import score
 from bts_lightning.metrics.surface import MOST_SUBSETS
