@@ -422,6 +422,30 @@ def test_a_file_that_stands_for_two_things_is_a_fault(tmp_path: Path, again: str
     assert (fault.file.name, fault.case) == ("one.nii.gz", "a")
 
 
+@pytest.mark.parametrize("again", ["flair", "label"])
+@pytest.mark.parametrize("name", ["link.nii.gz", "below/../one.nii.gz"])
+def test_a_file_under_two_names_is_a_fault_too(tmp_path: Path, again: str, name: str):
+    write_image(tmp_path / "one.nii.gz", volume(0))
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link.nii.gz").symlink_to("one.nii.gz")
+    (tmp_path / "manifest.csv").write_text(f"case,t1,{again}\na,one.nii.gz,{name}\n")
+    (fault,) = find_cases(tmp_path).faults
+    assert (fault.case, fault.file) == ("a", tmp_path / name)
+    (tmp_path / "manifest.csv").write_text(f"case,t1\na,one.nii.gz\nb,{name}\n")
+    (fault,) = find_cases(tmp_path).faults
+    assert str(fault) == f"b: {tmp_path / name}: a file of case a as well"
+
+
+def test_a_label_that_is_the_image_of_all_modalities_is_a_fault(tmp_path: Path):
+    datasets.write_decathlon(tmp_path)
+    label = next(tmp_path.rglob("labelsTr/*.nii.gz"))
+    image = next(tmp_path.rglob(f"imagesTr/{label.name}"))
+    label.unlink()
+    label.symlink_to(image)
+    (fault,) = find_cases(tmp_path).faults
+    assert fault.file == label
+
+
 def test_a_reader_cannot_hand_on_a_case_without_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -108,7 +108,7 @@ def _checked(root: Path, read: Iterable[Case | Fault], images: Sequence[Image]) 
 
 
 def _faults_between(root: Path, cases: Sequence[Case]) -> Iterator[Fault]:
-    owner: dict[Path, str] = {}
+    owner: dict[str, str] = {}
     first: dict[str, Path] = {}
     for case in cases:
         file = next(iter(case.files), root)
@@ -118,13 +118,18 @@ def _faults_between(root: Path, cases: Sequence[Case]) -> Iterator[Fault]:
         first.setdefault(case.name, file)
         if not case.images:
             yield Fault(case.name, file, "a case without any image")
-        given = [*case.images.values(), *([case.label] if case.label else [])]
-        if len(case.files) < len(given) and not case.channels:
-            twice = next(file for file in case.files if given.count(file) > 1)
-            yield Fault(case.name, twice, "one file as two images, or as image and label")
-        for file in case.files:
-            if owner.setdefault(file, case.name) != case.name:
-                yield Fault(case.name, file, f"a file of case {owner[file]} as well")
+        # A file has several names where links lead to it, or a manifest goes through `..`.
+        images = list(case.images.values())
+        given = [
+            *(dict.fromkeys(images) if case.channels else images),
+            *([case.label] if case.label else []),
+        ]
+        real = [os.path.realpath(file) for file in given]
+        for i, file in enumerate(given):
+            if real[i] in real[:i]:
+                yield Fault(case.name, file, "one file as two images, or as image and label")
+            elif owner.setdefault(real[i], case.name) != case.name:
+                yield Fault(case.name, file, f"a file of case {owner[real[i]]} as well")
 
 
 def _nothing_found(found: DataSet) -> str:
