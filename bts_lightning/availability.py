@@ -5,6 +5,7 @@ import csv
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from math import comb, prod
 from pathlib import Path
 
@@ -206,9 +207,13 @@ class MissingRates(Availability):
             )
         self.rates = rates
         self.file = file
-        self.listed = _read_passion(Path(file)) if file is not None else {}
         self.within = within or Complete()
         self.seed = seed
+
+    @cached_property
+    def listed(self) -> dict[str, Subset]:
+        """Give what the file says; nothing is read before it is asked."""
+        return _read_passion(Path(self.file)) if self.file is not None else {}
 
     def has(self, case: str, available: Sequence[bool]) -> Subset:
         """Give what the case keeps for the whole training."""

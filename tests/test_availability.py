@@ -191,9 +191,9 @@ def test_a_file_that_is_no_list_of_masks_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "other.csv"
     file.write_text("name,mask\na,1\n")
     with pytest.raises(DataError, match="columns data_name and mask"):
-        MissingRates(file=file)
+        MissingRates(file=file).has("a", COMPLETE)
     with pytest.raises(DataError, match="cannot be read"):
-        MissingRates(file=tmp_path / "none.csv")
+        MissingRates(file=tmp_path / "none.csv").has("a", COMPLETE)
 
 
 @pytest.mark.parametrize("rates", [[0.2] * 3, [0.2, 0.4, 0.6, 1.2], [1.0] * 4])

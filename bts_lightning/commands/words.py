@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from bts_lightning.config.merge import is_override
+from bts_lightning.config.targets import HOST
 from bts_lightning.errors import Parser, UserError
 from bts_lightning.runs.folder import find_run
 
@@ -15,6 +16,15 @@ def takes_words(parser: Parser, metavar: str, text: str) -> None:
     parser.add_argument("words", nargs="*", metavar=metavar, help=text)
     parser.add_argument(
         "--allow", action="append", default=[], metavar="PACKAGE", help="trust its classes too"
+    )
+    # Among the packages, so that it goes wherever they go: to every training of a study or sweep.
+    parser.add_argument(
+        "--allow-host",
+        dest="allow",
+        action="append",
+        type=lambda host: f"{HOST}{host}",
+        metavar="HOST",
+        help="let the experiment name this server of a logger",
     )
 
 

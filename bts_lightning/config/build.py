@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from bts_lightning.config import merge, source, targets
+from bts_lightning.config import merge, reach, source, targets
 from bts_lightning.config.merge import MAPPINGS, OPTIONAL, SEARCH, SECTIONS, join, one_line
 from bts_lightning.config.schema import (
     REQUIRED,
@@ -21,6 +21,8 @@ from bts_lightning.config.schema import (
     Node,
     describe,
     fit,
+    is_untyped,
+    nodes_in,
     options,
     signature,
 )
@@ -45,7 +47,7 @@ def load(
         >>> task = build(nodes["task"])
     """
     targets.allow(allow)
-    return OmegaConf.create(merge.merge(words, search))
+    return reach.guarded(merge.merge(words, search))
 
 
 def check(
@@ -90,7 +92,7 @@ def build(node: Any, **extra: Any) -> Any:
     A mapping or a list gives the same of built things, `_partial_: true` a `functools.partial`.
     """
     if isinstance(node, dict) and "_target_" in node:
-        node = OmegaConf.create(node)
+        node = reach.guarded(node)
     if OmegaConf.is_config(node):
         key = _key(node)
         node = _Reader([join(key, name) for name in extra]).value(node, key)
@@ -151,6 +153,8 @@ class _Reader:
             value = container[name]
         except OmegaConfBaseException as error:
             raw = str(OmegaConf.to_container(container, resolve=False)[name])  # type: ignore[index]
+            if isinstance(error.__cause__, ConfigError):
+                raise ConfigError(f"{key}={raw}: {error.__cause__}") from error
             refers_to = re.match(r"\$\{([\w]+)", raw)
             lost = isinstance(error, InterpolationKeyError) and refers_to
             hint = f"; {did_you_mean(refers_to[1], SECTIONS)}" if lost and refers_to else ""
@@ -195,8 +199,12 @@ class _Reader:
                 raise _unknown(path, takes.arguments, cls.__name__)
             item = self.child(value, name, path)
             arguments[name] = _fit(item, known.annotation, path) if known else item
+            _require_typed(cls, known.annotation if known else Any, item, path)
         if not is_partial:
             self._require_complete(cls, arguments, key)
+        if any(targets.is_kind(cls, kind) for kind in reach.WRITERS):
+            is_logger = targets.is_kind(cls, SECTIONS["logger"] or "")
+            reach.check_texts(arguments, key, is_logger=is_logger)
         return Node(key, cls, arguments, is_partial)
 
     def _require_complete(self, cls: type, given: Collection[str], key: str) -> None:
@@ -227,6 +235,18 @@ def _require_kind(value: Any, key: str, kind: str | None) -> Any:
     if kind is not None and not targets.is_kind(value.cls, kind):
         raise ConfigError(f"{key}={value.cls.__name__}: expected a {kind}")
     return value
+
+
+def _require_typed(cls: type, annotation: Any, item: Any, path: str) -> None:
+    """Let no class into a place of which its owner does not say what it takes.
+
+    A user's own classes, which the command line allows, may do without annotations.
+    """
+    is_foreign = cls.__module__.partition(".")[0] not in targets.PACKAGES
+    if is_foreign or not is_untyped(annotation):
+        return
+    for node in nodes_in(item):
+        raise ConfigError(f"{path}: {cls.__name__} does not say what it takes here; got {node}")
 
 
 def _fit(value: Any, annotation: Any, key: str) -> Any:

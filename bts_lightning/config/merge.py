@@ -20,7 +20,7 @@ SECTIONS: dict[str, str | None] = {
     "trainer": "lightning.pytorch.Trainer",
     "callbacks": "lightning.pytorch.callbacks.Callback",
     "logger": "lightning.pytorch.loggers.Logger",
-    "evaluation": None,
+    "evaluation": "bts_lightning.inference.protocol.Protocol",
     "seed": None,
 }
 OPTIONAL = ("callbacks", "logger", "evaluation", "seed")

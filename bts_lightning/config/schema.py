@@ -8,6 +8,7 @@ import sys
 import textwrap
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -111,6 +112,25 @@ def fit(value: Any, annotation: Any) -> Any:
     if issubclass(kind, Enum):
         return kind(_require(value in [one.value for one in kind], value))
     return _require(isinstance(value, kind), value)
+
+
+def is_untyped(annotation: Any) -> bool:
+    """Say whether an annotation or a part of it lets anything pass; what a factory gives may."""
+    if typing.get_origin(annotation) in (collections.abc.Callable, functools.partial):
+        return False
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal or not inner:
+        return annotation in (Any, REQUIRED, object)
+    return any(is_untyped(one) for one in inner)
+
+
+def nodes_in(value: Any) -> Iterator[Node]:
+    """Yield the nodes that stand in a value."""
+    if isinstance(value, Node):
+        yield value
+    elif isinstance(value, dict | list | tuple | set | frozenset):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from nodes_in(item)
 
 
 def describe(annotation: Any) -> str:

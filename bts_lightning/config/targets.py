@@ -2,7 +2,8 @@
 
 A configuration may come from a stranger: a run folder, a supplement, a sweep. It must not be able
 to call `os.system` or `torch.load`. So a target is a class, its package is allowed, and it derives
-from a kind of thing that an experiment is made of.
+from a kind of thing that an experiment is made of. Packages hold more classes than those, and some
+start processes or write when they are built, ours too; so by default a class cannot be named.
 """
 
 import importlib
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterable
 from types import ModuleType
 
+from bts_lightning.config import reach
 from bts_lightning.errors import ConfigError, did_you_mean
 
 OURS = "bts_lightning"
@@ -31,14 +33,27 @@ KINDS = (
     "lightning.pytorch.profilers.Profiler",
     "torchio.Transform",
     "torchmetrics.Metric",
+    "bts_lightning.availability.Availability",
+    "bts_lightning.data.transform.Transform",
+    "bts_lightning.distillation.terms.Term",
+    "bts_lightning.inference.protocol.Protocol",
 )
+# Among the trusted packages `//HOST` is a server, which `--allow-host` trusts.
+HOST = "//"
 
 _allowed_by_user: set[str] = set()
 
 
 def allow(packages: Iterable[str]) -> None:
-    """Accept classes of these packages too in this process; they may lie in the current folder."""
+    """Accept classes of these packages too in this process; they may lie in the current folder.
+
+    Args:
+        packages: names, and for a server that an experiment may name `//HOST`.
+    """
     for package in packages:
+        if package.startswith(HOST):
+            reach.allow_host(package.removeprefix(HOST))
+            continue
         if not package.isidentifier():
             raise ConfigError(f"--allow {package}: give the name of a top package, as mypackage")
         _allowed_by_user.add(package)
@@ -74,12 +89,11 @@ def find_class(target: object, key: str) -> type:
         )
     # What a module imported for itself, as `torch.nn.Any`, has its home elsewhere.
     _refuse_package(_root(found), f"{key}={target} is {found.__module__}.{found.__qualname__} and")
-    if not any(_root(base) == OURS for base in found.__mro__) and not any(
-        is_kind(found, kind) for kind in KINDS
-    ):
+    if not any(is_kind(found, kind) for kind in KINDS):
+        kinds = dict.fromkeys(kind.rpartition(".")[2] for kind in KINDS)
         raise ConfigError(
             f"{key}={target}: not a kind of thing that an experiment is built from; these are "
-            f"{', '.join(kind.rpartition('.')[2] for kind in KINDS)} and the classes of {OURS}"
+            f"{', '.join(kinds)}"
         )
     if inspect.isabstract(found):
         raise ConfigError(f"{key}={target}: this class is abstract; name one that derives from it")

@@ -1,6 +1,6 @@
 """The data of an experiment: cache, split, training batches, and whole cases for the rest."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ class BratsDataModule(LightningDataModule):
         foreground: float = 0.0,
         flip: float = 0.5,
         availability: Availability | None = None,
-        transforms: Mapping[str, Any] | None = None,
+        transforms: Mapping[str, Callable[..., Any] | None] | None = None,
         augment: Mapping[str, Transform | None] | None = None,
         workers: int = 4,
         prefetch: int = 2,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from bts_lightning.config import reach, targets
 from bts_lightning.config.build import SUPPLIED, as_yaml, build, check, load
 from bts_lightning.errors import ConfigError
 from tests import parts
@@ -314,6 +315,125 @@ def test_an_argument_that_the_caller_supplies_may_be_missing_in_the_yaml(folder)
 def test_an_experiment_that_refers_to_itself_is_refused(refusal):
     text = refusal("small", "net={_target_: tests.parts.Aligned, backbone: '${task}'}")
     assert text == "task refers to itself: task → net → task"
+
+
+# --- what a stranger's experiment may do
+
+
+def test_a_class_that_starts_a_process_is_refused_in_every_place(refusal):
+    process = "{_target_: bts_lightning.runs.processes.Process, command: [touch, x], run: r}"
+    for line in (
+        f"evaluation={process}",
+        f"logger.x={process}",
+        f"callbacks.x={process}",
+        f"callbacks.rate.logging_interval={process}",
+        f"data.transforms=[{process}]",
+        f"net.width={process}",
+    ):
+        assert "Process: not a kind of thing" in refusal("small", line)
+
+
+def test_a_place_of_which_nobody_says_what_it_takes_takes_no_class(refusal):
+    layer = "{_target_: torch.nn.Identity}"
+    text = refusal(
+        "small", f"logger.x={{_target_: lightning.pytorch.loggers.CSVLogger, name: {layer}}}"
+    )
+    assert "logger.x.name: expected" in text
+    text = refusal(
+        "small",
+        f"logger.x={{_target_: lightning.pytorch.loggers.WandbLogger, save_dir: w, more: {layer}}}",
+    )
+    assert text == "logger.x.more: WandbLogger does not say what it takes here; got Identity"
+
+
+SAVES = "callbacks.x={_target_: lightning.pytorch.callbacks.ModelCheckpoint"
+LOGS = "logger.x={_target_: lightning.pytorch.loggers.CSVLogger, save_dir: logs"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{SAVES}, filename: ../../../x}}",
+        f"{SAVES}, filename: /tmp/x}}",
+        f"{SAVES}, filename: a/../b}}",
+        f"{SAVES}, dirpath: 's3://x/y'}}",
+        f"{LOGS}, name: ~x}}",
+        f"{LOGS}, version: ..}}",
+        f"{LOGS}, prefix: '${{oc.env:BTS_PLACE}}'}}",
+        "trainer.profiler={_target_: lightning.pytorch.profilers.SimpleProfiler, dirpath: /tmp}",
+    ],
+)
+def test_no_name_in_an_experiment_leaves_the_run_folder(refusal, monkeypatch, line):
+    monkeypatch.setenv("BTS_PLACE", "/tmp")
+    assert "leads out of the run folder" in refusal("small", line)
+
+
+WANDB = "_target_: lightning.pytorch.loggers.WandbLogger, save_dir: w"
+
+
+@pytest.mark.parametrize(
+    ("settings", "host"),
+    [
+        ("settings: {base_url: 'http://elsewhere.org:8080'}", "elsewhere.org"),
+        ("settings: {base_url: elsewhere.org}", "elsewhere.org"),
+        ("settings: {https_proxy: 'elsewhere.org:3128'}", "elsewhere.org"),
+        ("notes: 'https://elsewhere.org/'", "elsewhere.org"),
+    ],
+)
+def test_an_experiment_chooses_no_server(refusal, read, monkeypatch, settings, host):
+    monkeypatch.setattr(reach, "_allowed_hosts", set())
+    line = f"logger.x={{{WANDB}, {settings}}}"
+    assert f"If you trust this one: --allow-host {host}" in refusal("small", line)
+    targets.allow(["//other.org"])
+    assert f"--allow-host {host}" in refusal("small", line)
+    targets.allow([f"//{host}"])
+    read("small", line)
+
+
+def test_an_experiment_brings_no_credentials(refusal):
+    for name in ("api_key", "identity_token_file"):
+        text = refusal("small", f"logger.x={{{WANDB}, settings: {{{name}: stranger}}}}")
+        assert f"logger.x.settings.{name}: credentials do not belong here" in text
+
+
+def test_an_experiment_reads_only_listed_variables(refusal, read, monkeypatch):
+    for name in ("WANDB_API_KEY", "SLURM_JWT"):
+        monkeypatch.setenv(name, "hidden")
+        for text in (
+            f"${{oc.env:{name}}}",
+            f"${{oc.decode:${{oc.env:{name}}}}}",
+            f"x ${{oc.env:{name},none}} y",
+        ):
+            said = refusal("small", f"data.root={text}")
+            assert f"{name} may hold a secret" in said
+            assert "hidden" not in said
+    for name in ("DATA", "SLURM_JOB_ID", "BTS_RUN"):
+        monkeypatch.setenv(name, "here")
+        assert build(read("small", f"data.root=${{oc.env:{name}}}").data).root == Path("here")
+    monkeypatch.delenv("DATA")
+    assert build(read("small", "data.root=${oc.env:DATA,other}").data).root == Path("other")
+    assert "'DATA' not found" in refusal("small", "data.root=${oc.env:DATA}")
+
+
+def test_the_name_of_what_reads_the_environment_cannot_be_put_together(refusal, monkeypatch):
+    monkeypatch.setenv("TOKEN", "hidden")
+    words = ["net.it=env", "data.root=${oc.${net.it}:TOKEN}"]
+    text = refusal("small", *words)
+    assert "hidden" not in text
+
+
+def test_a_node_that_is_built_unchecked_reads_only_listed_variables(monkeypatch):
+    monkeypatch.setenv("TOKEN", "3")
+    node = {"_target_": "torch.nn.Linear", "in_features": "${oc.env:TOKEN}", "out_features": 1}
+    with pytest.raises(ConfigError, match="TOKEN may hold a secret"):
+        build(node)
+
+
+def test_other_configurations_of_the_process_read_what_they_like(read, monkeypatch):
+    monkeypatch.setenv("TOKEN", "3")
+    read("small")
+    own = OmegaConf.create({"a": "${oc.env:TOKEN}", "b": "${oc.env:GONE,null}"})
+    assert (own.a, own.b) == ("3", None)
 
 
 # --- building
