@@ -212,8 +212,9 @@ def own_heads(output: Output) -> list[Auxiliary]:
 
 
 def coarse_heads(output: Output) -> list[Auxiliary]:
-    """Give the other auxiliary predictions, finest first."""
-    return [head for head in output.auxiliary if not head.name.startswith("modality/")]
+    """Give the auxiliary predictions at coarser levels, finest first."""
+    others = "modality/", "subset/"
+    return [head for head in output.auxiliary if not head.name.startswith(others)]
 
 
 def softened_divergence(

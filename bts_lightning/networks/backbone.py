@@ -61,7 +61,8 @@ class Auxiliary:
     """An extra supervised prediction of the training step.
 
     Attributes:
-        name: the loss is logged as `train/<name>`.
+        name: the loss is logged as `train/<name>`. That of a single modality is `modality/t1`, that
+            of a subset `subset/t1+t2`; all others are coarser levels, finest first.
         logits: B×C×d×h×w; when coarser than the label, the label is down-sampled to it (nearest).
         weight: factor of its loss.
         valid: B bool, the samples it is supervised on; None means all.

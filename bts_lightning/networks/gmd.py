@@ -94,7 +94,8 @@ class GMD(Backbone):
             if subset != COMPLETE:
                 seen = features.real & features.real.new_tensor(subset)
                 whole = seen.sum(dim=1) == sum(subset)
-                name = subset_name(subset)
+                # PASSION knows the heads of single modalities by their name.
+                name = f"{'modality' if sum(subset) == 1 else 'subset'}/{subset_name(subset)}"
                 yield Auxiliary(name, average(maps, seen), weight=weight, valid=whole)
 
     def decode_subsets(self, features: Features, subsets: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from bts_lightning.config import build, load
+from bts_lightning.distillation.passion import coarse_heads, own_heads
 from bts_lightning.errors import ConfigError
-from bts_lightning.modalities import SUBSETS, subset_name
+from bts_lightning.modalities import MODALITIES, SUBSETS, subset_name
 from bts_lightning.networks.gmd import GMD
 from bts_lightning.task import SegmentationTask
 from tests.golden.fill_rule import make_input, make_label
@@ -71,7 +72,8 @@ def test_a_step_has_the_official_losses_and_gradients() -> None:
     # `test_surgery.py` is about those that do.
     found = official()
     for subset, expected in zip(GOLDEN["pc_subsets"], GOLDEN["pc_losses"], strict=True):
-        name = "main" if subset.all() else subset_name(subset.tolist())
+        kind = "modality" if subset.sum() == 1 else "subset"
+        name = "main" if subset.all() else f"{kind}/{subset_name(subset.tolist())}"
         assert 15 * float(found[name]) == pytest.approx(expected, abs=1e-6)
     rows = dict(zip(GOLDEN["pc_param_names"], GOLDEN["pc_grad_stats_zero_grads"], strict=True))
     for name, _ in GMD().named_parameters():
@@ -89,18 +91,26 @@ def test_a_subset_that_a_case_lacks_teaches_nothing() -> None:
     output = net(image, present, present)
     valid = {each.name: each.valid for each in output.auxiliary}
     assert len(valid) == len(SUBSETS) - 1
+    taught = ("modality/t1", "modality/flair", "subset/t1+flair")
     for name, rows in valid.items():
         assert rows is not None
-        assert rows.tolist() == [True, name in ("t1", "flair", "t1+flair")]
+        assert rows.tolist() == [True, name in taught]
 
 
 def test_what_was_dropped_teaches_nevertheless() -> None:
     net, image = GMD(**GMD.small()).train(), torch.randn(1, 4, 32, 32, 32)
     alone = torch.tensor([[False, False, True, False]])
     output = net(image, alone, ALL)
-    single = next(each.logits for each in output.auxiliary if each.name == "t2")
+    single = next(each.logits for each in output.auxiliary if each.name == "modality/t2")
     torch.testing.assert_close(output.logits, single)
     assert all(each.valid is not None and each.valid.all() for each in output.auxiliary)
+
+
+def test_passion_takes_no_subset_for_a_coarser_level() -> None:
+    net, image = GMD(**GMD.small()).train(), torch.randn(1, 4, 32, 32, 32)
+    output = net(image, ALL, ALL)
+    assert [head.name for head in own_heads(output)] == [f"modality/{m}" for m in MODALITIES[::-1]]
+    assert not coarse_heads(output)
 
 
 def test_width_is_in_groups() -> None:
