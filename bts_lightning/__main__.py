@@ -1,9 +1,20 @@
 """The command line `bts`: what it can do, in which words; a verb's code is imported when used."""
 
-import argparse
-import errno
 import os
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path and sys.path[0] == os.getcwd():
+    # `python -m` looks into the current folder first, where a stranger's torch.py may lie.
+    _home = __file__.removesuffix("/bts_lightning/__main__.py")
+    del sys.path[0]
+    if sys.path.count(_home) == 0 and _home == os.getcwd():
+        # A checkout that is not installed; the processes of a training must find it too.
+        sys.path.append(_home)
+        _given = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{_home}{os.pathsep}{_given}" if _given else _home
+
+import argparse
+import errno
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -35,6 +46,9 @@ _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ERO
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; what the user can mend is one line, without a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # The processes of other devices and of readers; a sweep may start programs of somebody else.
+    if argv is None and words[:1] not in (["sweep"], ["agent"]):
+        os.environ["PYTHONSAFEPATH"] = "1"
     try:
         code = _run(words)
         sys.stdout.flush()

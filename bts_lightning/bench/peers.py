@@ -45,7 +45,7 @@ def _missing(python: Path) -> list[str]:
     look = "import sys; from importlib.util import find_spec as f; "
     look += "print(*(m for m in sys.argv[1:] if f(m) is None))"
     answer = subprocess.run(
-        [str(python), "-c", look, *MODULES], capture_output=True, text=True, check=True
+        [str(python), "-P", "-c", look, *MODULES], capture_output=True, text=True, check=True
     )
     return answer.stdout.split()
 
@@ -55,7 +55,9 @@ def _make(python: Path) -> None:
     # What is installed here counts there too: only the peers are fetched, and torch is ours.
     home = sysconfig.get_path("purelib")
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    answer = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [str(python), "-P", "-c", ask], capture_output=True, text=True, check=True
+    )
     line = f"import site; site.addsitedir({home!r})\n"
     place = Path(answer.stdout.strip()) / "usual_environment.pth"
     place.write_text(line, encoding="utf-8")
@@ -75,7 +77,7 @@ def _install(python: Path) -> None:
 
 def _pip(python: Path, requirements: Sequence[str]) -> str:
     """Install these and nothing that they ask for; give the last line of what went wrong."""
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    command = [sys.executable, "-P", "-m", "pip", "--python", str(python), "install", "--quiet"]
     command += ["--no-deps", "--disable-pip-version-check", *requirements]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stderr.strip().splitlines() or ["pip failed"]

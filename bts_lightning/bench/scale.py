@@ -155,7 +155,7 @@ def own_memory() -> float:
 
 
 def _child(args: argparse.Namespace, root: Path) -> dict[str, float]:
-    command = [sys.executable, "-m", "bts_lightning", "bench", "scale", "--device=cpu"]
+    command = [sys.executable, "-P", "-m", "bts_lightning", "bench", "scale", "--device=cpu"]
     command += [f"--scratch={args.scratch}", f"--child={root}"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -188,7 +188,7 @@ def _ranks(root: Path, ranks: list[int]) -> Table:
     one = None
     place = root.parent
     for count in ranks:
-        command = [sys.executable, "-m", "bts_lightning", "train", "uhemis", "smoke"]
+        command = [sys.executable, "-P", "-m", "bts_lightning", "train", "uhemis", "smoke"]
         command += [f"data.root={root.resolve()}", f"data.steps_per_epoch={STEPS // count}"]
         command += [f"trainer.devices={count}", "trainer.accelerator=cpu", "net.width=4"]
         command += ["data.patch=32", "callbacks.throughput.every_n_steps=4"]

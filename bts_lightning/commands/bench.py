@@ -55,7 +55,7 @@ def _measure(args: argparse.Namespace) -> int:
 
     needed = getattr(args.module, "NEEDS_PEERS", False) and not args.no_peers
     if needed and args.device != "cuda" and (python := python_with_peers()) != Path(sys.executable):
-        command = [str(python), "-m", "bts_lightning", "bench", *args.typed]
+        command = [str(python), "-P", "-m", "bts_lightning", "bench", *args.typed]
         return subprocess.run(command, env=environment(), check=False).returncode
     import torch
 
@@ -111,7 +111,8 @@ def _measure_all(args: argparse.Namespace) -> int:
         if device == "cuda" and family not in ON_GPU:
             continue
         print(f"— {family} ({device}): {FAMILIES[family]}", flush=True)
-        command = [python, "-m", "bts_lightning", "bench", family, *options, "--device", device]
+        command = [python, "-P", "-m", "bts_lightning", "bench", family, *options]
+        command += ["--device", device]
         if subprocess.run(command, env=environment(), check=False).returncode:
             failed.append(f"{family} ({device})")
     args.results = [args.results]

@@ -201,7 +201,7 @@ class TrainAndEvaluate(Scheduler[T]):
         words = ["train", *self.words(training)]
         if _is_trained(training.run):
             words = ["evaluate", str(training.run), "--name", self.part, "--part", self.part]
-        return [sys.executable, "-m", "bts_lightning", *words, *self._allow]
+        return [sys.executable, "-P", "-m", "bts_lightning", *words, *self._allow]
 
 
 def is_evaluated(run: Path, part: str) -> bool:

@@ -104,7 +104,7 @@ def _training(
 def slurm_script(words: list[str], folder: Path, count: int) -> str:
     rest = [word for word in words if word != "--slurm"]
     line = shlex.join(["bts", "study", *rest])
-    command = shlex.join([sys.executable, "-m", "bts_lightning", "study", *rest])
+    command = shlex.join([sys.executable, "-P", "-m", "bts_lightning", "study", *rest])
     return f"""#!/bin/bash
 #SBATCH --job-name={folder.name}
 #SBATCH --array=0-{count - 1}

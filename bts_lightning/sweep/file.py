@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -81,15 +82,24 @@ class Sweep:
             text = _ENVVAR.sub(lambda match: os.environ.get(match[1], match[1]), part)
             whole = re.fullmatch(r"\$\{(\w+)\}", text)
             command += filled.get(whole[1], []) if whole else [text]
-        return command
+        return self._safe(command)
 
     def for_wandb(self, words: Sequence[str], run_cap: int | None) -> dict[str, Any]:
         """Give the file for W&B's server, with the experiment's words in its command."""
         command: list[str] = []
         for part in self.command:
             command += words if part == EXPERIMENT else [part]
+        command = self._safe(command)
         tree = {"program": "bts_lightning", "name": self.name, **self.tree, "command": command}
         return tree if run_cap is None else tree | {"run_cap": run_cap}
+
+    def _safe(self, command: list[str]) -> list[str]:
+        """Let our own trials import nothing from the current folder; other programs may need it."""
+        ours = [("-m", "bts_lightning")]
+        if self.tree.get("program", "bts_lightning") == "bts_lightning":
+            ours.append(("-m", "${program}"))
+        found = [i for i, pair in enumerate(pairwise(command)) if pair in ours]
+        return [*command[: found[0]], "-P", *command[found[0] :]] if found else command
 
 
 def find_sweep(

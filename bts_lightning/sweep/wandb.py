@@ -48,7 +48,7 @@ def run_with_wandb(
 
 def _start_agents(path: str, places: Sequence[Mapping[str, str]]) -> int:
     """Run one agent a place until the sweep is over; Ctrl-C reaches them by itself."""
-    command = [sys.executable, "-m", "bts_lightning", "agent", path]
+    command = [sys.executable, "-P", "-m", "bts_lightning", "agent", path]
     agents = [subprocess.Popen(command, env={**os.environ, **place}) for place in places]
     codes = []
     for agent in agents:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import bts_lightning
 from bts_lightning import commands, config
-from bts_lightning.__main__ import VERBS, main
+from bts_lightning.__main__ import VERBS, main, parse
 from bts_lightning.commands.words import run_and_overrides
 from bts_lightning.config import targets
 from bts_lightning.config.merge import SEARCH
@@ -127,6 +128,48 @@ def test_a_mistake_shows_no_traceback_in_a_real_process(here):
     )
     assert done.returncode == 2
     assert done.stderr == "error: no experiment is named 'tny'; did you mean tiny?\n"
+
+
+def test_nothing_is_imported_from_the_current_folder(here):
+    for name in ("argparse", "yaml", "omegaconf", "rich"):
+        (here / f"{name}.py").write_text("raise SystemExit('executed')")
+    done = subprocess.run(
+        [sys.executable, "-m", "bts_lightning", "show", "tny"], capture_output=True, text=True
+    )
+    assert done.stderr == "error: no experiment is named 'tny'; did you mean tiny?\n"
+
+
+def test_a_checkout_that_is_not_installed_is_found_by_its_processes(here):
+    (here / "bts_lightning").symlink_to(Path(bts_lightning.__file__).parent)
+    (here / "yaml.py").write_text("raise SystemExit('executed')")
+    (here / "own.py").write_text("import os\nraise SystemExit(os.environ['PYTHONPATH'])")
+    words = ["show", "tiny", "net", "--allow", "own", "net._target_=own.Net"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bts_lightning", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == f"{here}\n"
+
+
+def test_a_server_that_is_allowed_goes_where_packages_go():
+    words = ["train", "tiny", "--allow", "mine", "--allow-host", "wandb.example.org"]
+    assert parse(words).allow == ["mine", "//wandb.example.org"]
+
+
+def test_no_process_of_ours_looks_into_the_current_folder():
+    root = Path(bts_lightning.__file__).parent
+    starts = [
+        (file.name, option)
+        for file in root.rglob("*.py")
+        for option in re.findall(
+            r'\[(?:sys\.executable|str\(python\)|python), *"([^"]+)"', file.read_text("utf-8")
+        )
+    ]
+    assert len(starts) >= 9
+    assert {option for _, option in starts} == {"-P"}, starts
 
 
 def test_an_interrupt_exits_with_130(here, capsys):

@@ -154,7 +154,7 @@ def test_the_slurm_script_is_one_training_a_task(here: Path, capsys: pytest.Capt
         text=True,
         check=True,
     )
-    start = [sys.executable, "-m", "bts_lightning", "study"]
+    start = [sys.executable, "-P", "-m", "bts_lightning", "study"]
     assert shell.stdout.splitlines() == [*start, *words[:-1], "--only", "7"]
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
@@ -225,6 +225,15 @@ def test_the_table_is_printed_and_written(tmp_path: Path):
     assert "| &lt;other>\\| | 6 |" in (tmp_path / "study.md").read_text()
     assert "<other>" not in (tmp_path / "study.html").read_text()
     assert (tmp_path / "comparison" / "comparison.html").is_file()
+
+
+def test_a_training_of_a_study_imports_nothing_from_the_current_folder(here: Path):
+    for name in ("yaml", "argparse", "bts_lightning", "runpy"):
+        (here / f"{name}.py").write_text("raise SystemExit('executed')")
+    training = Training("gone", 0, None, here / "run", ("gone",))
+    study = work._Study([training], "test", [], Console(file=StringIO()))
+    done = subprocess.run(study.begin(training), capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("error: no experiment is named 'gone'")
 
 
 def start(here: Path, *words: str) -> "subprocess.Popen[str]":

@@ -40,7 +40,7 @@ def test_the_command_is_that_of_the_agent_with_this_python(tmp_path: Path):
     command = read_sweep(write(tmp_path)).trial_command(
         ["tiny", "data.root=x"], {"net.width": 4, "net.dropout": None}
     )
-    start = ["/usr/bin/env", sys.executable, "-m", "bts_lightning", "train"]
+    start = ["/usr/bin/env", sys.executable, "-P", "-m", "bts_lightning", "train"]
     assert command == [*start, "tiny", "data.root=x", "net.width=4", "net.dropout=None"]
 
 
@@ -61,9 +61,17 @@ def test_all_macros_are_filled_in_as_by_wandb(tmp_path: Path, monkeypatch: pytes
 
 def test_wandb_gets_the_file_with_the_experiment_in_its_command(tmp_path: Path):
     tree = read_sweep(write(tmp_path), "name").for_wandb(["tiny", "data.root=x"], 7)
-    assert tree["command"][4:] == ["train", "tiny", "data.root=x", "${args_no_hyphens}"]
+    assert tree["command"][:5] == ["${env}", "${interpreter}", "-P", "-m", "${program}"]
+    assert tree["command"][5:] == ["train", "tiny", "data.root=x", "${args_no_hyphens}"]
     assert tree["parameters"] == TREE["parameters"]
     assert (tree["program"], tree["name"], tree["run_cap"]) == ("bts_lightning", "name", 7)
+
+
+def test_a_program_of_somebody_else_may_import_what_lies_beside_it(tmp_path: Path):
+    start = ["${env}", "${interpreter}", "-m", "${program}", "${args}"]
+    sweep = read_sweep(write(tmp_path, command=start, program="mine"))
+    assert sweep.for_wandb([], None)["command"] == start
+    assert sweep.trial_command([], {})[1:] == [sys.executable, "-m", "mine"]
 
 
 def test_the_last_experiment_with_a_sweep_chooses(tmp_path: Path):
