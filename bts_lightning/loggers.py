@@ -40,6 +40,7 @@ class Wandb(WandbLogger):
         group: str | None = None,
         tags: list[str] | None = None,
     ) -> None:
+        check_server()
         run = Path(save_dir).resolve().parent
         super().__init__(
             name=f"{run.parent.name}/{run.name}",
@@ -173,12 +174,30 @@ def has_credentials() -> bool:
     return any(known.authenticators(host) for host in hosts)
 
 
+def check_server() -> None:
+    """Refuse a server that a file in the current folder chooses: wandb would send the key there."""
+    if os.environ.get("WANDB_BASE_URL") or not has_credentials():
+        return
+    here = Path(os.environ.get("WANDB_DIR") or ".")
+    for file in (here / "wandb" / "settings", here / ".wandb" / "settings"):
+        address = _address_in(file)
+        if address is not None and address != _saved_address():
+            raise UserError(
+                f"{file} sends your W&B key to {address}; delete that line, or say that you mean "
+                f"it: WANDB_BASE_URL={address}"
+            )
+
+
 def _saved_address() -> str | None:
     """Read where `wandb login --host` has written down a server."""
     folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
+    return _address_in(Path(folder).expanduser() / "settings")
+
+
+def _address_in(file: Path) -> str | None:
     settings = configparser.ConfigParser(interpolation=None)
     try:
-        settings.read(Path(folder).expanduser() / "settings")
-    except configparser.Error:
+        settings.read(file)
+    except (configparser.Error, OSError, UnicodeDecodeError):
         return None
     return settings.get("default", "base_url", fallback=None)

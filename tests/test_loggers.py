@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from bts_lightning import config as configuration
-from bts_lightning.errors import ConfigError
-from bts_lightning.loggers import Csv, Wandb, has_credentials, read_metrics
+from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.loggers import Csv, Wandb, check_server, has_credentials, read_metrics
 
 
 def test_metrics_of_different_names_share_one_table(tmp_path: Path):
@@ -93,6 +93,29 @@ def test_a_login_of_either_wandb_server_is_found(
     assert not has_credentials()
     login.write_text("machine wandb.local:8080\n  login user\n  password x\n")
     assert has_credentials()
+
+
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+def test_a_file_in_the_current_folder_does_not_choose_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "mine"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    for name in ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "settings").write_text("[default]\nbase_url = http://elsewhere.org\n")
+    check_server()  # there is no key that it could get
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with pytest.raises(UserError, match=r"settings sends your W&B key to http://elsewhere\.org"):
+        Wandb(save_dir="runs/a/1/logs")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://elsewhere.org")
+    check_server()
+    monkeypatch.delenv("WANDB_BASE_URL")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "settings").write_text("[default]\nbase_url = http://elsewhere.org\n")
+    check_server()
 
 
 def test_a_table_is_readable_while_a_row_is_written(tmp_path: Path):

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rich.console import Console
-
 from bts_lightning.config.merge import is_override
 from bts_lightning.errors import UserError
-from bts_lightning.loggers import has_credentials
+from bts_lightning.loggers import check_server, has_credentials
+from bts_lightning.report.screen import Screen
 from bts_lightning.runs.devices import share_gpus
 from bts_lightning.sweep.file import Sweep
 
@@ -22,7 +21,7 @@ _WANDB = "logger.wandb._target_=bts_lightning.loggers.Wandb"
 
 
 def run_with_wandb(
-    sweep: Sweep, words: list[str], args: argparse.Namespace, console: Console
+    sweep: Sweep, words: list[str], args: argparse.Namespace, console: Screen
 ) -> int:
     """Create the sweep on the server and start agents."""
     require_account()
@@ -62,6 +61,7 @@ def _start_agents(path: str, places: Sequence[Mapping[str, str]]) -> int:
 
 def require_account() -> None:
     """Say what to do when there is no way to log in, before wandb asks on the terminal."""
+    check_server()
     if not has_credentials():
         raise UserError(
             "no W&B account is set up here (or WANDB_MODE is offline); run `wandb login`, or sweep "
