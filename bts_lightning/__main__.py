@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 
-from bts_lightning.errors import Parser, UserError, did_you_mean
+from bts_lightning.errors import Parser, UserError, did_you_mean, visible
 
 # Each is a module of `bts_lightning.commands` with `add_arguments(parser)` and `run(args)`.
 VERBS = {
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _OF_THE_DISK:
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        name = visible(str(error.filename or "a file"))
+        print(f"error: {name}: {error.strerror}", file=sys.stderr)
         return 2
 
 

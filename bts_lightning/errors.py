@@ -4,9 +4,12 @@ import argparse
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn
+from unicodedata import category
 
 # More than these in one line nobody reads.
 _SHOWN = 20
+# They let a line be read in another order than it stands there.
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 class UserError(Exception):
@@ -51,6 +54,15 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             hint = did_you_mean(str(value), map(str, action.choices))
             raise argparse.ArgumentError(action, f"there is no {value!r}; {hint}")
+
+
+def visible(text: str) -> str:
+    """Show control characters in place of sending them to a terminal; line ends and tabs stay."""
+    hidden = ("Cc", "Cs")
+    return "".join(
+        c if c in "\n\t" or not (category(c) in hidden or c in _TURNS) else repr(c)[1:-1]
+        for c in text
+    )
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -252,6 +252,19 @@ def test_locks_writers_pages_and_pictures_are_written_once():
     assert holders == {words: [module] for words, module in WRITTEN_ONCE.items()}
 
 
+def test_names_are_printed_by_the_screen_alone():
+    # Bars without names, in a room that may not know the screen.
+    bars = {"data.cache.prepare", "data.phantom.write"}
+    none_of(
+        [
+            f"{module} names {name}"
+            for module in MODULES
+            for name in sorted(named(module) & {"rich.console.Console", "rich.markup.escape"})
+            if module not in {"report.screen", *bars}
+        ]
+    )
+
+
 def test_the_checks_above_see_what_they_look_for():
     assert derived("networks", "Backbone"), "no network was found"
     assert "config.merge" in imports("config.build")

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table as RichTable
 
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
 from bts_lightning.report import document
+from bts_lightning.report.screen import Screen
 
 Cell = str | float | int | None
 # Rows that others are divided by.
@@ -156,7 +156,7 @@ def _print_table(table: Table) -> None:
     pretty = RichTable(*table.columns, title=table.title, title_justify="left")
     for row in table.rows:
         pretty.add_row(*(shown(cell) for cell in row))
-    console = Console(highlight=False)
+    console = Screen(soft_wrap=False)
     console.print(pretty)
     for note in table.notes:
         console.print(note)

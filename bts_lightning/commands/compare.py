@@ -10,7 +10,7 @@ from bts_lightning.errors import Parser
 from bts_lightning.runs.folder import find_run
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from bts_lightning.report.screen import Screen
 
 
 def add_arguments(parser: Parser) -> None:
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 def compare(
     runs: Sequence[Path],
     out: Path | None = None,
-    console: "Console | None" = None,
+    console: "Screen | None" = None,
     metrics: Sequence[str] | None = None,
 ) -> int:
     """Print every run against the first, and write Markdown, HTML and figures if `out` is given."""

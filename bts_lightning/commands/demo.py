@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
 from bts_lightning import runs
 from bts_lightning.commands.evaluate import evaluate
 from bts_lightning.commands.train import train
 from bts_lightning.errors import Parser
+from bts_lightning.report.screen import Screen
 
 CASES = 30
 # A quarter of the resolution of BraTS along two axes: heads of about 60×72×54 voxels.
 SIZE = (96, 96, 80)
-console = Console(highlight=False, soft_wrap=True)
+console = Screen()
 
 
 def add_arguments(parser: Parser) -> None:
@@ -45,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     console.print(", ".join(f"{name} {seconds:.0f} s" for name, seconds in stages.items()))
     report = (folder / "report.html").resolve()
     console.print(
-        f"[bold]report[/]  {report.as_uri()}\n"
-        f"[bold]next[/]    bts predict {trained} "
+        f"report  {report.as_uri()}\n"
+        f"next    bts predict {trained} "
         "--flair FLAIR.nii.gz --t2 T2.nii.gz --out seg.nii.gz\n"
         "        bts prepare /data/BraTS2020 && bts train a2fseg fast data.root=/data/BraTS2020"
     )
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _stage(stages: dict[str, float], title: str) -> Iterator[None]:
-    console.print(f"[bold]{title}[/]")
+    console.print(title, style="bold")
     started = time.monotonic()
     yield
     stages[title.partition(":")[0]] = time.monotonic() - started

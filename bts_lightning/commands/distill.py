@@ -5,21 +5,20 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.commands.words import names_among, takes_words
 from bts_lightning.data.splits import PARTS
 from bts_lightning.errors import ConfigError, Parser, UserError
 from bts_lightning.modalities import SUBSETS, parse_subset, subset_name
+from bts_lightning.report.screen import Screen
 
 if TYPE_CHECKING:
     from bts_lightning.distillation.chain.plan import ChainPlan, Students
 
 # A shared student is trained for all subsets, so it is scored on all of them.
 _USUAL: "dict[Students, str]" = {"per_subset": "single", "shared": "all"}
-console = Console(highlight=False, soft_wrap=True)
+console = Screen()
 
 
 def add_arguments(parser: Parser) -> None:

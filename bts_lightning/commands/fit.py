@@ -12,7 +12,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressB
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from bts_lightning import runs
 from bts_lightning.callbacks.epoch_lines import EpochLines
@@ -25,6 +24,7 @@ from bts_lightning.config.schema import signature
 from bts_lightning.errors import ConfigError, EveryRankError, UserError
 from bts_lightning.loggers import Csv, report_failure
 from bts_lightning.memory import advise_on_memory, is_out_of_memory, keep_freed_memory
+from bts_lightning.report.screen import Screen
 from bts_lightning.runs.checkpoints import (
     WholeCheckpoints,
     clear_unfinished,
@@ -38,7 +38,7 @@ from bts_lightning.task import SegmentationTask
 
 # What checkpoints, sweeps and studies watch.
 MONITORED = "val/dice/mean"
-console = Console(highlight=False, soft_wrap=True)
+console = Screen()
 
 
 def fit(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> None:
@@ -160,7 +160,7 @@ def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:
         try:
             return file, read_checkpoint(file)
         except UserError as error:
-            console.print(f"{error}; trying the one before it", style="yellow", markup=False)
+            console.print(f"{error}; trying the one before it", style="yellow")
     if candidates:
         raise UserError(f"none of the checkpoints in {candidates[0].parent} can be read")
     return None, {}

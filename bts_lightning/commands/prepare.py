@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import get_args
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
@@ -15,6 +14,7 @@ from bts_lightning.data.cache.normalise import Crop, Normalisation, Recipe
 from bts_lightning.data.cache.prepare import CachedCase, Prepared, build, fingerprint
 from bts_lightning.errors import ConfigError, Parser
 from bts_lightning.modalities import MODALITIES, REGIONS, SHOWN_AS, dots, subset_name
+from bts_lightning.report.screen import Screen
 
 # More lines than this nobody reads; the rest are counted.
 MOST_IGNORED = 5
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"workers is {args.workers}; give 1 or more")
     recipe = Recipe(normalisation=args.normalisation, crop=args.crop)
     prepared = build(args.root, args.cache, recipe=recipe, workers=args.workers)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Screen()
     if not console.is_terminal:
         # A file or a pipe has no edge at which a file name must be cut.
         console.width = WIDTH_OF_A_FILE
@@ -130,7 +130,7 @@ def _faults(prepared: Prepared) -> Table:
     return table
 
 
-def _print_ignored(console: Console, ignored: Sequence[Path]) -> None:
+def _print_ignored(console: Screen, ignored: Sequence[Path]) -> None:
     if not ignored:
         return
     console.print(f"{len(ignored)} NIfTI files belong to no case and were not looked at:")

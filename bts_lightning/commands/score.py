@@ -6,7 +6,6 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import WandbLogger
-from rich.console import Console
 
 from bts_lightning import runs
 from bts_lightning.callbacks.case_scorer import CaseScorer
@@ -18,13 +17,14 @@ from bts_lightning.files import sha256
 from bts_lightning.inference import Protocol
 from bts_lightning.memory import keep_freed_memory
 from bts_lightning.report.folder import finish_folder, open_folder
+from bts_lightning.report.screen import Screen
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs.devices import check_accelerator, chosen_device
 from bts_lightning.runs.facts import commit, versions
 from bts_lightning.runs.opening import load_task
 from bts_lightning.runs.quiet import hush
 
-console = Console(highlight=False, markup=False, soft_wrap=True)
+console = Screen()
 
 
 def score(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
 from bts_lightning.config import build
@@ -20,10 +19,11 @@ from bts_lightning.errors import DataError, UserError
 from bts_lightning.files import overwritten
 from bts_lightning.inference import Protocol, label_map, probabilities
 from bts_lightning.modalities import Modality, subset_name
+from bts_lightning.report.screen import Screen
 from bts_lightning.runs.devices import chosen_device
 from bts_lightning.runs.opening import load_task
 
-console = Console(highlight=False, markup=False, soft_wrap=True)
+console = Screen()
 
 
 class Segmenter:

@@ -4,13 +4,12 @@ import argparse
 import signal
 from pathlib import Path
 
-from rich.console import Console
-
 from bts_lightning.commands.words import takes_words
 from bts_lightning.errors import Parser, UserError
+from bts_lightning.report.screen import Screen
 from bts_lightning.study.plan import SEVERAL, STUDIES, plan_study, slurm_script
 
-console = Console(highlight=False, soft_wrap=True)
+console = Screen()
 
 
 def add_arguments(parser: Parser) -> None:

@@ -4,15 +4,14 @@ import argparse
 import re
 from pathlib import Path
 
-from rich.console import Console
-
 from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.commands.words import names_among, takes_words
 from bts_lightning.errors import Parser, UserError
+from bts_lightning.report.screen import Screen
 
 SWEEPS = Path("sweeps")
-console = Console(highlight=False, soft_wrap=True)
+console = Screen()
 
 
 def add_arguments(parser: Parser) -> None:

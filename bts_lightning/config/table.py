@@ -12,7 +12,7 @@ from bts_lightning.config import targets
 from bts_lightning.config.build import SUPPLIED, as_yaml, check, load
 from bts_lightning.config.merge import SECTIONS, experiments, find_experiment, is_override, join
 from bts_lightning.config.schema import REQUIRED, describe, signature
-from bts_lightning.errors import ConfigError, did_you_mean
+from bts_lightning.errors import ConfigError, did_you_mean, visible
 
 Row = tuple[str, str, str, str]
 HEADER: Row = ("key", "value", "default", "type")
@@ -65,6 +65,7 @@ def print_experiments() -> None:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns; plain text, so that grep works on it."""
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
 from bts_lightning.modalities import Subset, subset_name
+from bts_lightning.report.screen import Screen
 from bts_lightning.report.slices import keep_slices
 from bts_lightning.report.table import COLUMNS, REGION_NAMES, VALUES, EvaluationTable, read_rows
 from bts_lightning.report.write import choose_cases, write_report
@@ -69,7 +69,7 @@ def finish_folder(
     facts: Mapping[str, Any],
     cases: Sequence[str],
     labelled: Collection[str],
-    console: Console,
+    console: Screen,
 ) -> EvaluationTable:
     """Join the rows of all cases, each exactly once, into table, summary and report."""
     missing = [name for name in cases if not _rows_file(folder, name).exists()]

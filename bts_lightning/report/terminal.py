@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from bts_lightning.errors import UserError
@@ -15,6 +13,7 @@ from bts_lightning.report.comparison import Comparison, cell, write_comparison
 from bts_lightning.report.evaluations import Evaluation, check_comparable
 from bts_lightning.report.facts import as_text
 from bts_lightning.report.paired import Paired, pair
+from bts_lightning.report.screen import Screen
 from bts_lightning.report.table import REGION_NAMES
 
 # These name the runs rather than tell how they were evaluated.
@@ -27,7 +26,7 @@ _OWN = (
 def compare_evaluations(
     evaluations: Sequence[Evaluation],
     out: Path | None = None,
-    console: Console | None = None,
+    console: Screen | None = None,
     metrics: Sequence[str] | None = None,
 ) -> None:
     """Compare evaluations in the main metrics, or in these; print, and write files below `out`."""
@@ -37,12 +36,12 @@ def compare_evaluations(
         check_comparable(evaluations[0], other)
     chosen = _choose(evaluations, metrics)
     comparisons = [_against(evaluations[0], other, chosen) for other in evaluations[1:]]
-    console = console or Console()
+    console = console or Screen(soft_wrap=False)
     for comparison in comparisons:
         _print(comparison, console)
     if out is not None:
         page = write_comparison(out, comparisons)
-        console.print(f"Tables and figures: {page}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"Tables and figures: {page}")
 
 
 def _choose(evaluations: Sequence[Evaluation], names: Sequence[str] | None) -> list[Metric]:
@@ -79,15 +78,15 @@ def _against(reference: Evaluation, other: Evaluation, metrics: Sequence[Metric]
     )
 
 
-def _print(comparison: Comparison, console: Console) -> None:
+def _print(comparison: Comparison, console: Screen) -> None:
     for paired in comparison.metrics:
         console.print(_terminal_table(comparison, paired))
     for said in comparison.remarks():
-        console.print(said, highlight=False, markup=False)
+        console.print(said)
 
 
 def _terminal_table(comparison: Comparison, paired: Paired) -> Table:
-    title = escape(f"{paired.metric.difference}: {comparison.title}")
+    title = f"{paired.metric.difference}: {comparison.title}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("T1 T1c T2 FLAIR", no_wrap=True)
     for region in REGION_NAMES:

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
-from rich.console import Console
-
 from bts_lightning.files import write_whole
+from bts_lightning.report.screen import Screen
 from bts_lightning.runs.folder import RUN_VARIABLE
 from bts_lightning.runs.processes import (
     Process,
@@ -40,7 +39,7 @@ J = TypeVar("J", bound=Job)
 class Scheduler(ABC, Generic[J]):
     """Keep places busy with jobs; a job is one command after the other in its run folder."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Screen) -> None:
         self.console = console
 
     @abstractmethod
@@ -143,7 +142,7 @@ class TrainAndEvaluate(Scheduler[T]):
     """
 
     def __init__(
-        self, trainings: Sequence[T], part: str, allow: Sequence[str], console: Console
+        self, trainings: Sequence[T], part: str, allow: Sequence[str], console: Screen
     ) -> None:
         super().__init__(console)
         self.trainings, self.part = trainings, part
@@ -178,7 +177,7 @@ class TrainAndEvaluate(Scheduler[T]):
     def begin(self, training: T) -> list[str]:
         """Say which one begins, or goes on."""
         number = f"{self.trainings.index(training) + 1}/{len(self.trainings)}"
-        self.console.print(f"{number} {training.name}: {training.run}", markup=False)
+        self.console.print(f"{number} {training.name}: {training.run}")
         return self._command(training)
 
     def ended(self, training: T, code: int) -> list[str] | None:
@@ -190,7 +189,7 @@ class TrainAndEvaluate(Scheduler[T]):
             self.failed(f"{training.name} could not be {done}: {why}")
             return None
         took = time.monotonic() - self._began[run]
-        self.console.print(f"{training.name}: {done} in {took:.0f} s", markup=False)
+        self.console.print(f"{training.name}: {done} in {took:.0f} s")
         if was_trained:
             return None
         write_whole(run / _TRAINED, f"{time.strftime('%FT%T')}\n")

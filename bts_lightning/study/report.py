@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from bts_lightning.errors import UserError
 from bts_lightning.metrics.table import Metric
@@ -18,6 +16,7 @@ from bts_lightning.modalities import marked
 from bts_lightning.report.document import Document, Sheet
 from bts_lightning.report.evaluations import Evaluation
 from bts_lightning.report.facts import policy, read_protocol
+from bts_lightning.report.screen import Screen
 from bts_lightning.report.statistics import groups, mean
 from bts_lightning.report.table import KEYS, REGION_NAMES, VALUES, EvaluationTable
 from bts_lightning.report.terminal import compare_evaluations
@@ -43,7 +42,7 @@ class Outcome:
         return metric.factor * mean(self.table.grid(metric.name), axis=0)
 
 
-def write_study(folder: Path, results: Sequence[Outcome], planned: int, console: Console) -> Path:
+def write_study(folder: Path, results: Sequence[Outcome], planned: int, console: Screen) -> Path:
     """Print the table and the comparisons; write study.md, study.html and comparison/."""
     subsets = {result.table.subsets for result in results}
     if len(subsets) > 1:
@@ -55,7 +54,7 @@ def write_study(folder: Path, results: Sequence[Outcome], planned: int, console:
     for metric in shown(results):
         console.print(_terminal_table(results, metric))
     for line in said:
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     evaluations = pooled(results)
     if len(evaluations) > 1:
         compare_evaluations(evaluations, folder / "comparison", console)
@@ -63,7 +62,7 @@ def write_study(folder: Path, results: Sequence[Outcome], planned: int, console:
     several = len(_by_experiment(results)) > 1
     beside = {"Paired tests": "comparison/comparison"} if several else {}
     page = Document("Study", said, sheets, beside).write(folder / "study")
-    console.print(f"study   {page}", highlight=False, soft_wrap=True)
+    console.print(f"study   {page}")
     return page
 
 
@@ -174,8 +173,7 @@ def _terminal_table(results: Sequence[Outcome], metric: Metric) -> Table:
         )
     first = 2 + len(REGION_NAMES) * shown(results).index(metric)
     for row in _rows(results):
-        # An override in the name may hold brackets, which rich would take for a style.
-        table.add_row(Text(row[0]), row[1], *row[first : first + len(REGION_NAMES)])
+        table.add_row(row[0], row[1], *row[first : first + len(REGION_NAMES)])
     return table
 
 

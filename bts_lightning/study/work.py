@@ -3,10 +3,8 @@
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.markup import escape
-
 from bts_lightning import runs
+from bts_lightning.report.screen import Screen
 from bts_lightning.runs.jobs import TrainAndEvaluate
 from bts_lightning.runs.processes import is_worked_on
 from bts_lightning.study.plan import PART, Training
@@ -16,7 +14,7 @@ _ASK_EVERY = 10.0
 
 def work(
     trainings: Sequence[Training],
-    console: Console,
+    console: Screen,
     allow: Sequence[str] = (),
     only: int | None = None,
 ) -> int:
@@ -41,13 +39,13 @@ class _Study(TrainAndEvaluate[Training]):
         return super().words(training) if is_there else training.words
 
     def failed(self, why: str) -> None:
-        self.console.print(f"[red]failed[/]: {escape(why)}")
+        self.console.print(f"failed: {why}", style="red")
         self.status = 1
 
 
-def _outwait(training: Training, console: Console) -> None:
+def _outwait(training: Training, console: Screen) -> None:
     """Let a task that Slurm starts again elsewhere find out that the machine before is dead."""
     if not training.evaluation and is_worked_on(training.run):
-        console.print(f"{training.name}: waits for who works on it, or is dead", markup=False)
+        console.print(f"{training.name}: waits for who works on it, or is dead")
     while not training.evaluation and is_worked_on(training.run):
         time.sleep(_ASK_EVERY)

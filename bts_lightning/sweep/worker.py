@@ -7,7 +7,6 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, TrialState
 from rich import box
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from bts_lightning.config.merge import is_override
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.files import write_whole
 from bts_lightning.loggers import read_metrics
+from bts_lightning.report.screen import Screen
 from bts_lightning.runs.jobs import Scheduler
 from bts_lightning.runs.processes import Process, reason
 from bts_lightning.sweep.file import EXPERIMENT, Sweep
@@ -33,7 +33,7 @@ def run_local(
     folder: Path,
     cap: int | None,
     places: Sequence[Mapping[str, str]],
-    console: Console,
+    console: Screen,
 ) -> int:
     """Work on a local sweep until no trial is left to start, and write its result.
 
@@ -66,14 +66,14 @@ def run_local(
         return 130
     finally:
         result = write_result(worker.store, words)
-        console.print(f"result  {result}", highlight=False, soft_wrap=True)
+        console.print(f"result  {result}")
     return worker.conclude()
 
 
 class Worker(Scheduler[Trial]):
     """Run the trials that the store gives out, and watch their curves."""
 
-    def __init__(self, store: Store, words: Sequence[str], console: Console) -> None:
+    def __init__(self, store: Store, words: Sequence[str], console: Screen) -> None:
         super().__init__(console)
         self.store, self.words = store, words
         self._failed: list[str] = []
@@ -165,7 +165,7 @@ class Worker(Scheduler[Trial]):
             self._print(line)
 
     def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(line)
 
     def _show(self) -> None:
         if self._live is not None:

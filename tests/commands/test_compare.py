@@ -8,13 +8,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from bts_lightning.__main__ import main
 from bts_lightning.commands.compare import compare
 from bts_lightning.errors import UserError
 from bts_lightning.metrics.table import METRICS
 from bts_lightning.report.paired import pair
+from bts_lightning.report.screen import Screen
 from bts_lightning.report.table import EvaluationTable
 from tests.report.synthetic import protocol, rows
 
@@ -36,7 +36,8 @@ def shifted(made: list[dict[str, Any]], dice: float) -> list[dict[str, Any]]:
 
 def printed(runs: list[Path], out: Path | None = None, width: int = 100) -> str:
     text = StringIO()
-    assert compare(runs, out, Console(file=text, width=width, color_system=None)) == 0
+    screen = Screen(file=text, width=width, color_system=None, soft_wrap=False)
+    assert compare(runs, out, screen) == 0
     return text.getvalue()
 
 

@@ -42,6 +42,24 @@ def test_prepare_lists_every_fault_and_keeps_the_good_case(
     assert "Used: 1." in capsys.readouterr().out
 
 
+def test_names_that_look_like_styles_are_printed_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "[red]set[/]"
+    datasets.write_brats2021(root, cases=1)
+    write_image(root / "stranger [/x].nii.gz", volume(0))
+    (root / "BraTS2021_00001[b]").mkdir()
+    (root / "BraTS2021_00001[b]" / "BraTS2021_00001_t1.nii.gz").write_bytes(b"\x1b[2J")
+    (root / "esc \x1b[2J.nii.gz").write_bytes(b"")
+    assert main(["prepare", str(root)]) == 2
+    printed = capsys.readouterr().out
+    assert "[red]set[/]" in printed
+    assert "stranger [/x].nii.gz" in printed
+    assert "BraTS2021_00001[b]/BraTS2021_00001_t1.nii.gz" in printed
+    assert "esc \\x1b[2J.nii.gz" in printed
+    assert "\x1b" not in printed
+
+
 def test_nothing_usable_fails_even_when_skipping(tmp_path: Path) -> None:
     home = write_case(tmp_path / "BraTS2021_00000", modalities=["t1"])
     (home / "BraTS2021_00000_t1.nii.gz").write_bytes(b"")

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from bts_lightning import config, runs
 from bts_lightning.__main__ import main
 from bts_lightning.loggers import read_metrics
+from bts_lightning.report.screen import Screen
 from bts_lightning.runs.checkpoints import read_checkpoint
 from tests.tiny_training import NOT_VALIDATED, TINY, final, the_run, train
 
@@ -224,7 +224,7 @@ def test_a_terminal_gets_the_bar_that_is_named_and_a_file_none(
     other = "callbacks.progress._target_=lightning.pytorch.callbacks.TQDMProgressBar"
     assert train(*words, other) == 0
     assert "epoch 1/1" in capsys.readouterr().out
-    monkeypatch.setattr("bts_lightning.commands.fit.console", Console(force_terminal=True))
+    monkeypatch.setattr("bts_lightning.commands.fit.console", Screen(force_terminal=True))
     assert train(*words, other) == 0
     assert "epoch 1/1" not in capsys.readouterr().out
     assert train(*words, "callbacks.progress=null") == 0

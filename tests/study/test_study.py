@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from bts_lightning.__main__ import main, parse
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.files import write_whole
 from bts_lightning.metrics.table import METRICS
 from bts_lightning.report.paired import pair
+from bts_lightning.report.screen import Screen
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs import jobs, processes
 from bts_lightning.study import work
@@ -92,7 +92,7 @@ def test_a_failure_is_told_whole_and_leaves_nobody_at_work(
     here: Path, capsys: pytest.CaptureFixture[str]
 ):
     both = [Training(f"no[{n}]", 0, None, here / n, (f"no[{n}]",)) for n in ("other", "such")]
-    assert work.work(both, Console(width=1000), only=1) == 1
+    assert work.work(both, Screen(width=1000), only=1) == 1
     said = capsys.readouterr().out
     assert "2/2 no[such], seed 0" in said
     told = "no[such], seed 0 could not be trained: no experiment is named 'no[such]'"
@@ -109,9 +109,9 @@ def test_a_task_outwaits_a_machine_that_died_with_it(
     monkeypatch.setattr(work, "_ASK_EVERY", 0.1)
     training = Training("nope", 0, None, here / "nope", ("nope",))
     write_whole(training.run / "worker.json", '{"host": "gone", "worker": "1:2", "training": null}')
-    assert work.work([training], Console()) == 1
+    assert work.work([training], Screen()) == 1
     assert "somebody works on" in capsys.readouterr().out
-    assert work.work([training], Console(), only=0) == 1
+    assert work.work([training], Screen(), only=0) == 1
     assert "no experiment is named 'nope'" in capsys.readouterr().out
 
 
@@ -122,8 +122,8 @@ def test_going_on_trusts_the_packages_that_the_beginning_did(
 
     class Done:
         def __init__(self, command: list[str], *_: object) -> None:
-            given.append(command[3:])
-            if command[3] == "evaluate":
+            given.append(command[4:])
+            if command[4] == "evaluate":
                 write_whole(training.run / "evaluation" / "test" / "cases.csv", "")
 
         def poll(self) -> int:
@@ -132,7 +132,7 @@ def test_going_on_trusts_the_packages_that_the_beginning_did(
     monkeypatch.setattr(jobs, "Process", Done)
     (training,) = plan("tiny", "--seeds", "1", "data.root=.", "--allow", "mine")
     write_whole(training.run / "config.yaml", "")
-    assert work.work([training], Console(), ["mine"]) == 0
+    assert work.work([training], Screen(), ["mine"]) == 0
     run, part = str(training.run), ["--name", "test", "--part", "test"]
     assert given == [
         ["train", run, "--allow", "mine"],
@@ -213,7 +213,7 @@ def test_the_table_is_printed_and_written(tmp_path: Path):
         for fold in (1, 2, 3)
     ]
     text = StringIO()
-    write_study(tmp_path, results, 14, Console(file=text, width=80, color_system=None))
+    write_study(tmp_path, results, 14, Screen(file=text, width=80, color_system=None))
     mean, deviation = mean_and_deviation(results[:6], METRICS["dice"])
     cell = f"{mean[0, 0]:.2f} ± {deviation[0, 0]:.2f}"
     row = next(line for line in text.getvalue().splitlines() if line.strip().startswith("base"))
@@ -231,7 +231,7 @@ def test_a_training_of_a_study_imports_nothing_from_the_current_folder(here: Pat
     for name in ("yaml", "argparse", "bts_lightning", "runpy"):
         (here / f"{name}.py").write_text("raise SystemExit('executed')")
     training = Training("gone", 0, None, here / "run", ("gone",))
-    study = work._Study([training], "test", [], Console(file=StringIO()))
+    study = work._Study([training], "test", [], Screen(file=StringIO()))
     done = subprocess.run(study.begin(training), capture_output=True, text=True, check=False)
     assert done.stderr.startswith("error: no experiment is named 'gone'")
 

@@ -17,9 +17,9 @@ import pytest
 import yaml
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from rich.console import Console
 
 from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.report.screen import Screen
 from bts_lightning.runs.processes import Process, reason
 from bts_lightning.sweep.file import read_sweep
 from bts_lightning.sweep.store import Store, _Lock, number_of
@@ -71,7 +71,7 @@ def run(file: Path, *, cap: int | None = None, agents: int = 1) -> tuple[int, st
     """Run a sweep beside its file; gives exit status, what was printed, and its trials."""
     text = StringIO()
     sweep, folder = read_sweep(file), file.parent / "sweep"
-    console = Console(file=text, width=200)
+    console = Screen(file=text, width=200)
     code = run_local(sweep, [], folder=folder, cap=cap, places=[{}] * agents, console=console)
     return code, text.getvalue(), Store(folder, sweep, cap)
 

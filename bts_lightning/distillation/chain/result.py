@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
@@ -17,11 +16,12 @@ from bts_lightning.distillation.chain.pages import document, summary
 from bts_lightning.distillation.chain.plan import ALIGNED_TEACHER, TEACHER, ChainPlan
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
+from bts_lightning.report.screen import Screen
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs.checkpoints import read_checkpoint
 
 
-def write_result(plan: ChainPlan, part: str, device: torch.device, console: Console) -> Path:
+def write_result(plan: ChainPlan, part: str, device: torch.device, console: Screen) -> Path:
     """Compute everything again from the tables and checkpoints, and give the Markdown file."""
     check_teachers(plan)
     arms = {
@@ -34,7 +34,7 @@ def write_result(plan: ChainPlan, part: str, device: torch.device, console: Cons
     gaps = {name: teacher_gaps(plan.folder / name, part, device) for name in teachers}
     claim = judge(arms, teachers, gaps)
     for said in summary(plan, claim):
-        console.print(said, markup=False)
+        console.print(said)
     return document(plan, claim).write(plan.folder / "result").with_suffix(".md")
 
 

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from bts_lightning import runs
 from bts_lightning.distillation.chain.plan import ChainPlan, Stage
 from bts_lightning.errors import UserError
+from bts_lightning.report.screen import Screen
 from bts_lightning.runs.jobs import TrainAndEvaluate, is_evaluated
 
 
 class Chain(TrainAndEvaluate[Stage]):
     """Work through a plan; the first stage that fails ends it, because others build upon it."""
 
-    def __init__(self, plan: ChainPlan, part: str, allow: Sequence[str], console: Console) -> None:
+    def __init__(self, plan: ChainPlan, part: str, allow: Sequence[str], console: Screen) -> None:
         super().__init__(plan.stages, part, allow, console)
         self.plan = plan
         done = sum(is_evaluated(stage.run, part) for stage in plan.stages)
