@@ -314,6 +314,15 @@ def test_the_example_of_a_network_obeys_the_laws(tmp_path: Path) -> None:
     assert "skipped" not in done.stdout, done.stdout[-4000:]
 
 
+def test_each_promise_of_security_is_held_by_a_test() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    promises = [line for line in text.splitlines() if line.startswith("| ") and "`test_" in line]
+    assert len(promises) > 12
+    tests = "".join(file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests, name
+
+
 def test_the_extractor_sees_what_it_looks_for() -> None:
     assert list(commands_of("WANDB_MODE=offline bts train a2fseg net.width=8  # small")) == [
         ["bts", "train", "a2fseg", "net.width=8"]

@@ -429,6 +429,13 @@ def test_a_node_that_is_built_unchecked_reads_only_listed_variables(monkeypatch)
         build(node)
 
 
+def test_a_tag_in_yaml_builds_nothing(folder, refusal):
+    (folder / "tagged.yaml").write_text("seed: !!python/object/apply:os.getpid []")
+    assert "not readable as YAML" in refusal("small tagged")
+    text = refusal("small", "seed=!!python/object/apply:os.getpid []")
+    assert "cannot read the value" in text
+
+
 def test_other_configurations_of_the_process_read_what_they_like(read, monkeypatch):
     monkeypatch.setenv("TOKEN", "3")
     read("small")
