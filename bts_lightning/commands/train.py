@@ -64,6 +64,7 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig,
     if len(folders) > 1:
         raise UserError(f"{folders[0]} and {folders[1]} are both runs; continue one at a time")
     if folders:
+        runs.refuse_links(Path(folders[0]))
         words = [str(runs.config_file(Path(w))) if w in folders else w for w in words]
     config = configuration.load(words, allow=allow)
     nodes = configuration.check(config, supplied=configuration.SUPPLIED)

@@ -12,6 +12,7 @@ from bts_lightning.runs.folder import (
     is_run,
     new_run,
     refuse_another,
+    refuse_links,
     require_data,
     save_config,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "is_run",
     "new_run",
     "refuse_another",
+    "refuse_links",
     "require_data",
     "save_config",
 ]

@@ -98,6 +98,28 @@ def is_run(folder: Path) -> bool:
     return config_file(folder).is_file()
 
 
+def refuse_links(run: Path, *names: str) -> None:
+    """Refuse links that lead out of a run: a run of somebody else would let us write elsewhere.
+
+    Args:
+        run: the folder, which may be a link itself.
+        names: what is written in it; the whole run without any.
+    """
+    home = run.resolve()
+    waiting = [home / name for name in names] or [home]
+    while waiting:
+        place = waiting.pop()
+        if not place.resolve().is_relative_to(home):
+            raise UserError(
+                f"{place} is a link that leads out of the run; move what it leads to into the run, "
+                "or take the link away"
+            )
+        # wandb links what it sends, and begins a new folder for each start.
+        if place.is_dir() and not place.is_symlink() and place.name != "wandb":
+            with os.scandir(place) as entries:
+                waiting += [Path(e.path) for e in entries if e.is_symlink() or e.is_dir()]
+
+
 def config_file(run: Path) -> Path:
     """Name the file that holds the merged configuration of a run."""
     return run / "config.yaml"

@@ -10,9 +10,11 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from bts_lightning import runs
+from bts_lightning.commands.evaluate import evaluate
+from bts_lightning.commands.train import train
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
-from bts_lightning.runs import quiet
+from bts_lightning.runs import quiet, refuse_links
 from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
 
 
@@ -109,6 +111,27 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path):
     file.write_bytes(file.read_bytes()[:900])
     with pytest.raises(UserError, match=r"last\.ckpt cannot be read .* truncated"):
         read_checkpoint(file)
+
+
+@pytest.mark.parametrize("name", ["evaluation", "logs/metrics.csv", "output.log", "checkpoints"])
+def test_a_run_with_a_link_that_leads_out_is_not_written_into(tmp_path: Path, name: str):
+    outside = tmp_path / "mine"
+    outside.mkdir()
+    run = tmp_path / "run"
+    (run / "logs" / "wandb").mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 0")
+    # As wandb makes them.
+    (run / "logs" / "wandb" / "latest-run").symlink_to("run-1")
+    (tmp_path / "again").symlink_to(run)
+    refuse_links(tmp_path / "again")
+    (run / name).symlink_to(outside)
+    with pytest.raises(UserError, match="a link that leads out of the run"):
+        train([str(run)])
+    if name in ("evaluation", "logs/metrics.csv"):
+        with pytest.raises(UserError, match="a link that leads out of the run"):
+            evaluate(run)
+    else:
+        refuse_links(run, "evaluation", "logs")
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path):
