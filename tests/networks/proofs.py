@@ -13,7 +13,9 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-FORWARD = re.compile(r"(\S+) +\S+ +\S+ (\S+) \(limit \S+\), worst of \d+: .* (ok|FAILED)$")
+FORWARD = re.compile(
+    r"(\S+) +\S+ +(\S+) (\S+) \(limit \S+\), worst of \d+: \S.* (\S+) (ok|FAILED)$"
+)
 TRAINING = re.compile(r"(\S+) +(.+?) +(\S+) \(limit \S+\) (ok|FAILED)$")
 # By the first word of a file's name; a network without a training file has outputs only.
 NETWORKS = {
@@ -97,6 +99,7 @@ What is known of each network beside its official program. This page is generate
 `tests/golden_train/README.md`.
 
 - **Outputs**: the logits for the subsets of a file, relative error, single precision.
+  Losses that a file of outputs holds are judged with them (`python -m tests.networks.golden`).
 - **Loss, gradient**: of the first step; **later**: gradients after some steps of training;
   **losses**: along the training; **rate**: the learning rate. Relative errors, in double precision
   where a file is.
@@ -116,25 +119,26 @@ def main(forward: Path, training: Path) -> str:
     files: dict[str, set[str]] = defaultdict(set)
     for line in forward.read_text(encoding="utf-8").splitlines():
         if found := FORWARD.match(line):
-            file, error, verdict = found.groups()
+            file, first, error, worst, verdict = found.groups()
             assert verdict == "ok", line
-            outputs[network_of(file)].append(float(error))
+            # What has no logits shows the worst of what it has.
+            outputs[network_of(file)].append(float(error if first == "logits" else worst))
             files[network_of(file)].add(file)
-    for line in training.read_text(encoding="utf-8").splitlines():
-        if found := TRAINING.match(line):
-            file, kind, error, verdict = found.groups()
-            assert verdict == "ok", line
-            if file == "schedules":
-                network, kind = network_of(kind), "rate"
-            else:
-                network = network_of(file)
-                files[network].add(file)
-                kind = "loss" if kind in ("divergence", "entropy", "dice") else kind
-                kind = "gradient" if kind == "its gradient" else kind
-            # Single precision says less, so it is told only where there is nothing else.
-            is_single = file.endswith("f32") and any("f64" in other for other in files[network])
-            if kind in KINDS and not is_single:
-                steps[network, kind].append(float(error))
+    found_rows = map(TRAINING.match, training.read_text(encoding="utf-8").splitlines())
+    trained = [found.groups() for found in found_rows if found]
+    in_double = {network_of(file) for file, *_ in trained if file.endswith("f64")}
+    for file, kind, error, verdict in trained:
+        assert verdict == "ok", f"{file}: {kind}"
+        if file == "schedules":
+            network, kind = network_of(kind), "rate"
+        else:
+            network = network_of(file)
+            files[network].add(file)
+            kind = "loss" if kind in ("divergence", "entropy", "dice") else kind
+            kind = "gradient" if kind == "its gradient" else kind
+        # Single precision says less, so it is told only where there is nothing else.
+        if kind in KINDS and not (file.endswith("f32") and network in in_double):
+            steps[network, kind].append(float(error))
     heads = ["network", "outputs", "loss", "gradient", "later", "losses", "rate"]
     lines = [HEAD, row(heads), row(["---"] + ["---:"] * 6)]
     for network in sorted(JUDGED):
