@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import IO, Literal
 
 # What a process that was killed may leave.
-UNFINISHED = ".*.part"
+UNFINISHED = f".*.{'[0-9a-f]' * 32}.part"
 Turn = Literal["ours", "theirs", "unlocked"]
+_tidied: set[Path] = set()
+_held: set[int] = set()
 
 
 def write_whole(file: Path, content: str | bytes) -> Path:
@@ -29,9 +31,12 @@ def whole(file: Path, *, lasting: bool = False) -> Iterator[IO[bytes]]:
         lasting: even a power cut right after the block does not take it back.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = unfinished(file)
+    if file.parent not in _tidied:
+        _tidied.add(file.parent)
+        clear_unfinished(file.parent)
+    temporary, handle = _begin(file)
     try:
-        with temporary.open("xb") as stream:
+        with os.fdopen(os.dup(handle), "wb") as stream:
             yield stream
             if lasting:
                 stream.flush()
@@ -39,6 +44,31 @@ def whole(file: Path, *, lasting: bool = False) -> Iterator[IO[bytes]]:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove the files that a process which is gone was writing; those of a living one stay."""
+    for left in folder.glob(UNFINISHED):
+        # Of another user, or removed by another process at this moment.
+        with suppress(OSError):
+            handle = os.open(left, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if _take(handle, wait=False) == "ours":
+                    left.unlink()
+            finally:
+                os.close(handle)
+
+
+def _begin(place: Path) -> tuple[Path, int]:
+    """Create an unfinished file, locked as long as somebody writes it."""
+    while True:
+        temporary = unfinished(place)
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        # Between the two, somebody may have taken it for abandoned.
+        if _take(handle, wait=False) != "theirs" and os.fstat(handle).st_nlink:
+            return temporary, handle
+        os.close(handle)
 
 
 def unfinished(place: Path) -> Path:
@@ -57,10 +87,21 @@ def alone(path: Path, *, wait: bool = True) -> Iterator[Turn]:
     folder = path.is_dir()
     # A network disk locks a file for us alone only if we may write into it.
     handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o666)
+    _held.add(handle)
     try:
         yield _take(handle, wait)
     finally:
+        _held.discard(handle)
         os.close(handle)
+
+
+def _let_go() -> None:
+    """Leave a lock to the process that has taken it: a forked child may outlive it."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _take(handle: int, wait: bool) -> Turn:

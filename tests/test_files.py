@@ -3,13 +3,23 @@
 import errno
 import fcntl
 import hashlib
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from bts_lightning.files import alone, overwritten, sha256, unfinished, whole, write_whole
+from bts_lightning.files import (
+    alone,
+    clear_unfinished,
+    overwritten,
+    sha256,
+    unfinished,
+    whole,
+    write_whole,
+)
 
 
 def test_a_file_appears_with_its_folders_in_utf8(tmp_path: Path) -> None:
@@ -76,6 +86,44 @@ def test_a_lock_keeps_another_process_out_until_it_ends(tmp_path: Path, name: st
         other.kill()
     with alone(path) as turn:
         assert turn == "ours"
+
+
+def test_a_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, time; from pathlib import Path; from bts_lightning.files import alone\n"
+        f"with alone(Path({str(tmp_path / 'lock')!r})):\n"
+        "    child = os.fork()\n"
+        "    if child == 0: time.sleep(60); os._exit(0)\n"
+        "    print(child, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.wait()
+        try:
+            with alone(tmp_path / "lock", wait=False) as turn:
+                assert turn == "ours"
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from bts_lightning.files import whole\n"
+        f"with whole(Path({str(tmp_path / 'a')!r})): print('ready', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        (part,) = tmp_path.iterdir()
+        clear_unfinished(tmp_path)
+        assert part.exists(), "it is being written"
+        other.kill()
+    (tmp_path / ".download.part").touch()  # somebody else's
+    write_whole(tmp_path / "b", "")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".download.part", "b"]
 
 
 def test_a_disk_without_locks_is_told_and_stops_nobody(

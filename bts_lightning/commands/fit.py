@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,13 @@ from bts_lightning.config import build
 from bts_lightning.config.merge import one_line
 from bts_lightning.config.schema import signature
 from bts_lightning.errors import ConfigError, EveryRankError, UserError
+from bts_lightning.files import clear_unfinished
 from bts_lightning.loggers import Csv, report_failure
 from bts_lightning.memory import advise_on_memory, is_out_of_memory, keep_freed_memory
 from bts_lightning.report.screen import Screen
-from bts_lightning.runs.checkpoints import (
-    WholeCheckpoints,
-    clear_unfinished,
-    load_weights,
-    read_checkpoint,
-)
+from bts_lightning.runs.checkpoints import WholeCheckpoints, load_weights, read_checkpoint
 from bts_lightning.runs.devices import check_accelerator
+from bts_lightning.runs.lock import only_one
 from bts_lightning.runs.processes import end_with_parent
 from bts_lightning.runs.quiet import hush
 from bts_lightning.task import SegmentationTask
@@ -65,12 +63,22 @@ def _fit(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> None:
     hush()
     keep_freed_memory()
     seed_everything(nodes["seed"], workers=True, verbose=False)
-    resume, content = _newest_readable(run)
     data = build(nodes["data"])
     task: SegmentationTask = build(nodes["task"])
     task.prepare_fit()
     _check_patch(task, data)
     trainer = _trainer(run, config, nodes)
+    with only_one(run, "training") if trainer.is_global_zero else nullcontext():
+        _fit_alone(run, config, task, data, trainer)
+
+
+def _fit_alone(
+    run: Path, config: DictConfig, task: SegmentationTask, data: Any, trainer: Trainer
+) -> None:
+    """Do all that writes into the run."""
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    resume, content = _newest_readable(run)
     if resume:
         load_weights(task, content, resume)  # refuses a checkpoint of another network
     _rewind(trainer, _batches(content) if resume else 0)
@@ -113,8 +121,6 @@ def _trainer(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> Trainer
     loggers: list[Logger] = [
         build(node, save_dir=str(run / "logs")) for node in nodes["logger"].values()
     ]
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     # A terminal gets bars, a file one line an epoch.
     is_terminal = console.is_terminal
     if not is_terminal:

@@ -1,5 +1,6 @@
 """What `bts evaluate` does: score cases in all subsets, one pass, and write the report."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bts_lightning.report.screen import Screen
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs.devices import check_accelerator, chosen_device
 from bts_lightning.runs.facts import commit, versions
+from bts_lightning.runs.lock import only_one
 from bts_lightning.runs.opening import load_task
 from bts_lightning.runs.quiet import hush
 
@@ -61,18 +63,19 @@ def score(
         raise UserError(f"the {part} part of split {data.split.name} has no case; choose another")
     runs.check_split(run, data, [part])
     scorer = CaseScorer(folder, protocol, getattr(data.split, part), predictions=predictions)
-    facts = _protocol_facts(run, nodes, protocol, checkpoint, data, part)
-    if trainer.is_global_zero:
-        facts = open_folder(folder, facts)
     trainer.callbacks.append(scorer)  # type: ignore[attr-defined]
-    trainer.test(task, dataloaders=data.case_dataloader(part), verbose=False)
-    trainer.strategy.barrier("evaluated")
-    if trainer.is_global_zero:
-        names = sorted(getattr(data.split, part))
-        labelled = {name for name in names if data.cases[name].is_labelled}
-        table = finish_folder(folder, facts, names, labelled, console)
-        _send_to_wandb(run, nodes["logger"].get("wandb"), folder.name, table)
-        console.print(f"table   {folder / 'cases.csv'}\nreport  {folder / 'report.html'}")
+    facts = _protocol_facts(run, nodes, protocol, checkpoint, data, part)
+    with only_one(folder, "evaluating") if trainer.is_global_zero else nullcontext():
+        if trainer.is_global_zero:
+            facts = open_folder(folder, facts)
+        trainer.test(task, dataloaders=data.case_dataloader(part), verbose=False)
+        trainer.strategy.barrier("evaluated")
+        if trainer.is_global_zero:
+            names = sorted(getattr(data.split, part))
+            labelled = {name for name in names if data.cases[name].is_labelled}
+            table = finish_folder(folder, facts, names, labelled, console)
+            _send_to_wandb(run, nodes["logger"].get("wandb"), folder.name, table)
+            console.print(f"table   {folder / 'cases.csv'}\nreport  {folder / 'report.html'}")
 
 
 def _send_to_wandb(run: Path, node: Node | None, name: str, table: EvaluationTable) -> None:

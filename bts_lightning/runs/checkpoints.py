@@ -12,7 +12,7 @@ from torch import nn
 
 from bts_lightning.config.merge import one_line
 from bts_lightning.errors import UserError
-from bts_lightning.files import UNFINISHED, whole
+from bts_lightning.files import whole
 
 ALMOST_NOTHING = 2**20  # bytes
 
@@ -51,12 +51,6 @@ class WholeCheckpoints(TorchCheckpointIO):
             if isinstance(state, dict) and "best_k_models" in state:
                 checkpoint["callbacks"][key] = _moved(state, state["dirpath"], folder)
         return checkpoint
-
-
-def clear_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed while it saved has left, as large as a checkpoint."""
-    for left in folder.glob(UNFINISHED):
-        left.unlink()
 
 
 def _moved(value: Any, old: str, new: str) -> Any:

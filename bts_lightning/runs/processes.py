@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import FrameType
 
 from bts_lightning.files import write_whole
@@ -105,11 +106,9 @@ def is_worked_on(run: Path) -> bool:
     if sign["host"] == socket.gethostname():
         return _lives(sign["worker"])
     # The clock of the disk, because those of two machines may differ.
-    probe = run / f".{os.getpid()}.now"
-    probe.touch()
-    age = probe.stat().st_mtime - (run / _BEACON).stat().st_mtime
-    probe.unlink()
-    return age < SILENT_AFTER
+    with TemporaryFile(dir=run) as probe:
+        now = os.fstat(probe.fileno()).st_mtime
+    return now - (run / _BEACON).stat().st_mtime < SILENT_AFTER
 
 
 def is_from_elsewhere(run: Path) -> bool:

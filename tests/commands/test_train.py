@@ -1,7 +1,9 @@
 """Training from the command line's words: every experiment, runs that go on, refusals."""
 
+import os
 import re
 import shutil
+import socket
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from bts_lightning.__main__ import main
 from bts_lightning.loggers import read_metrics
 from bts_lightning.report.screen import Screen
 from bts_lightning.runs.checkpoints import read_checkpoint
+from bts_lightning.runs.lock import only_one
 from tests.tiny_training import NOT_VALIDATED, TINY, final, the_run, train
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -108,12 +111,28 @@ def test_a_finished_run_can_be_given_again(
     assert train(*TINY, f"data.root={phantom}") == 0
     run = the_run()
     before = (run / "logs" / "metrics.csv").read_text()
-    unfinished = run / "checkpoints" / ".epoch_0001.ckpt.4711.part"  # of a process that was killed
+    unfinished = run / "checkpoints" / f".epoch_0001.ckpt.{4711:032x}.part"
     unfinished.write_bytes(b"half")
     assert train(str(run)) == 0
     assert not unfinished.exists()
     assert re.search(r"done +mean Dice 0\.\d+ at best\n", capsys.readouterr().out)
     assert (run / "logs" / "metrics.csv").read_text() == before
+
+
+def test_a_run_is_trained_and_evaluated_by_one_process_at_a_time(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    evaluation = run / "evaluation" / "test"
+    with only_one(run, "training"), only_one(evaluation, "evaluating"):
+        before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+        assert train(str(run), "trainer.max_epochs=2") == 2
+        assert f"process {os.getpid()} on {socket.gethostname()} is at" in capsys.readouterr().err
+        assert main(["evaluate", str(run), "--device", "cpu"]) == 2
+        assert f"is at evaluating {evaluation}" in capsys.readouterr().err
+        assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+        # Another part has a folder of its own.
+        assert main(["evaluate", str(run), "--device", "cpu", "--part", "val"]) == 0
 
 
 def test_curves_begin_anew_where_no_checkpoint_was_left(phantom: Path) -> None:

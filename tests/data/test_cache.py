@@ -295,10 +295,11 @@ def test_killed_prepare_continues_to_the_same_bytes(tmp_path: Path) -> None:
 def test_remains_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
     datasets.write_brats2021(tmp_path, cases=1)
     work = tmp_path / ".bts_cache" / "zscore" / ".work" / "BraTS2021_00000"
-    for name in (".case.4711.part", ".case.4711.part.outdated", "mine"):
+    part = f".case.{4711:032x}.part"
+    for name in (part, f"{part}.outdated", "mine"):
         (work / name).mkdir(parents=True)
         (work / name / "image.npy").write_bytes(b"half")
-    (work / ".case.4711.part" / ".label.npy.4711.part").write_bytes(b"half")
+    (work / part / f".label.npy.{4711:032x}.part").write_bytes(b"half")
     prepare(tmp_path)
     assert sorted(file.name for file in work.iterdir()) == ["lock", "mine"]
 

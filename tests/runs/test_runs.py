@@ -1,6 +1,8 @@
 """Run folders and their checkpoints."""
 
 import os
+import re
+import socket
 import time
 import warnings
 from pathlib import Path
@@ -16,6 +18,7 @@ from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
 from bts_lightning.runs import quiet, refuse_links
 from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
+from bts_lightning.runs.lock import only_one
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +46,18 @@ def test_nothing_is_said_of_srun_where_there_is_slurm(tmp_path: Path, monkeypatc
         quiet.hush()
         SLURMEnvironment.detect()
     assert len(said) == 1
+
+
+def test_who_comes_second_is_told_who_is_there(tmp_path: Path):
+    with only_one(tmp_path / "run", "training"):
+        told = f"process {os.getpid()} on {socket.gethostname()} is at training {tmp_path / 'run'}"
+        with (
+            pytest.raises(UserError, match=re.escape(told)),
+            only_one(tmp_path / "run", "training"),
+        ):
+            pass
+    with only_one(tmp_path / "run", "training"):
+        pass
 
 
 def test_two_runs_in_one_second_get_two_folders(tmp_path: Path):
