@@ -7,6 +7,7 @@ import io
 import netrc
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -106,6 +107,7 @@ class Csv(Logger):
     def __init__(self, *, save_dir: str) -> None:
         super().__init__()
         self.file = Path(save_dir) / "metrics.csv"
+        self._ahead: set[tuple[object, ...]] = set()
 
     @property
     def name(self) -> str:
@@ -120,13 +122,22 @@ class Csv(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row a value."""
+        rows = [(step, name, repr(float(value))) for name, value in metrics.items()]
+        self._append([row for row in rows if row[:2] not in self._ahead])
+        self._ahead -= {row[:2] for row in rows}
+
+    @rank_zero_only
+    def log_ahead(self, metrics: dict[str, float], step: int) -> None:
+        """Append rows now that will be logged soon, and are then passed over."""
+        rows = [(step, name, repr(float(value))) for name, value in metrics.items()]
+        self._append([row for row in rows if row[:2] not in self._ahead])
+        self._ahead |= {row[:2] for row in rows}
+
+    def _append(self, rows: Sequence[Sequence[object]]) -> None:
         new = not self.file.exists()
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(_HEADER)
-            writer.writerows((step, name, repr(float(value))) for name, value in metrics.items())
+            csv.writer(file).writerows([_HEADER, *rows] if new else rows)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

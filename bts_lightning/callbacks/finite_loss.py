@@ -35,7 +35,7 @@ class FiniteLoss(Callback):
             return
         file = state_folder(trainer, "before_nonfinite")
         trainer.save_checkpoint(file, weights_only=False)
-        guilty = _from_all_ranks(trainer, [] if own.isfinite() else [(float(own), self._cases())])
+        guilty = from_all_ranks(trainer, [] if own.isfinite() else [(float(own), self._cases())])
         cases = [case for _, names in guilty for case in names]
         raise EveryRankError(
             f"the loss is {guilty[0][0]} in epoch {trainer.current_epoch}, "
@@ -51,7 +51,7 @@ class FiniteLoss(Callback):
         ]
 
 
-def _from_all_ranks(trainer: Trainer, items: list[Any]) -> list[Any]:
+def from_all_ranks(trainer: Trainer, items: list[Any]) -> list[Any]:
     """Join the lists of all ranks, in their order."""
     if trainer.world_size == 1:
         return items

@@ -1,8 +1,9 @@
-"""What a `ModelCheckpoint` may delete after a resume: files of its own alone."""
+"""What a `ModelCheckpoint` knows and deletes after a resume: files of its own, and all of them."""
 
 import re
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -13,21 +14,53 @@ _NUMBER = r"[-+]?(?:[\d.]+(?:e[-+]?\d+)?|inf|nan)"
 
 
 class OwnFiles(Callback):
-    """Let a checkpoint name no files for removal but those of its run.
+    """Let a checkpoint name no files for removal but those of its run, and none of them stay.
 
     A `ModelCheckpoint` removes what the checkpoint says that it once wrote: a file or a folder,
-    wherever it lies. A checkpoint may come from anybody.
+    wherever it lies. A checkpoint may come from anybody. What a kill kept it from removing, it
+    does not know.
     """
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore the score that Lightning saves and does not read."""
+        for keeper in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(keeper.state_key)
+            if isinstance(keeper, ModelCheckpoint) and state:
+                keeper.current_score = state.get("current_score")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look after the states were restored, in whatever way they came in."""
         for keeper in trainer.checkpoint_callbacks:
-            if isinstance(keeper, ModelCheckpoint) and (foreign := _forget_foreign(keeper)):
+            if not isinstance(keeper, ModelCheckpoint):
+                continue
+            if foreign := _forget_foreign(keeper):
                 more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
                 rank_zero_info(
                     f"the checkpoint says that it has written {foreign[0]}{more}, which is no "
                     f"checkpoint of {trainer.default_root_dir}; left alone"
                 )
+            if trainer.is_global_zero:
+                for file in _left_over(keeper):
+                    file.unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the file that it went on from be removed in its turn; Lightning would spare it."""
+        trainer.ckpt_path = None
+
+
+def _left_over(keeper: ModelCheckpoint) -> list[Path]:
+    """List files of the callback that are older than all that it knows."""
+    known = [Path(path) for path in keeper.best_k_models if Path(path).is_file()]
+    if not known or keeper.save_top_k < 1:
+        return []
+    oldest = min(file.stat().st_mtime_ns for file in known)
+    return [
+        file
+        for file in Path(str(keeper.dirpath)).iterdir()
+        if _owns(keeper, str(file)) and file.is_file() and file.stat().st_mtime_ns < oldest
+    ]
 
 
 def _forget_foreign(keeper: ModelCheckpoint) -> list[str]:

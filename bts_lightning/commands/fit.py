@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bts_lightning import runs
 from bts_lightning.callbacks.epoch_lines import EpochLines
+from bts_lightning.callbacks.exact_curves import ExactCurves
 from bts_lightning.callbacks.own_files import OwnFiles
 from bts_lightning.callbacks.preemption import PreemptedError, Preemption
 from bts_lightning.callbacks.provenance import Provenance
@@ -113,7 +114,7 @@ def _trainer(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> Trainer
     """Build the trainer, with callbacks and loggers that write into the run."""
     given = nodes["trainer"].arguments
     check_accelerator(given.get("accelerator"), "trainer.accelerator")
-    callbacks: list[Callback] = [Provenance(run, config), OwnFiles()]
+    callbacks: list[Callback] = [Provenance(run, config), OwnFiles(), ExactCurves()]
     for node in nodes["callbacks"].values():
         takes = signature(node.cls).arguments
         place = {"dirpath": str(run / "checkpoints")} if "dirpath" in takes else {}

@@ -9,11 +9,18 @@ import pytest
 import torch
 
 from bts_lightning.loggers import read_metrics
-from bts_lightning.runs.checkpoints import read_checkpoint
+from bts_lightning.runs.checkpoints import WholeCheckpoints, read_checkpoint
 from tests.tiny_training import NOT_VALIDATED, TINY, final, the_run, train, weights
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 OF_A2FSEG = ("a2fseg", "net.poolings", "net.width_limit", "data.augment")
+PATHS = ("dirpath", "best_k_models")  # of the run
+
+
+class KilledError(BaseException):
+    """The process ends here."""
+
+
 SAMPLING = ["uhved", *(word for word in TINY if not word.startswith(OF_A2FSEG))]
 AVERAGED = "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
 
@@ -62,9 +69,7 @@ def test_a_stopped_training_ends_with_the_same_weights(
     assert train(str(run), "callbacks.stop=null") == 0, capsys.readouterr().err
     found = final(run)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    resumed = read_metrics(run / "logs/metrics.csv")
-    assert resumed["train/loss"] == curves["train/loss"]
-    assert resumed.get("val/dice/mean") == curves.get("val/dice/mean")
+    assert untimed(read_metrics(run / "logs/metrics.csv")) == untimed(curves)
     assert not (run / "checkpoints" / "interrupted.ckpt").exists()
 
 
@@ -90,6 +95,61 @@ def test_a_checkpoint_deletes_nothing_but_checkpoints_of_its_run(
     assert all(victim.exists() for victim in victims)
     assert "thesis.tex and 6 more, which is no checkpoint of" in caplog.text
     assert not (folder / "epoch_0001.ckpt").exists(), "its own it still tidies"
+
+
+def untimed(curves: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+    return {name: curve for name, curve in curves.items() if not name.startswith("speed/")}
+
+
+def test_a_training_killed_after_a_checkpoint_repeats_exactly(
+    phantom: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*TINY, f"data.root={phantom}", "data.steps_per_epoch=2", "trainer.max_epochs=3"]
+    words += ["trainer.check_val_every_n_epoch=1"]
+    assert train(*words) == 0, capsys.readouterr().err
+    undisturbed = the_run().rename("undisturbed")
+    save = WholeCheckpoints.save_checkpoint
+    removed = WholeCheckpoints.remove_checkpoint
+
+    def save_and_die(self: WholeCheckpoints, checkpoint: object, path: str, **rest: object) -> None:
+        save(self, checkpoint, path, **rest)
+        if Path(path).name == "epoch_0000.ckpt":
+            raise KilledError
+
+    def die(self: WholeCheckpoints, path: str) -> None:
+        if Path(path).name == "epoch_0000.ckpt":
+            raise KilledError
+        removed(self, path)
+
+    # Once before the epoch is logged, once before the oldest checkpoint is removed.
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", save_and_die)
+    monkeypatch.setattr(WholeCheckpoints, "remove_checkpoint", die)
+    with pytest.raises(KilledError):
+        train(*words)
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", save)
+    run = the_run()
+    with pytest.raises(KilledError):
+        train(str(run))
+    assert (run / "checkpoints" / "epoch_0000.ckpt").exists()
+    monkeypatch.setattr(WholeCheckpoints, "remove_checkpoint", removed)
+    assert train(str(run)) == 0, capsys.readouterr().err
+    curves = [read_metrics(place / "logs/metrics.csv") for place in (undisturbed, run)]
+    assert untimed(curves[1]) == untimed(curves[0])
+    names = [{file.name for file in (p / "checkpoints").iterdir()} for p in (undisturbed, run)]
+    assert names[1] == names[0]
+    for name in names[0]:
+        states = [
+            [
+                {
+                    key: value
+                    for key, value in state.items()
+                    if "path" not in key and key not in PATHS
+                }
+                for state in read_checkpoint(place / "checkpoints" / name)["callbacks"].values()
+            ]
+            for place in (undisturbed, run)
+        ]
+        assert states[1] == states[0]
 
 
 def test_a_signal_in_the_last_step_of_all_lets_the_training_end(phantom: Path) -> None:
