@@ -90,15 +90,15 @@ def test_a_lock_keeps_another_process_out_until_it_ends(tmp_path: Path, name: st
 
 def test_a_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path) -> None:
     script = (
-        "import os, signal, time; from pathlib import Path; from bts_lightning.files import alone\n"
+        "import os, time; from pathlib import Path; from bts_lightning.files import alone\n"
         f"with alone(Path({str(tmp_path / 'lock')!r})):\n"
-        "    child = os.fork()\n"
-        "    if child == 0: time.sleep(60); os._exit(0)\n"
-        "    print(child, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "    if os.fork() == 0: print(os.getpid(), flush=True)\n"
+        "    time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
+        parent.kill()
         parent.wait()
         try:
             with alone(tmp_path / "lock", wait=False) as turn:
