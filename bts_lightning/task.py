@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from bts_lightning.chance import generator
 from bts_lightning.errors import ConfigError
 from bts_lightning.losses import SegmentationLoss
+from bts_lightning.losses.surgery import operated_gradient
 from bts_lightning.networks.backbone import Backbone, Output
-from bts_lightning.surgery import operated_gradient
 
 
 class SegmentationTask(LightningModule):

@@ -11,9 +11,9 @@ from torch import Tensor, distributed, nn
 from bts_lightning.config import build, load
 from bts_lightning.errors import ConfigError
 from bts_lightning.losses import RegionLoss
+from bts_lightning.losses.surgery import operated_gradient, projected
 from bts_lightning.networks.gmd import GMD
 from bts_lightning.networks.unet import UNet
-from bts_lightning.surgery import operated_gradient, projected
 from bts_lightning.task import SegmentationTask
 from tests.networks.conformity import FOLDER, read
 
