@@ -86,6 +86,7 @@ def assert_killing_changes_nothing(
     assert curves[0]["train/loss"] == curves[1]["train/loss"]
 
 
+@pytest.mark.slow
 def test_a_training_killed_without_a_word_ends_with_the_same_weights(
     phantom: Path, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ MARKS: dict[str, list[pytest.MarkDecorator]] = {
         pytest.mark.slow,
         pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
     ],
+    "gmd": [pytest.mark.slow],  # learns by surgery, fifteen gradients a step
     "tensorboard": [pytest.mark.skipif(not find_spec("tensorboard"), reason="no tensorboard here")],
 }
 

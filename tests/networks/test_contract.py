@@ -10,7 +10,7 @@ one in its `small` form. Parameters that get no gradient in one step, and why, a
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -39,20 +39,24 @@ SLOW_TO_TRACE = {"amoe_bts", "m2ftrans", "mifpn", "mmformer", "shaspec"}
 ROUNDING = {"rtol": 1e-3, "atol": 1e-3}
 
 
-@pytest.fixture(params=networks().values(), ids=networks())
+def forms(also_slow: Collection[str] = ()) -> list[Any]:
+    """List the networks; the quick tests take the first form of each class."""
+    cases, met = [], set()
+    for name, node in networks().items():
+        slow = node._target_ in met or name in also_slow
+        met.add(node._target_)
+        cases.append(pytest.param(node, id=name, marks=[pytest.mark.slow] if slow else []))
+    return cases
+
+
+@pytest.fixture(params=forms())
 def net(request: pytest.FixtureRequest) -> Backbone:
     """Build the small form of an experiment's network, without symmetric or zero weights."""
     return build(request.param)
 
 
-def compiled(test: Any) -> Any:
-    """Trace one form of each class in the quick tests: to trace costs more than all other laws."""
-    cases, met = [], set()
-    for name, node in networks().items():
-        slow = node._target_ in met or name in SLOW_TO_TRACE
-        met.add(node._target_)
-        cases.append(pytest.param(node, id=name, marks=[pytest.mark.slow] if slow else []))
-    return pytest.mark.parametrize("net", cases, indirect=True)(test)
+# To trace costs more than all other laws.
+compiled = pytest.mark.parametrize("net", forms(SLOW_TO_TRACE), indirect=True)
 
 
 @pytest.fixture(autouse=True)

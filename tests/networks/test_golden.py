@@ -8,13 +8,20 @@ import pytest
 from tests.golden.fill_rule import fill, make_input
 from tests.networks.conformity import Check, files, is_slow, mask_name
 
+
+def marks(path: Path, index: int, count: int) -> list[pytest.MarkDecorator]:
+    """Leave three masks of a small file to the quick tests."""
+    quick = not is_slow(path) and index in (0, count // 2, count - 1)
+    return [] if quick else [pytest.mark.slow]
+
+
 CASES = [
     pytest.param(
         entry,
         path,
         index,
         id=f"{path.stem}-{mask_name(path, index)}",
-        marks=[pytest.mark.slow] if is_slow(path) else [],
+        marks=marks(path, index, entry.masks(path)),
     )
     for path, entry in files()
     for index in range(entry.masks(path))
