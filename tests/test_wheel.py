@@ -85,9 +85,8 @@ def test_experiments_come_along_and_a_local_one_is_found_first(
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "smoke.yaml").write_text("# Mine.\ntrainer: {max_epochs: 7}\n")
     assert "max_epochs: 7" in bts(["show", "a2fseg", "smoke"], tmp_path, installed)
-    listed = dict(
-        line.split(maxsplit=1) for line in bts(["show"], tmp_path, installed).splitlines()
-    )
+    lines = bts(["show"], tmp_path, installed).splitlines()
+    listed = dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
     assert listed["smoke"] == "Mine."
     assert listed["rfnet"].startswith("RFNet")
 
