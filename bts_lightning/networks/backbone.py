@@ -109,6 +109,7 @@ class Backbone(nn.Module, ABC):
         least_width: the smallest `width`, where a part of the network takes a share of it.
         skip_absent: in evaluation a modality that nobody in the batch has costs nothing; the table
             of costs then counts one modality alone.
+        patch: the edge of the only cubes that the network takes, where `bind` says so.
         leaks: images of absent modalities change the prediction, as in some released code; such a
             network is evaluated only where the protocol says so.
     """
@@ -118,6 +119,7 @@ class Backbone(nn.Module, ABC):
     learns_from_dropped: bool = False
     fused_levels: tuple[int, ...] = ()
     skip_absent: bool = False
+    patch: int | None = None
     leaks: bool = False
 
     def __init__(self, out_channels: int, **sizes: int) -> None:
@@ -215,8 +217,26 @@ class Backbone(nn.Module, ABC):
             )
         self.check_size(tuple(image.shape[2:]))
 
+    def bind(self, patch: int) -> None:
+        """Take cubes of this edge alone, because a table has an entry for each place in them."""
+        self.check_patch(patch)
+        self.patch = patch
+
+    def check_patch(self, patch: int) -> None:
+        """Refuse an edge that is no multiple, or leaves one voxel after the last halving."""
+        if patch % self.divisor or patch < 2 * self.divisor:
+            raise ConfigError(
+                f"patch is {patch}; {type(self).__name__} needs a multiple of {self.divisor}, "
+                f"{2 * self.divisor} or more"
+            )
+
     def check_size(self, size: tuple[int, ...]) -> None:
         """Refuse a size that the network cannot halve often enough, and name one that works."""
+        if self.patch is not None and size != (self.patch,) * 3:
+            raise ValueError(
+                f"{type(self).__name__} was built for {(self.patch,) * 3} voxels, got {size}; use "
+                f"windows of {self.patch} or build it with another `patch`"
+            )
         if any(length % step for length, step in zip(size, self.divisors, strict=True)):
             fits = tuple(
                 max(step, -(-length // step) * step)

@@ -77,16 +77,11 @@ class M2FTrans(Backbone):
         out_channels: int = 4,
     ) -> None:
         super().__init__(out_channels, width=width, heads=heads, hidden=hidden, depth=depth)
-        if patch % self.divisor or patch < 2 * self.divisor:
-            raise ConfigError(
-                f"patch is {patch}; M2FTrans needs a multiple of {self.divisor}, "
-                f"{2 * self.divisor} or more"
-            )
+        self.bind(patch)
         widths = [width * 2**level for level in range(DEEP + 1)]
         deepest, modalities = widths[DEEP], len(MODALITIES)
         if deepest % heads:
             raise ConfigError(f"16 · width = {deepest} is not a multiple of heads {heads}")
-        self.patch = patch
         self.fused_levels = tuple(range(DEEP + 1 + depth))
         tokens = (patch // self.divisor) ** 3
 
@@ -111,15 +106,6 @@ class M2FTrans(Backbone):
     def small(cls) -> dict[str, Any]:
         """Give arguments of the same wiring that run in a blink."""
         return {"width": 4, "patch": 32, "heads": 2, "hidden": 32, "depth": 2}
-
-    def check_size(self, size: tuple[int, ...]) -> None:
-        """Refuse all but the size that the position tables are made for."""
-        fits = (self.patch,) * 3
-        if size != fits:
-            raise ValueError(
-                f"M2FTrans was built for {fits} voxels, got {size}; use windows of {self.patch} "
-                "or build it with another `patch`"
-            )
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
         levels = encode_each(self.encoders, image)

@@ -95,16 +95,11 @@ class MIFPN(Backbone):
         out_channels: int = 4,
     ) -> None:
         super().__init__(out_channels, width=width, heads=heads, hidden=hidden, depth=depth)
-        if patch % self.divisor or patch < 2 * self.divisor:
-            raise ConfigError(
-                f"patch is {patch}; MIFPN needs a multiple of {self.divisor}, "
-                f"{2 * self.divisor} or more"
-            )
+        self.bind(patch)
         widths = [width * 2**level for level in range(5)]
         deepest, fine = widths[-1], widths[:-1]
         if deepest % heads:
             raise ConfigError(f"16 · width = {deepest} is not a multiple of heads {heads}")
-        self.patch = patch
         self.leaks = leak == "released"
         tokens = (patch // self.divisor) ** 3
 
@@ -137,15 +132,6 @@ class MIFPN(Backbone):
     def small(cls) -> dict[str, Any]:
         """Give arguments of the same wiring that run in a blink."""
         return {"width": 4, "patch": 32, "heads": 2, "hidden": 32, "depth": 2}
-
-    def check_size(self, size: tuple[int, ...]) -> None:
-        """Refuse all but the size that tables and selections are made for."""
-        fits = (self.patch,) * 3
-        if size != fits:
-            raise ValueError(
-                f"MIFPN was built for {fits} voxels, got {size}; use windows of {self.patch} "
-                "or build it with another `patch`"
-            )
 
     def encode(self, image: Tensor, present: Tensor) -> Features:
         """Encode as every network, or with `leak="released"` also what is absent."""

@@ -75,14 +75,9 @@ class MMFormer(Backbone):
         super().__init__(
             out_channels, width=width, token_width=token_width, heads=heads, hidden=hidden
         )
-        if patch % self.divisor or patch < 2 * self.divisor:
-            raise ConfigError(
-                f"patch is {patch}; MMFormer needs a multiple of {self.divisor}, "
-                f"{2 * self.divisor} or more"
-            )
+        self.bind(patch)
         if token_width % heads:
             raise ConfigError(f"token_width {token_width} is not a multiple of heads {heads}")
-        self.patch = patch
         self.legacy_token_layout = legacy_token_layout
         widths = [width * 2**level for level in range(5)]
         deepest, modalities = widths[-1], len(MODALITIES)
@@ -112,15 +107,6 @@ class MMFormer(Backbone):
     def small(cls) -> dict[str, Any]:
         """Give arguments of the same wiring that run in a blink."""
         return {"width": 4, "patch": 32, "token_width": 16, "heads": 2, "hidden": 32}
-
-    def check_size(self, size: tuple[int, ...]) -> None:
-        """Refuse all but the size that the position tables are made for."""
-        fits = (self.patch,) * 3
-        if size != fits:
-            raise ValueError(
-                f"MMFormer was built for {fits} voxels, got {size}; use windows of {self.patch} "
-                "or build it with another `patch`"
-            )
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
         levels = encode_each(self.encoders, image)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Backbone, Features, Output, over
 from bts_lightning.networks.modules import Modules
@@ -75,12 +74,8 @@ class RobustSeg(Backbone):
         out_channels: int = 4,
     ) -> None:
         super().__init__(out_channels, width=width, patch=patch)
-        if patch % self.divisor or patch < 2 * self.divisor:
-            raise ConfigError(
-                f"patch is {patch}; RobustSeg needs a multiple of {self.divisor}, "
-                f"{2 * self.divisor} or more"
-            )
-        self.patch = patch
+        self.check_patch(patch)
+        self.cube = patch  # of training; evaluation takes more
         self.reconstruction_weight = reconstruction_weight
         self.kl_weight = kl_weight
         widths = [width * 2**level for level in self.fused_levels]
@@ -103,11 +98,11 @@ class RobustSeg(Backbone):
     def check_size(self, size: tuple[int, ...]) -> None:
         """Refuse in training all but the size that the image decoders are made for."""
         super().check_size(size)
-        fits = (self.patch,) * 3
+        fits = (self.cube,) * 3
         if self.training and self.painters and size != fits:
             raise ValueError(
                 f"RobustSeg was built to learn from {fits} voxels, got {size}; use patches of "
-                f"{self.patch}, build it with net.patch={size[0]} for cubes of that size, or with "
+                f"{self.cube}, build it with net.patch={size[0]} for cubes of that size, or with "
                 "net.reconstruction_weight=0 for any"
             )
 
