@@ -67,6 +67,18 @@ def the_run(folder: Path) -> Path:
     return found.parent
 
 
+def on_one_and_two(words: list[str], folder: Path) -> list[Path]:
+    """Train with one rank, then with two that share the same batches; give both runs."""
+    hows = {
+        "one": ["trainer.devices=1", "data.batch_size=2"],
+        "two": [*TWO, "data.batch_size=1"],
+    }
+    for name, how in hows.items():
+        (folder / name).mkdir()
+        bts("train", *words, *how, folder=folder / name)
+    return [the_run(folder / name) for name in hows]
+
+
 @pytest.fixture(scope="module")
 def two_ranks(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
@@ -95,14 +107,7 @@ def test_two_ranks_operate_on_the_gradients_as_one_does(phantom: Path, tmp_path:
     words = [*TINY, *NOT_VALIDATED, f"data.root={phantom}", "task.gradients=surgery"]
     words += ["task.optimizer._target_=torch.optim.SGD", "task.optimizer._partial_=true"]
     words += ["task.optimizer.lr=1e-2", "trainer.max_epochs=2", "trainer.gradient_clip_val=1.0"]
-    found = []
-    for name, how in (
-        ("one", ["trainer.devices=1", "data.batch_size=2"]),
-        ("two", [*TWO, "data.batch_size=1"]),
-    ):
-        (tmp_path / name).mkdir()
-        bts("train", *words, *how, folder=tmp_path / name)
-        found.append(final(the_run(tmp_path / name)))
+    found = [final(run) for run in on_one_and_two(words, tmp_path)]
     for name, one in found[0].items():
         torch.testing.assert_close(found[1][name], one, rtol=1e-3, atol=1e-5)
 
@@ -187,14 +192,7 @@ def test_two_ranks_balance_modalities_as_one_does(phantom: Path, tmp_path: Path)
     # Adam makes steps of mere rounding, and which modality lags is a matter of a sign.
     words += ["task.optimizer._target_=torch.optim.SGD", "task.optimizer._partial_=true"]
     words += ["task.optimizer.lr=1e-3"]
-    found = []
-    for name, how in (
-        ("one", ["trainer.devices=1", "data.batch_size=2"]),
-        ("two", [*TWO, "data.batch_size=1"]),
-    ):
-        (tmp_path / name).mkdir()
-        bts("train", *words, *how, folder=tmp_path / name)
-        found.append(read_metrics(the_run(tmp_path / name) / "logs" / "metrics.csv"))
+    found = [read_metrics(run / "logs" / "metrics.csv") for run in on_one_and_two(words, tmp_path)]
     terms = {f"balance/{m}": 1e-5 for m in MODALITIES} | {
         f"distillation/{m}": 1e-3 for m in MODALITIES
     }
@@ -212,14 +210,7 @@ def test_two_ranks_train_two_paths_and_their_discriminators_as_one_does(
     words = ["acn", "smoke", "net.width=8", "net.dropout=0.0", "data.patch=32", "data.augment=null"]
     words += ["data.steps_per_epoch=2", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
     words += [*NOT_VALIDATED, "callbacks.overlays=null", f"data.root={phantom}"]
-    found = []
-    for name, how in (
-        ("one", ["trainer.devices=1", "data.batch_size=2"]),
-        ("two", [*TWO, "data.batch_size=1"]),
-    ):
-        (tmp_path / name).mkdir()
-        bts("train", *words, *how, folder=tmp_path / name)
-        found.append(read_metrics(the_run(tmp_path / name) / "logs" / "metrics.csv"))
+    found = [read_metrics(run / "logs" / "metrics.csv") for run in on_one_and_two(words, tmp_path)]
     for term in ("loss_epoch", "main", "full", "information", "judges/entropy", "fools/knowledge"):
         one, two = ([value for _, value in metrics[f"train/{term}"]] for metrics in found)
         assert len(one) == 3
