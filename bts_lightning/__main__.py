@@ -20,6 +20,7 @@ from functools import partial
 from importlib import import_module
 
 from bts_lightning.errors import Parser, UserError, did_you_mean, visible
+from bts_lightning.files import NotAFileError
 
 # Each is a module of `bts_lightning.commands` with `add_arguments(parser)` and `run(args)`.
 VERBS = {
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+        if error.errno not in _OF_THE_DISK and not isinstance(error, NotAFileError):
             raise
         name = visible(str(error.filename or "a file"))
         print(f"error: {name}: {error.strerror}", file=sys.stderr)

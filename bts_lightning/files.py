@@ -1,8 +1,10 @@
-"""Files that appear whole or not at all, and the lock of those who write them."""
+"""Files that appear whole or not at all, the lock of those who write them, and a safe opener."""
 
+import errno
 import fcntl
 import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +16,37 @@ UNFINISHED = f".*.{'[0-9a-f]' * 32}.part"
 Turn = Literal["ours", "theirs", "unlocked"]
 _tidied: set[Path] = set()
 _held: set[int] = set()
+
+
+class NotAFileError(OSError):
+    """A FIFO, a device, a socket or a folder stands where a file is due."""
+
+
+def regular(file: Path) -> IO[bytes]:
+    """Open a file of somebody else to read it: a FIFO would wait for ever, a device never end.
+
+    A library that needs a path is asked after `regular(file).close()`.
+
+    Raises:
+        NotAFileError: for anything else than a file, or a link to one; it is an `OSError`.
+    """
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        # What a socket says, and a device without its driver.
+        if error.errno not in (errno.ENXIO, errno.ENODEV):
+            raise
+        raise NotAFileError(error.errno, "not a regular file", str(file)) from error
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    raise NotAFileError(errno.EINVAL, "not a regular file", str(file))
+
+
+def content(file: Path) -> bytes:
+    """Read a whole file of somebody else."""
+    with regular(file) as stream:
+        return stream.read()
 
 
 def write_whole(file: Path, content: str | bytes) -> Path:
@@ -134,5 +167,5 @@ def _marks(file: Path) -> Iterator[object]:
 
 def sha256(file: Path) -> str:
     """Give the digest of a file's bytes."""
-    with file.open("rb") as stream:
+    with regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,10 +1,12 @@
 """Files appear whole or not at all; a lock keeps others out, and says so where there is none."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from bts_lightning.files import (
+    NotAFileError,
     alone,
     clear_unfinished,
+    content,
     overwritten,
+    regular,
     sha256,
     unfinished,
     whole,
@@ -149,3 +154,20 @@ def test_a_file_is_known_by_any_of_its_names(tmp_path: Path) -> None:
         found = overwritten([tmp_path / "new", tmp_path / name], [file])
         assert found == (tmp_path / name, file)
     assert overwritten([tmp_path / "a" / "y"], [file, tmp_path / "gone"]) is None
+
+
+def test_only_a_file_is_opened(tmp_path: Path) -> None:
+    (file := tmp_path / "file").write_bytes(b"1")
+    (link := tmp_path / "link").symlink_to(file)
+    assert content(file) == content(link) == b"1"
+    os.mkfifo(fifo := tmp_path / "fifo")
+    (zero := tmp_path / "zero").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as door:
+        # The name of a socket may have about a hundred letters.
+        with contextlib.chdir(tmp_path):
+            door.bind("socket")
+        for other in (fifo, zero, tmp_path, tmp_path / "socket"):
+            with pytest.raises(NotAFileError, match=f"not a regular file: '{other}'"):
+                regular(other)
+    with pytest.raises(FileNotFoundError):
+        regular(tmp_path / "none")
