@@ -8,6 +8,7 @@ import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Literal
 
@@ -22,7 +23,7 @@ class NotAFileError(OSError):
     """A FIFO, a device, a socket or a folder stands where a file is due."""
 
 
-def regular(file: Path) -> IO[bytes]:
+def regular(file: Path) -> BufferedReader:
     """Open a file of somebody else to read it: a FIFO would wait for ever, a device never end.
 
     A library that needs a path is asked after `regular(file).close()`.

@@ -25,6 +25,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("root", type=Path, help="the data set, in any layout that BraTS had")
     parser.add_argument("--cache", type=Path, help="where to cache (ROOT/.bts_cache)")
     parser.add_argument("--skip-broken", action="store_true", help="go on with the good cases")
+    parser.add_argument("--verify", action="store_true", help="read all that is cached as well")
     parser.add_argument("--workers", type=int, help="processes (one a core)")
     parser.add_argument("--normalisation", choices=get_args(Normalisation), default="zscore")
     parser.add_argument("--crop", choices=get_args(Crop), default="brain")
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"workers is {args.workers}; give 1 or more")
     recipe = Recipe(normalisation=args.normalisation, crop=args.crop)
-    prepared = build(args.root, args.cache, recipe=recipe, workers=args.workers)
+    prepared = build(args.root, args.cache, recipe=recipe, workers=args.workers, verify=args.verify)
     console = Screen()
     if not console.is_terminal:
         # A file or a pipe has no edge at which a file name must be cut.
@@ -62,7 +63,7 @@ def _summary(prepared: Prepared) -> Table:
     table = Table(title=str(prepared.found.root), show_header=False, title_justify="left")
     labelled = sum(case.is_labelled for case in cases)
     values = sorted({value for case in cases for value in case.description["label_found"]})
-    size = sum(sum(case.description["arrays"].values()) for case in cases)
+    size = sum(array["size"] for case in cases for array in case.description["arrays"].values())
     layouts = Counter(case.layout for case in cases)
     rows = {
         "Layout": prepared.found.layout

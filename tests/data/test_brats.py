@@ -145,7 +145,7 @@ def test_scaled_integers_are_read_as_their_header_says(tmp_path: Path) -> None:
     read = read_volumes(case).images["t1"]
     saved: Any = nib.Nifti1Image.from_filename(path)
     assert saved.dataobj.slope != 1
-    np.testing.assert_array_equal(read, saved.get_fdata(dtype=np.float32))
+    np.testing.assert_array_equal(read, saved.get_fdata())
 
 
 def test_voxels_stay_in_the_order_of_nibabel(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-200]), "truncated"),
     "truncated plain": (
         lambda p: p.write_bytes(gzip.decompress(p.read_bytes())[:-200]),
-        "truncated: 11672 of 11872 bytes",
+        "truncated: at most 11672 of 11872 bytes",
     ),
     "damaged": (lambda p: p.write_bytes(_flipped(p.read_bytes())), "damaged|truncated"),
     "no image": (lambda p: p.write_text("<html>404 Not Found</html>"), "not a NIfTI image"),

@@ -10,11 +10,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from bts_lightning.data.cache import storage
 from bts_lightning.data.cache.geometry import box_around, grown
 from bts_lightning.data.cache.normalise import Recipe
 from bts_lightning.data.cache.prediction import write_probabilities
@@ -29,7 +31,7 @@ from bts_lightning.data.cache.prepare import (
 from bts_lightning.data.cache.ready import load_case
 from bts_lightning.data.layouts.find import find_cases
 from bts_lightning.errors import DataError
-from bts_lightning.files import write_whole
+from bts_lightning.files import sha256, write_whole
 from tests.data import datasets
 from tests.data.datasets import AFFINE, SIZE, brain, tumour, volume, write_case, write_image
 
@@ -139,6 +141,23 @@ def test_extreme_voxels_stay_finite(tmp_path: Path) -> None:
     for normalisation in ("zscore", "legacy_rfnet"):
         recipe = Recipe(normalisation=normalisation)
         assert np.isfinite(load_case(find_cases(tmp_path).cases[0], recipe).image).all()
+
+
+@pytest.mark.parametrize("factor", [1e300, 1.7e305, 1e-310])
+def test_values_without_a_deviation_are_a_fault(tmp_path: Path, factor: float) -> None:
+    write_case(tmp_path / "BraTS2021_00001")
+    values = volume(0) * factor
+    file = write_image(tmp_path / "BraTS2021_00000" / "BraTS2021_00000_t1.nii", values)
+    (fault,) = build(tmp_path).faults
+    assert (fault.case, fault.file) == ("BraTS2021_00000", file)
+    assert "for a mean and a deviation" in fault.reason
+
+
+def test_a_contrast_on_a_large_offset_is_kept(tmp_path: Path) -> None:
+    for name, values in (("0", volume(0) * 1e-6 + 1e7 * brain()), ("1", volume(0) * 1.0)):
+        write_image(tmp_path / f"BraTS2021_{name}" / f"BraTS2021_{name}_t1.nii", values)
+    high, low = prepare(tmp_path)
+    np.testing.assert_allclose(high.image[0], low.image[0], atol=2e-3)
 
 
 def test_label_volumes_and_foreground_agree(tmp_path: Path) -> None:
@@ -254,6 +273,90 @@ def test_damaged_cache_is_mended(tmp_path: Path, name: str) -> None:
     (folder / name).write_bytes((folder / name).read_bytes()[:-10])
     assert build(tmp_path).built == 1
     assert _tree(tmp_path / ".bts_cache") == before
+
+
+@pytest.mark.parametrize("name", ["image.npy", "label.npy", "foreground.npy"])
+def test_one_bit_of_an_array_is_seen(tmp_path: Path, name: str) -> None:
+    file = prepare(datasets.write_brats2021(tmp_path, cases=2))[0].folder / name
+    before, times = _tree(tmp_path / ".bts_cache"), file.stat()
+    changed = bytearray(file.read_bytes())
+    changed[-3] ^= 1
+    file.write_bytes(changed)
+    assert build(tmp_path).built == 1
+    assert _tree(tmp_path / ".bts_cache") == before
+    # A disk that fails leaves the time as it was: only reading shows it.
+    file.write_bytes(changed)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert build(tmp_path).built == 0
+    assert build(tmp_path, verify=True).built == 1
+    assert _tree(tmp_path / ".bts_cache") == before
+    assert build(tmp_path, verify=True).built == 0
+
+
+def test_a_copied_cache_is_read_once_and_not_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prepare(datasets.write_brats2021(tmp_path, cases=1))[0].folder
+    for file in folder.glob("*.npy"):
+        os.utime(file, ns=(7, 7))
+    read: list[Path] = []
+    monkeypatch.setattr(storage, "sha256", lambda file: read.append(file) or sha256(file))
+    assert [build(tmp_path).built, build(tmp_path).built] == [0, 0]
+    assert sorted(file.name for file in read) == ["foreground.npy", "image.npy", "label.npy"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "word", "", "5", '{\n "cache": 1,\n "name": "x"\n}', '{\n "cache": 1,']
+)
+def test_a_description_that_is_none_is_told_or_mended(tmp_path: Path, text: str) -> None:
+    case = prepare(datasets.write_brats2021(tmp_path, cases=1))[0]
+    before = _tree(tmp_path / ".bts_cache")
+    (case.folder / "case.json").write_text(text)
+    with pytest.raises(DataError, match=r"case\.json describes no cached case .* prepare again"):
+        _ = CachedCase(case.folder).name
+    if '"cache": 1' in text:
+        assert build(tmp_path).built == 1
+        assert _tree(tmp_path / ".bts_cache") == before
+    else:
+        with pytest.raises(DataError, match="was not made by this version"):
+            build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([{}, None], dtype=object),
+        np.zeros((4, 2, 2, 2), dtype=np.float16),
+        np.zeros((4, *SIZE), dtype=np.float32),
+    ],
+    ids=["pickle", "shape", "type"],
+)
+def test_another_array_is_not_read(tmp_path: Path, array: Any) -> None:
+    case = prepare(datasets.write_brats2021(tmp_path, cases=1))[0]
+    np.save(case.folder / "image.npy", array)
+    with pytest.raises(DataError, match=r"image\.npy .*; prepare again"):
+        _ = case.image
+    (case.folder / "image.npy").unlink()
+    os.mkfifo(case.folder / "image.npy")
+    with pytest.raises(DataError, match=r"image\.npy cannot be read .* not a regular file"):
+        _ = case.image
+
+
+@pytest.mark.parametrize("name", ["", "zscore", "zscore/.work", "zscore/.work/BraTS2021_00000"])
+def test_a_file_where_the_cache_has_a_folder_is_told(tmp_path: Path, name: str) -> None:
+    datasets.write_brats2021(tmp_path, cases=1)
+    file = write_whole(tmp_path / ".bts_cache" / name, "mine")
+    with pytest.raises(DataError, match=f"{file} is no folder"):
+        prepare(tmp_path)
+    assert file.read_text() == "mine"
+
+
+def test_the_lock_is_a_file(tmp_path: Path) -> None:
+    datasets.write_brats2021(tmp_path, cases=1)
+    work = tmp_path / ".bts_cache" / "zscore" / ".work" / "BraTS2021_00000"
+    (work / "lock").mkdir(parents=True)
+    with pytest.raises(DataError, match="lock is no file"):
+        prepare(tmp_path)
 
 
 def test_two_data_sets_share_a_place_without_mixing(tmp_path: Path) -> None:
@@ -375,13 +478,23 @@ def test_skipping_cannot_leave_nothing(tmp_path: Path) -> None:
         prepare(tmp_path, skip_broken=True)
 
 
-def test_lack_of_space_is_told_before_the_work(tmp_path: Path) -> None:
+def test_a_claim_of_terabytes_is_a_fault_of_its_case(tmp_path: Path) -> None:
     home = write_case(tmp_path / "BraTS2021_00000")
     path = home / "BraTS2021_00000_t1.nii.gz"
     header = bytearray(gzip.decompress(path.read_bytes()))
     # A grid of 30,000 voxels each way: 27 TB that this file does not hold.
     header[42:48] = np.array([30_000] * 3, dtype="<i2").tobytes()
     path.write_bytes(gzip.compress(bytes(header)))
+    # What a file cannot hold is a fault of its case alone.
+    with pytest.raises(DataError, match=r"t1.nii.gz: truncated: at most .* of 5400000000"):
+        prepare(tmp_path)
+
+
+def test_lack_of_space_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_case(tmp_path / "BraTS2021_00000")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Mock(free=10_000))
     with pytest.raises(DataError, match=r"needs about .* GB, .* free; .* another place"):
         prepare(tmp_path)
 

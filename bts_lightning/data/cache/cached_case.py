@@ -1,5 +1,6 @@
-"""A prepared case on disk: two arrays to map, and a JSON that says what they are."""
+"""A prepared case on disk: arrays to map, and a JSON that says what they are."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from bts_lightning.data.cache.geometry import Geometry
-from bts_lightning.modalities import Region, Subset
+from bts_lightning.errors import DataError
+from bts_lightning.files import content, regular
+from bts_lightning.modalities import MODALITIES, Region, Subset
 
 DESCRIPTION = "case.json"
+# The last key of a description: the SHA-256 of all that stands before it.
+_SEAL = b' "seal": '
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,14 @@ class CachedCase:
 
         An open map holds a file handle, and a data set has more cases than a process may have.
         """
-        return self._array("image.npy")
+        return self._array("image.npy", np.float16, (len(MODALITIES), *self.geometry.size))
 
     @property
     def label(self) -> NDArray[np.uint8] | None:
         """Map the label, D×H×W in stored classes, or give None."""
-        return self._array("label.npy") if self.is_labelled else None
+        if not self.is_labelled:
+            return None
+        return self._array("label.npy", np.uint8, self.geometry.size)
 
     @property
     def is_labelled(self) -> bool:
@@ -67,7 +74,7 @@ class CachedCase:
     @property
     def foreground(self) -> NDArray[np.int16]:
         """Map some tumour voxels, rows of class, d, h, w: all of them, or 10,000 a class."""
-        return self._array("foreground.npy")
+        return self._array("foreground.npy", np.int16, (None, 4))
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -82,10 +89,51 @@ class CachedCase:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """Read the JSON, once."""
-        content: dict[str, Any] = json.loads((self.folder / DESCRIPTION).read_bytes())
-        return content
+        """Read the JSON, once, and refuse one that has changed since it was written."""
+        try:
+            return unsealed(content(self.folder / DESCRIPTION))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{self.folder / DESCRIPTION} describes no cached case ({error}); prepare again"
+            ) from error
 
-    def _array(self, name: str) -> NDArray[Any]:
-        array: NDArray[Any] = np.load(self.folder / name, mmap_mode="r")
+    def _array(self, name: str, dtype: DTypeLike, shape: tuple[int | None, ...]) -> NDArray[Any]:
+        file = self.folder / name
+        try:
+            regular(file).close()
+            array: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")
+        except Exception as error:
+            # What NumPy raises at a damaged header is whatever Python raises.
+            raise DataError(
+                f"{file} cannot be read as a cached array ({error}); prepare again"
+            ) from error
+        fits = all(n in (m, None) for n, m in zip(shape, array.shape, strict=False))
+        if array.dtype != dtype or array.ndim != len(shape) or not fits:
+            raise DataError(
+                f"{file} holds {array.dtype} of shape {array.shape}, which is not what "
+                f"{DESCRIPTION} beside it says; prepare again"
+            )
         return array
+
+
+def sealed(description: dict[str, Any]) -> bytes:
+    """Write a description with its checksum at the end."""
+    text = json.dumps(description, indent=1).removesuffix("\n}").encode() + b",\n"
+    return text + _SEAL + _end(text)
+
+
+def unsealed(written: bytes) -> dict[str, Any]:
+    """Read what `sealed` wrote.
+
+    Raises:
+        ValueError: when one bit of it is another.
+    """
+    text, _, end = written.rpartition(_SEAL)
+    if end != _end(text):
+        raise ValueError("its checksum is another one")
+    description: dict[str, Any] = json.loads(written)
+    return description
+
+
+def _end(text: bytes) -> bytes:
+    return f'"{hashlib.sha256(text).hexdigest()}"\n}}\n'.encode()

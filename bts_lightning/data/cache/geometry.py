@@ -33,6 +33,12 @@ class Geometry:
         return x, y, z
 
     @property
+    def size(self) -> tuple[int, int, int]:
+        """Give the lengths of the box."""
+        d, h, w = (high - low for low, high in self.box)
+        return d, h, w
+
+    @property
     def slices(self) -> tuple[slice, slice, slice]:
         """Give the box as slices of the full grid."""
         x, y, z = (slice(low, high) for low, high in self.box)
@@ -48,9 +54,10 @@ class Geometry:
 
     def uncrop(self, array: NDArray[Any]) -> NDArray[Any]:
         """Put an array ...×D×H×W back where it was cut, zero around it."""
-        size = tuple(high - low for low, high in self.box)
-        if array.shape[-3:] != size:
-            raise ValueError(f"array has spatial shape {array.shape[-3:]}; the box holds {size}")
+        if array.shape[-3:] != self.size:
+            raise ValueError(
+                f"array has spatial shape {array.shape[-3:]}; the box holds {self.size}"
+            )
         full = np.zeros((*array.shape[:-3], *self.shape), dtype=array.dtype)
         full[..., *self.slices] = array
         return full

@@ -9,7 +9,7 @@ from scipy.ndimage import binary_fill_holes
 
 from bts_lightning.data.cache.geometry import Box, box_around, grown
 from bts_lightning.data.cache.reading import Volumes
-from bts_lightning.modalities import MODALITIES
+from bts_lightning.modalities import MODALITIES, Modality
 
 Normalisation = Literal["zscore", "legacy_rfnet", "legacy_nnunet"]
 Crop = Literal["brain", "none"]
@@ -39,7 +39,7 @@ class Recipe:
 
     normalisation: Normalisation = "zscore"
     crop: Crop = "brain"
-    version: int = 1
+    version: int = 2
 
     @property
     def name(self) -> str:
@@ -47,8 +47,20 @@ class Recipe:
         return self.normalisation if self.crop == "brain" else f"{self.normalisation}-uncropped"
 
 
+class UncountableError(Exception):
+    """A modality has no mean and deviation in float64."""
+
+    def __init__(self, modality: Modality) -> None:
+        super().__init__(modality)
+        self.modality = modality
+
+
 def normalise(volumes: Volumes, recipe: Recipe) -> tuple[NDArray[np.float16], Box]:
-    """Give the image, 4×D×H×W with zeros for absent modalities, and the box it was cut from."""
+    """Give the image, 4×D×H×W with zeros for absent modalities, and the box it was cut from.
+
+    Raises:
+        UncountableError: where the values are too large or too small to compute with.
+    """
     brains = {modality: image != 0 for modality, image in volumes.images.items()}
     joint = np.logical_or.reduce(list(brains.values()))
     box = _box(joint, volumes, recipe)
@@ -60,8 +72,14 @@ def normalise(volumes: Volumes, recipe: Recipe) -> tuple[NDArray[np.float16], Bo
             continue
         voxels = volumes.images[modality]
         inside = brains[modality] if recipe.normalisation == "zscore" else shared
-        mean, deviation = _statistics(voxels, inside)
-        scaled = (voxels[slices].astype(np.float32) - np.float32(mean)) / np.float32(deviation)
+        with np.errstate(all="ignore"):
+            mean, deviation = _statistics(voxels, inside)
+        if not (np.isfinite(mean) and 0 < deviation < np.inf):
+            raise UncountableError(modality)
+        # In float64: a contrast may lie on an offset that float32 has no digits left for.
+        scaled = voxels[slices].astype(np.float64)
+        scaled -= mean
+        scaled /= deviation
         if recipe.normalisation != "legacy_rfnet":
             scaled[~inside[slices]] = 0
         image[channel] = scaled.clip(-LARGEST, LARGEST)

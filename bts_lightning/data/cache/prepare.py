@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from bts_lightning.data.cache.normalise import Crop, Normalisation, Recipe
 from bts_lightning.data.cache.prediction import write_prediction
 from bts_lightning.data.cache.reading import BrokenCaseError
 from bts_lightning.data.cache.ready import load_case, read_images
-from bts_lightning.data.cache.storage import ensure, is_current, refuse_links
+from bts_lightning.data.cache.storage import check_place, ensure, is_current
 from bts_lightning.data.layouts.case import Case, DataSet, Fault
 from bts_lightning.data.layouts.find import find_cases
 from bts_lightning.errors import DataError
@@ -98,17 +98,23 @@ def build(
     *,
     recipe: Recipe | None = None,
     workers: int | None = None,
+    verify: bool = False,
 ) -> Prepared:
-    """Build what the cache lacks and tell everything about it, faults included."""
+    """Build what the cache lacks and tell everything about it, faults included.
+
+    Args:
+        verify: read all that is cached, and build again what is not as it was written.
+    """
     recipe = recipe or Recipe()
     found = find_cases(root)
     folder = found.folder
     base, inside = _place(found, cache)
     home = (base / inside).absolute() / recipe.name
-    refuse_links(home, base.absolute())
+    check_place(home, base.absolute())
     pending = [case for case in found.cases if not is_current(case, folder, home, recipe)]
     _check_space(pending, home, recipe)
-    outcomes = _build_all(pending, folder, home, recipe, workers)
+    attempt = partial(_attempt, root=folder, home=home, recipe=recipe, verify=verify)
+    outcomes = _build_all(found.cases if verify else pending, attempt, workers)
     broken = {n: outcome for n, outcome in outcomes.items() if isinstance(outcome, Exception)}
     faults = [*found.faults, *(fault for error in broken.values() for fault in error.faults)]
     return Prepared(
@@ -158,7 +164,9 @@ def _check_space(pending: Sequence[Case], home: Path, recipe: Recipe) -> None:
 
 
 def _build_all(
-    pending: Sequence[Case], root: Path, home: Path, recipe: Recipe, workers: int | None
+    pending: Sequence[Case],
+    attempt: Callable[..., Literal["built", "found", "busy"] | BrokenCaseError],
+    workers: int | None,
 ) -> dict[str, Literal["built", "found"] | BrokenCaseError]:
     """Build cases in threads, as zlib and NumPy let other threads run.
 
@@ -166,7 +174,6 @@ def _build_all(
     a main guard.
     """
     outcomes: dict[str, Literal["built", "found"] | BrokenCaseError] = {}
-    attempt = partial(_attempt, root=root, home=home, recipe=recipe)
     with (
         _progress(enabled=bool(pending)) as progress,
         ThreadPoolExecutor(workers or min(_cores(), MOST_WORKERS)) as pool,
@@ -191,10 +198,10 @@ def _build_all(
 
 
 def _attempt(
-    case: Case, *, root: Path, home: Path, recipe: Recipe, wait: bool
+    case: Case, *, root: Path, home: Path, recipe: Recipe, wait: bool, verify: bool
 ) -> Literal["built", "found", "busy"] | BrokenCaseError:
     try:
-        return ensure(case, root, home, recipe, wait=wait)
+        return ensure(case, root, home, recipe, wait=wait, verify=verify)
     except BrokenCaseError as error:
         return error
 

@@ -130,7 +130,7 @@ def _distinct(array: NDArray[Any]) -> NDArray[Any]:
     low, high = int(array.min()), int(array.max())
     if low < 0 or high > 255:
         return np.unique(array)
-    return np.flatnonzero(np.bincount(array.ravel(order="K"), minlength=1))
+    return np.flatnonzero(np.bincount(array.ravel(order="K").astype(np.uint8, copy=False)))
 
 
 def _grid_faults(case: Case, files: dict[Path, Nifti]) -> list[Fault]:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bts_lightning.data.cache.geometry import Geometry
-from bts_lightning.data.cache.normalise import Recipe, normalise
-from bts_lightning.data.cache.reading import read_volumes
-from bts_lightning.data.layouts.case import LABEL_VALUES, Case, LabelScheme
+from bts_lightning.data.cache.normalise import Recipe, UncountableError, normalise
+from bts_lightning.data.cache.reading import BrokenCaseError, read_volumes
+from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Fault, LabelScheme
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES, REGIONS, Modality, Region, Subset
 
@@ -91,7 +91,11 @@ def load_case(case: Case, recipe: Recipe | None = None) -> MemoryCase:
         BrokenCaseError: when any of its files cannot be used.
     """
     volumes = read_volumes(case)
-    image, box = normalise(volumes, recipe or Recipe())
+    try:
+        image, box = normalise(volumes, recipe or Recipe())
+    except UncountableError as error:
+        reason = "its values are too large, or too close together, for a mean and a deviation"
+        raise BrokenCaseError([Fault(case.name, case.images[error.modality], reason)]) from error
     d, h, w = next(iter(volumes.images.values())).shape
     geometry = Geometry(
         affine=tuple(tuple(row) for row in volumes.affine.tolist()),

@@ -2,23 +2,34 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
 import stat
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bts_lightning.data.cache.cached_case import DESCRIPTION, CachedCase
+from bts_lightning.data.cache.cached_case import DESCRIPTION, CachedCase, sealed
 from bts_lightning.data.cache.normalise import Recipe
 from bts_lightning.data.cache.ready import MemoryCase, load_case
 from bts_lightning.data.layouts.case import Case
 from bts_lightning.errors import DataError
-from bts_lightning.files import UNFINISHED, alone, sha256, unfinished, whole, write_whole
+from bts_lightning.files import (
+    UNFINISHED,
+    NotAFileError,
+    alone,
+    content,
+    sha256,
+    unfinished,
+    whole,
+    write_whole,
+)
 
 # Locks and unfinished cases, out of the way of the finished ones.
 WORK = ".work"
@@ -29,8 +40,8 @@ _VERSION = 1
 _MARK = f'{{\n "cache": {_VERSION},'.encode()
 
 
-def refuse_links(place: Path, base: Path) -> None:
-    """Refuse a cache that a link below its base leads elsewhere: a data set can bring one along."""
+def check_place(place: Path, base: Path) -> None:
+    """Refuse a cache that is no folder, or leads elsewhere by a link that a data set brought."""
     below = [folder for folder in (place, *place.parents) if folder.is_relative_to(base)]
     for folder in reversed(below):
         if folder != base and folder.is_symlink():
@@ -38,40 +49,61 @@ def refuse_links(place: Path, base: Path) -> None:
                 f"{folder} is a link, and a cache follows none; remove it, or say where the cache "
                 "lies with --cache (data.cache)"
             )
+        if folder.exists() and not folder.is_dir():
+            raise DataError(
+                f"{folder} is no folder, and stands where the cache has one; remove it, or say "
+                "where the cache lies with --cache (data.cache)"
+            )
 
 
 def is_current(case: Case, root: Path, home: Path, recipe: Recipe) -> bool:
     """Tell without reading a voxel whether the cache has this case as files and recipe are now."""
-    refuse_links(home / case.name, home)
-    description = _described(home / case.name)
+    folder = home / case.name
+    check_place(folder, home)
+    description = _described(folder)
     return (
         description is not None
         and description["request"] == _request(case, root, recipe)
         and _stamps(description) == _stamps({"sources": _sources(case, root)})
+        and all(_is_marked(folder / n, array) for n, array in description["arrays"].items())
     )
 
 
 def ensure(
-    case: Case, root: Path, home: Path, recipe: Recipe, *, wait: bool = True
+    case: Case,
+    root: Path,
+    home: Path,
+    recipe: Recipe,
+    *,
+    wait: bool = True,
+    verify: bool = False,
 ) -> Literal["built", "found", "busy"]:
     """Build a case unless it is there, or is being built elsewhere and we do not `wait`.
+
+    Args:
+        verify: read the arrays of a case that is there, and build it again if they have changed.
 
     Raises:
         BrokenCaseError: when its files cannot be used.
     """
-    if is_current(case, root, home, recipe):
+    if not verify and is_current(case, root, home, recipe):
         return "found"
     work = home / WORK / case.name
-    refuse_links(work / "lock", home)
+    check_place(work, home)
     work.mkdir(parents=True, exist_ok=True)
-    with alone(work / "lock", wait=wait) as turn:
+    lock = work / "lock"
+    if os.path.lexists(lock) and _size(lock) is None:
+        raise DataError(f"{lock} is no file, and stands where the cache has its lock; remove it")
+    with alone(lock, wait=wait) as turn:
         if turn == "theirs":
             return "busy"
         if turn == "ours":
             # Alone here, so what else lies here was left by a process that was killed.
             _clear(work)
         # Another process may have built it while we waited.
-        if is_current(case, root, home, recipe) or _restamp(case, root, home, recipe):
+        if not verify and is_current(case, root, home, recipe):
+            return "found"
+        if _restamp(case, root, home, recipe, verify=verify):
             return "found"
         _refuse_strangers(home / case.name)
         _build(case, root, home / case.name, unfinished(work / "case"), recipe)
@@ -89,9 +121,9 @@ def _refuse_strangers(folder: Path) -> None:
     """Refuse to replace what this version has not made; it may be somebody's only copy."""
     try:
         ours = not any(folder.iterdir()) or (
-            _holds_a_case(folder) and (folder / DESCRIPTION).read_bytes().startswith(_MARK)
+            _holds_a_case(folder) and content(folder / DESCRIPTION).startswith(_MARK)
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotAFileError):
         ours = not folder.exists()
     if not ours:
         raise DataError(
@@ -138,12 +170,12 @@ def _write(
     arrays: dict[str, NDArray[Any]] = {"image.npy": ready.image, "foreground.npy": ready.foreground}
     if ready.label is not None:
         arrays["label.npy"] = ready.label
-    sizes = {}
+    written = {}
     for name, array in sorted(arrays.items()):
         # A power cut shall not keep the folder's name and lose what is in it.
         with whole(folder / name, lasting=True) as file:
-            np.save(file, array)
-            sizes[name] = file.tell()
+            written[name] = _save(file, array)
+        _mark(folder / name, written[name])
     description = {
         "cache": _VERSION,
         "name": ready.name,
@@ -153,12 +185,46 @@ def _write(
         "geometry": ready.geometry.to_json(),
         "label_found": ready.label_found,
         "volumes_ml": ready.volumes_ml,
-        "arrays": sizes,
+        "arrays": written,
         "request": request,
         "sources": sources,
     }
     with whole(folder / DESCRIPTION, lasting=True) as file:
-        file.write(_json(description))
+        file.write(sealed(description))
+
+
+def _save(file: IO[bytes], array: NDArray[Any]) -> dict[str, Any]:
+    """Write what `np.save` writes, which does not tell why it could not; give size and checksum."""
+    array = np.ascontiguousarray(array)
+    start = BytesIO()
+    header = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(start, header)
+    digest = hashlib.sha256()
+    for part in (start.getvalue(), array.data):
+        file.write(part)
+        digest.update(part)
+    return {"size": file.tell(), "sha256": digest.hexdigest()}
+
+
+def _mark(file: Path, array: dict[str, Any]) -> None:
+    """Bind the time of a file to what is in it: whoever writes into it later changes the fraction.
+
+    So a start asks for the time alone; copies that keep times keep the mark.
+    """
+    status = file.stat()
+    second = status.st_mtime_ns // 10**9 * 10**9
+    os.utime(file, ns=(status.st_atime_ns, second + _fraction(array)))
+
+
+def _is_marked(file: Path, array: dict[str, Any]) -> bool:
+    fraction = file.stat().st_mtime_ns % 10**9
+    # A disk that keeps whole seconds only tells nothing; there `bts prepare --verify` does.
+    return fraction in (0, _fraction(array))
+
+
+def _fraction(array: dict[str, Any]) -> int:
+    """Give nanoseconds, in steps that every disk keeps which keeps fractions."""
+    return (1 + int(array["sha256"][:8], 16) % 999_999) * 1000
 
 
 def _publish(part: Path, folder: Path) -> None:
@@ -180,8 +246,9 @@ def _described(folder: Path) -> dict[str, Any] | None:
     """Read the description of a case whose arrays are all there in full length."""
     try:
         description = CachedCase(folder).description
-        whole = all(_size(folder / name) == size for name, size in description["arrays"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
+        arrays = description["arrays"].items()
+        whole = all(_size(folder / name) == array["size"] for name, array in arrays)
+    except (OSError, DataError):
         return None
     return description if whole else None
 
@@ -203,7 +270,7 @@ def _request(case: Case, root: Path, recipe: Recipe) -> dict[str, Any]:
         "recipe": asdict(recipe),
     }
     # As a file would give it back, to compare like with like.
-    plain: dict[str, Any] = json.loads(_json(request))
+    plain: dict[str, Any] = json.loads(json.dumps(request))
     return plain
 
 
@@ -224,26 +291,35 @@ def _stamps(description: dict[str, Any]) -> list[tuple[str, int, int]]:
     return [(s["file"], s["size"], s["mtime_ns"]) for s in description["sources"]]
 
 
-def _restamp(case: Case, root: Path, home: Path, recipe: Recipe) -> bool:
-    """Keep a case whose files were only copied or touched: same bytes, new time."""
-    description = _described(home / case.name)
+def _restamp(case: Case, root: Path, home: Path, recipe: Recipe, *, verify: bool) -> bool:
+    """Keep a case whose files, or whose arrays, were only copied or touched: same bytes, new time.
+
+    Args:
+        verify: read the arrays even if their times say nothing.
+    """
+    folder = home / case.name
+    description = _described(folder)
     if description is None or description["request"] != _request(case, root, recipe):
         return False
+    for name, array in description["arrays"].items():
+        if verify or not _is_marked(folder / name, array):
+            if sha256(folder / name) != array["sha256"]:
+                return False
+            # The folder of another user can be read only.
+            with contextlib.suppress(PermissionError):
+                _mark(folder / name, array)
     now = _sources(case, root)
     for old, new, path in zip(description["sources"], now, case.files, strict=True):
         if old["size"] != new["size"]:
             return False
-        new["sha256"] = sha256(path)
+        new["sha256"] = old["sha256"] if old["mtime_ns"] == new["mtime_ns"] else sha256(path)
         if new["sha256"] != old["sha256"]:
             return False
-    write_whole(home / case.name / DESCRIPTION, _json({**description, "sources": now}))
+    if now != description["sources"]:
+        write_whole(folder / DESCRIPTION, sealed({**description, "sources": now}))
     return True
 
 
 def _shown(path: Path, root: Path) -> str:
     # Relative where possible, so that a data set that moves takes its cache along.
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
