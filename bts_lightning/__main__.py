@@ -41,7 +41,10 @@ VERBS = {
 }
 
 # What nobody but the user can mend.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_OF_THE_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

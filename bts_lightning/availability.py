@@ -6,6 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from io import StringIO
 from math import comb, prod
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from bts_lightning.chance import generator
 from bts_lightning.errors import DataError
+from bts_lightning.files import content
 from bts_lightning.modalities import COMPLETE, MODALITIES, SUBSETS, Subset, parse_subset
 
 
@@ -249,14 +251,13 @@ def _read_passion(file: Path) -> dict[str, Subset]:
     """Read which modalities each case keeps; names also without the grade before them."""
     kept: dict[str, Subset] = {}
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                flair, t1c, t1, t2 = (bool(flag) for flag in ast.literal_eval(row["mask"]))
-                name = row["data_name"].strip()
-                kept[name] = kept[re.sub(r"^(HGG|LGG|HG|LG)[_/]", "", name)] = (t1, t1c, t2, flair)
+        for row in csv.DictReader(StringIO(content(file).decode(), newline="")):
+            flair, t1c, t1, t2 = (bool(flag) for flag in ast.literal_eval(row["mask"]))
+            name = row["data_name"].strip()
+            kept[name] = kept[re.sub(r"^(HGG|LGG|HG|LG)[_/]", "", name)] = (t1, t1c, t2, flair)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
-    except (KeyError, ValueError, SyntaxError, TypeError) as error:
+    except (KeyError, ValueError, SyntaxError, TypeError, csv.Error, RecursionError) as error:
         raise DataError(
             f"{file} is no list of PASSION's: it needs columns data_name and mask, a mask such as "
             f'"[True, False, True, False]" for FLAIR, T1c, T1, T2 ({error!r})'

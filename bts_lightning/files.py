@@ -76,6 +76,11 @@ def whole(file: Path, *, lasting: bool = False) -> Iterator[IO[bytes]]:
                 stream.flush()
                 os.fsync(stream.fileno())
         temporary.replace(file)
+    except OSError as error:
+        # A write that fails names no file, and a rename the unfinished one.
+        if error.filename in (None, temporary):
+            error.filename = str(file)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
         os.close(handle)
@@ -98,7 +103,11 @@ def _begin(place: Path) -> tuple[Path, int]:
     """Create an unfinished file, locked as long as somebody writes it."""
     while True:
         temporary = unfinished(place)
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except OSError as error:
+            error.filename = str(place)
+            raise
         # Between the two, somebody may have taken it for abandoned.
         if _take(handle, wait=False) != "theirs" and os.fstat(handle).st_nlink:
             return temporary, handle

@@ -33,7 +33,7 @@ KNOWS_ONLY = {
     "modalities": set(),
     "errors": set(),
     "config": {"errors", "config"},
-    "availability": {"errors", "modalities", "chance"},
+    "availability": {"errors", "modalities", "chance", "files"},
     "networks": {"errors", "modalities", "networks"},
     "data": {"errors", "modalities", "chance", "files", "availability", "data"},
 }

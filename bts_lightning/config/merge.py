@@ -159,6 +159,12 @@ def _overrides_tree(words: Sequence[str], known: Tree) -> Tree:
             raise ConfigError(
                 f"cannot read the value in {word!r}; quote it as YAML does"
             ) from error
+        # A place may be called so, and the rest would be another one.
+        if re.search(r"(^|\s)#", text) and repr(value).count("#") < text.count("#"):
+            raise ConfigError(
+                f"in {word!r} YAML takes what follows # for a comment; quote the value: "
+                f'{key}="…", within the quotes of your shell'
+            )
         branch = tree
         for part in path:
             if not isinstance(branch.get(part), dict):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from bts_lightning.errors import ConfigError, DataError, did_you_mean
-from bts_lightning.files import write_whole
+from bts_lightning.files import content, write_whole
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -54,24 +54,42 @@ class Split:
         lists = [getattr(self, part) for part in PARTS]
         return hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:16]
 
+    @property
+    def checksum(self) -> str:
+        """Name all that is saved, so that a damaged file is not taken for another split."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
-        write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
+        saved = {**asdict(self), "checksum": self.checksum}
+        write_whole(path, json.dumps(saved, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Split":
         """Read what `save` wrote."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            parts = {part: tuple(map(str, content[part])) for part in PARTS}
-            return cls(
-                **parts,
-                name=str(content["name"]),
-                fingerprint=str(content["fingerprint"]),
-                missing=tuple(map(str, content.get("missing", ()))),
+            saved = json.loads(content(path))
+            split = cls(
+                **{part: tuple(map(str, saved[part])) for part in PARTS},
+                name=str(saved["name"]),
+                fingerprint=str(saved["fingerprint"]),
+                missing=tuple(map(str, saved.get("missing", ()))),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (
+            OSError,
+            RecursionError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:
             raise DataError(f"{path} is no split that this program saved: {error!r}") from error
+        # One from before this version, or made by hand, has none.
+        if saved.get("checksum", split.checksum) != split.checksum:
+            raise DataError(
+                f"{path} is not as it was saved; if you have edited it, take out its `checksum`"
+            )
+        return split
 
 
 def split_from(
@@ -175,7 +193,7 @@ def read_lists(
     for part in PARTS:
         path = Path(files[part]) if part in files else None
         try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path else []
+            lines = content(path).decode().splitlines() if path else []
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{path}, the {part} list of the split, cannot be read: {error}"

@@ -258,6 +258,17 @@ def test_a_mistake_is_refused_in_one_line(refusal, line, text):
     assert text in refusal(line)
 
 
+@pytest.mark.parametrize("value", ["/data/set #1", "#1", "[a, b] # two", "'/data' #1"])
+def test_what_yaml_takes_for_a_comment_is_refused(refusal, value):
+    text = refusal("small", f"data.root={value}")
+    assert "takes what follows # for a comment; quote the value" in text
+
+
+def test_a_quoted_hash_is_a_part_of_the_value():
+    assert load(["a2fseg", 'data.root="/data/set #1"']).data.root == "/data/set #1"
+    assert load(["a2fseg", "data.root=/data/set#1"]).data.root == "/data/set#1"
+
+
 def test_a_mistake_is_named_where_it_was_written_not_where_it_is_referred_to():
     with pytest.raises(ConfigError, match=r"'evaluation.overlp'; did you mean evaluation.overlap"):
         check(load(["a2fseg", "evaluation.overlp=0.3"]), supplied=SUPPLIED)

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 import os
@@ -9,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bts_lightning.data.cache import prepare
 from bts_lightning.data.cache.reading import BrokenCaseError, read_volumes
 from bts_lightning.data.cache.ready import load_case, read_images
 from bts_lightning.data.layouts import Case, bids, brats, find_cases
@@ -287,6 +289,75 @@ def test_manifest_tells_line_by_line_what_is_wrong(tmp_path: Path) -> None:
         "labels is 'brats1999'",
     ):
         assert words in reasons
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("x" * 300 + ",a.nii.gz", "is not a plain file name"),
+        ("b," + "x" * 300 + ".nii.gz", "cannot be looked at: File name too long"),
+        ("b," + "x" * 70_000, "cannot be looked at: File name too long"),
+        ("b,a.nii.gz,a.nii.gz", "line 3 has 3 cells; the first line has 2"),
+        ("b", "line 3 has 1 cells; the first line has 2"),
+    ],
+)
+def test_a_row_without_measure_is_a_fault_in_few_words(tmp_path: Path, row: str, told: str) -> None:
+    write_image(tmp_path / "a.nii.gz", volume(0))
+    (tmp_path / "manifest.csv").write_text(f"case,t1\na,a.nii.gz\n{row}\n")
+    found = find_cases(tmp_path)
+    assert [case.name for case in found.cases] == ["a"]
+    assert any(told in str(fault) for fault in found.faults)
+    assert all(len(str(fault)) < 700 for fault in found.faults)
+
+
+def test_a_cell_of_200_000_letters_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text(f"case,t1\n{'x' * 200_000},a.nii\n")
+    with pytest.raises(DataError, match=r"manifest\.csv is no CSV: field larger"):
+        find_cases(tmp_path)
+
+
+def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
+    home = write_case(tmp_path / "BraTS2021_00000")
+    (image := home / "BraTS2021_00000_t1.nii.gz").unlink()
+    os.mkfifo(image)
+    (home / "BraTS2021_00000_t2.nii.gz").unlink()
+    (home / "BraTS2021_00000_t2.nii.gz").symlink_to("/dev/zero")
+    with pytest.raises(BrokenCaseError) as error:
+        read_volumes(find_cases(tmp_path).cases[0])
+    assert [f.reason for f in error.value.faults] == ["cannot be opened: not a regular file"] * 2
+    for name in ("manifest.csv", "dataset.json"):
+        home = datasets.write_decathlon(tmp_path / name) / "Task01_BrainTumour"
+        (home / name).unlink(missing_ok=True)
+        os.mkfifo(home / name)
+        with pytest.raises(DataError, match=f"{name} .*not a regular file"):
+            find_cases(home)
+
+
+def test_a_folder_without_rights_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets.write_brats2021(tmp_path)
+    (tmp_path / "BraTS2021_00007.nii.gz").mkdir()
+    shut = ("BraTS2021_00001", "BraTS2021_00007.nii.gz")
+
+    def unless_shut(read: Any) -> Any:
+        def reading(path: Any) -> Any:
+            if Path(path).name in shut:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return read(path)
+
+        return reading
+
+    monkeypatch.setattr(os, "scandir", unless_shut(os.scandir))
+    monkeypatch.setattr(os, "listdir", unless_shut(os.listdir))
+    found = find_cases(tmp_path)
+    assert [case.name for case in found.cases] == ["BraTS2021_00000", "BraTS2021_00002"]
+    assert {(fault.file, fault.reason) for fault in found.faults} == {
+        (tmp_path / name, "cannot be opened: Permission denied") for name in shut
+    }
+    with pytest.raises(DataError, match=r"2 of 4 cases .* Permission denied"):
+        prepare(tmp_path)
+    assert len(prepare(tmp_path, skip_broken=True)) == 2
 
 
 def test_two_manifest_columns_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -499,6 +499,19 @@ def test_lack_of_space_is_told_before_the_work(
         prepare(tmp_path)
 
 
+def test_a_limit_of_the_size_of_files_names_the_file(tmp_path: Path) -> None:
+    _write_large(tmp_path / "data", cases=1)
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    words = ["prepare", str(tmp_path / "data"), "--cache", str(tmp_path / "cache")]
+    command = f"{limited}; from bts_lightning.__main__ import main; raise SystemExit(main({words}))"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "BraTS2021_00000/image.npy cannot be written: File too large" in line
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "cache").rglob("*.npy*"))
+
+
 def test_fingerprint_follows_the_content_not_the_place(tmp_path: Path) -> None:
     datasets.write_brats2021(tmp_path / "here")
     shutil.copytree(tmp_path / "here", tmp_path / "there")

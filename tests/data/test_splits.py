@@ -164,6 +164,10 @@ def test_edited_split_with_an_overlap_is_refused(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["test"] += content["train"]
     path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="not as it was saved; if you have edited it"):
+        split_from(str(path), _cases(10), fingerprint="abc")
+    del content["checksum"]
+    path.write_text(json.dumps(content))
     with pytest.raises(DataError, match="one part only"):
         split_from(str(path), _cases(10), fingerprint="abc")
 

@@ -9,8 +9,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -59,8 +60,8 @@ class _Header(NamedTuple):
 class _Unpacked(NamedTuple):
     """An open file, the stream of what it unpacks to, and how many bytes that can be at most."""
 
-    file: IO[bytes]
-    stream: IO[bytes]
+    file: BufferedReader
+    stream: BufferedIOBase
     most: int
 
 
@@ -130,7 +131,7 @@ def _header(start: bytes, most: int) -> _Header:
         raise UnreadableError("the file is empty")
     # The size of the header is the format's mark, in either byte order.
     sizes = {int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")}
-    kinds = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+    kinds: dict[int, Any] = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
     length = next((size for size in kinds if size in sizes), None)
     if length is None or len(start) < length:
         raise UnreadableError("not a NIfTI image")

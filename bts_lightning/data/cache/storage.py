@@ -156,10 +156,11 @@ def _build(case: Case, root: Path, folder: Path, part: Path, recipe: Recipe) -> 
         _publish(part, folder)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            file = folder / Path(error.filename or "").name
             raise DataError(
-                f"no space left in {folder.parent} for case {case.name}; free some, or give the "
-                "cache another place"
+                f"{file} cannot be written: {error.strerror}; make room, or give the cache another "
+                "place"
             ) from error
         raise
 

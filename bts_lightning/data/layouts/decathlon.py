@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Image
 from bts_lightning.errors import DataError
+from bts_lightning.files import content
 from bts_lightning.modalities import MODALITIES, Modality
 
 KNOWN = "Decathlon Task01"
@@ -42,10 +43,10 @@ def _decathlon_channels(path: Path) -> dict[Modality, int]:
             f"{path} is missing; it says which channel of the 4-D files is which modality"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names = {int(k): str(v).lower() for k, v in content["modality"].items()}
-        labels = {str(k): str(v).lower() for k, v in content["labels"].items()}
-    except (ValueError, KeyError, AttributeError) as error:
+        read = json.loads(content(path))
+        names = {int(k): str(v).lower() for k, v in read["modality"].items()}
+        labels = {str(k): str(v).lower() for k, v in read["labels"].items()}
+    except (OSError, RecursionError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise DataError(f"{path} is not a Decathlon description: {error!r}") from error
     channels = {_CHANNELS[n]: k for k, n in names.items() if n in _CHANNELS}
     known = labels.keys() == _LABELS.keys() and all(

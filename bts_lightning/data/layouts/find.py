@@ -40,9 +40,10 @@ def find_cases(root: Path | str) -> DataSet:
         return _checked(root, read_manifest(manifest), ())
     if root.is_file():
         raise DataError(f"{root} is a file; give a data set folder or a manifest ending in .csv")
-    images = tuple(images_below(root))
+    closed: list[Fault] = []
+    images = tuple(images_below(root, closed))
     read = [part for layout in layouts() for part in layout.read(images)]
-    found = _checked(root, read, images)
+    found = _checked(root, [*read, *closed], images)
     if not found.cases and not found.faults:
         raise DataError(_nothing_found(found))
     return found
@@ -57,10 +58,19 @@ def layouts() -> list[Layout]:
     return [cast(Layout, module) for module in modules if hasattr(module, "read")]
 
 
-def images_below(root: Path) -> Iterator[Image]:
-    """Yield name without ending and path of every NIfTI file, in one order on every machine."""
+def images_below(root: Path, closed: list[Fault]) -> Iterator[Image]:
+    """Yield name without ending and path of every NIfTI file, in one order on every machine.
+
+    Args:
+        closed: here come the folders that cannot be read.
+    """
+
+    def blame(error: OSError) -> None:
+        folder = Path(error.filename)
+        closed.append(Fault(folder.name, folder, f"cannot be opened: {error.strerror}"))
+
     seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=blame, followlinks=True):
         here = Path(folder)
         # A link to a folder above would never end.
         if (real := os.path.realpath(here)) in seen:
@@ -69,7 +79,11 @@ def images_below(root: Path) -> Iterator[Image]:
         seen.add(real)
         for name in sorted(folders):
             # Some unpackers leave `X_t1.nii/`, a folder around a file with an internal name.
-            inner = _nifti_files(here / name) if _stem(name) is not None else []
+            try:
+                inner = _nifti_files(here / name) if _stem(name) is not None else []
+            except OSError:
+                # The walk will blame it.
+                continue
             if len(inner) == 1 and (stem := _stem(name)) is not None:
                 yield Image(stem, inner[0])
                 folders.remove(name)

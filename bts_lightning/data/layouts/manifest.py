@@ -2,12 +2,13 @@
 
 import csv
 import re
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import cast, get_args
 
 from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Fault, LabelScheme
 from bts_lightning.errors import DataError, did_you_mean
+from bts_lightning.files import content
 from bts_lightning.modalities import MODALITIES
 
 _COLUMNS = ("case", "patient", *MODALITIES, "label", "labels")
@@ -16,20 +17,27 @@ _COLUMNS = ("case", "patient", *MODALITIES, "label", "labels")
 def read_manifest(path: Path) -> list[Case | Fault]:
     """Read a CSV, one row a case; paths are relative to it, an empty cell was never acquired."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # As a file that is opened as text is read, with any line end.
+        text = TextIOWrapper(BytesIO(content(path)), encoding="utf-8-sig").read()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text in UTF-8 ({error.reason}); save it as such") from error
-    table = csv.DictReader(StringIO(text))
-    columns = [column.strip() for column in table.fieldnames or ()]
+    try:
+        table = [[cell.strip() for cell in row] for row in csv.reader(StringIO(text)) if row]
+    except csv.Error as error:
+        raise DataError(f"{path} is no CSV: {error}") from error
+    columns, *rows = table or [[]]
     _check_columns(path, columns)
-    rows = [
-        {c: (v or "").strip() for c, v in zip(columns, row.values(), strict=False)} for row in table
-    ]
     found: list[Case | Fault] = []
     seen: set[str] = set()
-    for number, row in enumerate(rows, start=2):
-        name = row["case"] or f"line {number}"
+    for number, cells in enumerate(rows, start=2):
+        row = dict.fromkeys(columns, "") | dict(zip(columns, cells, strict=False))
+        name = _short(row["case"]) or f"line {number}"
         broken = _row_faults(path, name, row, seen)
+        if len(cells) != len(columns):
+            reason = f"line {number} has {len(cells)} cells; the first line has {len(columns)}"
+            broken.append(Fault(name, path, reason))
         seen.add(name)
         found += broken or [_manifest_case(path.parent, row)]
     return found
@@ -46,26 +54,41 @@ def _check_columns(path: Path, columns: list[str]) -> None:
 
 
 def _row_faults(manifest: Path, name: str, row: dict[str, str], seen: set[str]) -> list[Fault]:
+    named = {what: row[what] for what in (*MODALITIES, "label") if row.get(what)}
     faults = [
         Fault(
             name,
-            manifest.parent / row[what],
-            f"named in {manifest.name}, column {what}, but not there",
+            manifest.parent / _short(cell),
+            f"named in {manifest.name}, column {what}, but {reason}",
         )
-        for what in (*MODALITIES, "label")
-        if row.get(what) and not (manifest.parent / row[what]).is_file()
+        for what, cell in named.items()
+        if (reason := _not_there(manifest.parent / cell))
     ]
     if name in seen:
         faults.append(Fault(name, manifest, "this case stands on two lines"))
     # The name becomes a folder of the cache.
-    if not re.fullmatch(r"\w[\w.+-]*", row["case"]):
-        faults.append(Fault(name, manifest, f"case {row['case']!r} is not a plain file name"))
+    if not re.fullmatch(r"\w[\w.+-]{,199}", row["case"]):
+        faults.append(Fault(name, manifest, f"case {name!r} is not a plain file name"))
     if not any(row.get(modality) for modality in MODALITIES):
         faults.append(Fault(name, manifest, "no image is named"))
     if row.get("labels") and row["labels"] not in LABEL_VALUES:
         choices = ", ".join(get_args(LabelScheme))
-        faults.append(Fault(name, manifest, f"labels is {row['labels']!r}; known are {choices}"))
+        faults.append(
+            Fault(name, manifest, f"labels is {_short(row['labels'])!r}; known are {choices}")
+        )
     return faults
+
+
+def _not_there(file: Path) -> str | None:
+    try:
+        return None if file.is_file() else "not there"
+    except OSError as error:
+        return f"cannot be looked at: {error.strerror}"
+
+
+def _short(cell: str) -> str:
+    """Show no more of a cell than fits on a screen."""
+    return cell if len(cell) < 200 else f"{cell[:200]}…"
 
 
 def _manifest_case(folder: Path, row: dict[str, str]) -> Case:

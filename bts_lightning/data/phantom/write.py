@@ -23,7 +23,7 @@ from bts_lightning.data.phantom.preview import contact_sheet
 from bts_lightning.data.phantom.space import FULL_SIZE, head_grid
 from bts_lightning.data.phantom.tumour import draw_tumour, grow, push_aside
 from bts_lightning.errors import DataError
-from bts_lightning.files import alone, unfinished, write_whole
+from bts_lightning.files import alone, content, unfinished, write_whole
 from bts_lightning.modalities import MODALITIES, Modality
 
 # Raised when the same seed gives other images: an older phantom is never taken for a new one.
@@ -118,7 +118,7 @@ def _claim(out: Path, cases: int, seed: int, size: tuple[int, int, int]) -> None
     wanted = json.dumps({"seed": seed, "size": list(size), "recipe": RECIPE})
     entries = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     beyond = sorted(name for name in entries if case_name(cases) <= name < "BraTS2021_a")
-    found = record.read_text(encoding="utf-8").strip() if record.is_file() else None
+    found = content(record).decode(errors="replace").strip() if record.exists() else None
     if entries and found is None:
         what = f"is not empty and not a phantom (it holds {min(entries)!r})"
     elif found not in (None, wanted):
