@@ -1,6 +1,7 @@
 """What tests share: one small phantom, prepared once a session, and torch left as it was."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,3 +84,15 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ("BTS_RUN", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_USE_AGENT_STORE")
     for name in given:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Give a disk of two megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small disk needs rights that this user lacks")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)

@@ -197,3 +197,16 @@ def test_bad_input_is_one_line_that_names_the_file(
     assert "case:" not in printed
     assert len(printed.splitlines()) == 1
     assert not out.exists()
+
+
+def test_a_full_disk_is_named_and_keeps_no_part(
+    trained: Path,
+    files: dict[str, Path],
+    small_disk: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (small_disk / "else").write_bytes(bytes(2**21 - 2**13))
+    out = small_disk / "new" / "seg.nii.gz"
+    assert predict(trained, "--t1c", files["t1c"], "--out", out) == 2
+    assert capsys.readouterr().err == f"error: {out}: No space left on device\n"
+    assert not list(out.parent.iterdir())

@@ -151,7 +151,7 @@ def _header(start: bytes, most: int) -> _Header:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     end = offset + math.prod(shape) * dtype.itemsize
-    if not 0 < count < 8 or min(shape) < 0 or offset < length:
+    if not 0 < count < 8 or min(shape) < 1 or offset < length:
         raise UnreadableError(f"not a NIfTI image: shape {shape} from byte {offset} on")
     if dtype.kind not in "uif":
         raise UnreadableError(f"holds {dtype} voxels; expected one number each")

@@ -76,7 +76,7 @@ def read_volumes(case: Case) -> Volumes:
 
 def _shape_fault(array: NDArray[Any], case: Case, channel: int | None) -> str | None:
     dimensions = 3 if channel is None else 4
-    if array.ndim != dimensions or 0 in array.shape:
+    if array.ndim != dimensions:
         return f"has shape {_times(array.shape)}; expected {dimensions} dimensions"
     if channel is not None and array.shape[3] != len(case.channels):
         return f"has {array.shape[3]} channels; expected {len(case.channels)}"
