@@ -23,10 +23,12 @@ class CaseScorer(Callback):
         folder: Path,
         protocol: Protocol,
         cases: Sequence[str],
+        made: str,
         *,
         predictions: bool = False,
     ) -> None:
         self.folder = folder
+        self.made = made
         self.protocol = protocol
         self.predictions = predictions
         self.asked = protocol.subsets_of(cases)
@@ -48,22 +50,22 @@ class CaseScorer(Callback):
         if self._is_done(case, subsets):
             return
         if not subsets:
-            write_rows(self.folder, case.name, [], {})
+            write_rows(self.folder, case.name, [], {}, self.made)
             return
         predicted = segment_case(pl_module, case, self.protocol, subsets)
         if self._wants_predictions(case):
             for subset, label_map in zip(subsets, predicted, strict=True):
                 write_prediction(case, label_map, self._prediction(case, subset))
         if case.label is None:
-            write_rows(self.folder, case.name, [], {})
+            write_rows(self.folder, case.name, [], {}, self.made)
             return
         self._keep_slices(case, subsets, predicted)
         scores = score_case(case, predicted, self.protocol)
-        write_rows(self.folder, case.name, subsets, scores)
+        write_rows(self.folder, case.name, subsets, scores, self.made)
 
     def _is_done(self, case: CachedCase, subsets: Sequence[Subset]) -> bool:
         """Say whether all that is wanted was written, predictions asked for later included."""
-        return has_rows(self.folder, case.name) and (
+        return has_rows(self.folder, case.name, self.made) and (
             not self._wants_predictions(case)
             or all(self._prediction(case, subset).exists() for subset in subsets)
         )

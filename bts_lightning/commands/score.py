@@ -17,7 +17,7 @@ from bts_lightning.errors import UserError
 from bts_lightning.files import sha256
 from bts_lightning.inference import Protocol
 from bts_lightning.memory import keep_freed_memory
-from bts_lightning.report.folder import finish_folder, open_folder
+from bts_lightning.report.folder import finish_folder, making, open_folder
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs.devices import check_accelerator, chosen_device
@@ -62,9 +62,10 @@ def score(
     if not getattr(data.split, part):
         raise UserError(f"the {part} part of split {data.split.name} has no case; choose another")
     runs.check_split(run, data, [part])
-    scorer = CaseScorer(folder, protocol, getattr(data.split, part), predictions=predictions)
-    trainer.callbacks.append(scorer)  # type: ignore[attr-defined]
     facts = _protocol_facts(run, nodes, protocol, checkpoint, data, part)
+    cases = getattr(data.split, part)
+    scorer = CaseScorer(folder, protocol, cases, making(facts), predictions=predictions)
+    trainer.callbacks.append(scorer)  # type: ignore[attr-defined]
     with only_one(folder, "evaluating") if trainer.is_global_zero else nullcontext():
         if trainer.is_global_zero:
             facts = open_folder(folder, facts)
@@ -73,7 +74,7 @@ def score(
         if trainer.is_global_zero:
             names = sorted(getattr(data.split, part))
             labelled = {name for name in names if data.cases[name].is_labelled}
-            table = finish_folder(folder, facts, names, labelled, console)
+            table = finish_folder(folder, facts, scorer.made, names, labelled, console)
             _send_to_wandb(run, nodes["logger"].get("wandb"), folder.name, table)
             console.print(f"table   {folder / 'cases.csv'}\nreport  {folder / 'report.html'}")
 

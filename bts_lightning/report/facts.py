@@ -1,11 +1,13 @@
 """How an evaluation was made, in words: the file `protocol.json` beside the table."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bts_lightning.errors import DataError
+from bts_lightning.files import NotAFileError, content, write_whole
 
 HD95 = {
     "pooled": "the 95th percentile of the surface distances of both directions together, in "
@@ -42,6 +44,7 @@ _ORDER = (
     "data_fingerprint",
     "versions",
 )
+_SEAL, _TABLE = "checksum", "checksum_of_cases"
 # These are told in sentences, not in the list of facts.
 _TOLD = ("hd95", "empty", "cases", "subsets", "unscored")
 
@@ -50,14 +53,35 @@ def read_protocol(folder: Path) -> dict[str, Any]:
     """Read `protocol.json` of an evaluation folder."""
     file = folder / "protocol.json"
     try:
-        protocol = json.loads(file.read_text())
+        protocol = json.loads(content(file))
     except FileNotFoundError as fault:
         raise DataError(f"{file}: no such file; `bts evaluate RUN` writes it") from fault
-    except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+    except NotAFileError as fault:
+        raise DataError(f"{file}: {fault.strerror}; take it away and evaluate again") from fault
+    except (ValueError, RecursionError) as fault:
         raise DataError(f"{file}: not readable as JSON ({fault}); evaluate again") from fault
     if not isinstance(protocol, dict):
         raise DataError(f"{file}: holds a {type(protocol).__name__}, not a mapping; evaluate again")
+    # Tables from before, and those of other programs, have none.
+    seal = protocol.pop(_SEAL, None)
+    if seal is not None and seal != checksum(protocol):
+        raise DataError(f"{file}: damaged, or changed by hand; evaluate again")
+    rows, told = folder / "cases.csv", protocol.pop(_TABLE, None)
+    if told and rows.is_file() and told != checksum(content(rows).hex()):
+        raise DataError(f"{rows}: damaged, or changed by hand; evaluate again")
     return protocol
+
+
+def write_protocol(folder: Path, facts: Mapping[str, Any], table: str | None = None) -> None:
+    """Write `protocol.json` so that damage is noticed, to the table `cases.csv` as well."""
+    told = {**facts, _TABLE: table and checksum(table.encode().hex())}
+    sealed = {**told, _SEAL: checksum(told)}
+    write_whole(folder / "protocol.json", json.dumps(sealed, indent=2) + "\n")
+
+
+def checksum(facts: object) -> str:
+    """Give a short digest of plain values."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def policy(protocol: Mapping[str, Any]) -> str:

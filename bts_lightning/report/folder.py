@@ -1,6 +1,5 @@
 """The folder of an evaluation: its protocol, the rows of each case, and what is made of them."""
 
-import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from bts_lightning.errors import UserError
-from bts_lightning.files import write_whole
+from bts_lightning.errors import DataError, UserError
+from bts_lightning.files import content, write_whole
 from bts_lightning.modalities import Subset, subset_name
+from bts_lightning.report.facts import checksum, read_protocol, write_protocol
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.slices import keep_slices
 from bts_lightning.report.table import COLUMNS, REGION_NAMES, VALUES, EvaluationTable, read_rows
@@ -22,18 +22,25 @@ from bts_lightning.report.write import choose_cases, write_report
 _MAY_DIFFER = ("commit", "versions", "run", "experiment", "created", "cases", "unscored")
 
 
+def making(facts: Mapping[str, Any]) -> str:
+    """Give a mark of how rows are made, the same as long as they may stand in one table."""
+    # Rows from before a metric was added are made again, or the table would have gaps.
+    return checksum([COLUMNS, sorted((k, v) for k, v in facts.items() if k not in _MAY_DIFFER)])
+
+
 def open_folder(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Start a folder of rows, or continue one whose rows were made alike; return its facts."""
-    file = folder / "protocol.json"
-    if not file.exists():
+    try:
+        before = read_protocol(folder)
+    except DataError:
+        # Not there, or damaged: the rows say by themselves whether they were made alike.
         facts = facts | {"created": time.strftime("%FT%T")}
-        _write_facts(folder, facts)
+        write_protocol(folder, facts)
         return facts
-    before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     changed = sorted(
         key
-        for key in facts
-        if key not in _MAY_DIFFER and json.dumps(before.get(key)) != json.dumps(facts[key])
+        for key in {**before, **facts}
+        if key not in _MAY_DIFFER and checksum(before.get(key)) != checksum(facts.get(key))
     )
     if changed:
         raise UserError(
@@ -43,15 +50,21 @@ def open_folder(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return before
 
 
-def has_rows(folder: Path, case: str) -> bool:
-    """Say whether a case is finished, in all columns that a table has today."""
-    file = _rows_file(folder, case)
-    # Rows from before a metric was added are made again, or the table would have gaps.
-    return file.exists() and file.read_text().partition("\n")[0] == ",".join(COLUMNS)
+def has_rows(folder: Path, case: str, made: str) -> bool:
+    """Say whether a case is finished: its rows are as they were written, and made alike."""
+    try:
+        seal, _, rows = content(_rows_file(folder, case)).partition(b"\n")
+    except OSError:
+        return False
+    return seal == _seal(case, rows, made)
 
 
 def write_rows(
-    folder: Path, case: str, subsets: Sequence[Subset], scores: Mapping[str, np.ndarray]
+    folder: Path,
+    case: str,
+    subsets: Sequence[Subset],
+    scores: Mapping[str, np.ndarray],
+    made: str,
 ) -> None:
     """Write the rows of a case, whole or not at all; without a subset there is none."""
     rows = [
@@ -60,24 +73,30 @@ def write_rows(
         for s, subset in enumerate(subsets)
         for r, region in enumerate(REGION_NAMES)
     ]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    write_whole(_rows_file(folder, case), table.to_csv(index=False))
+    table = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False).encode()
+    write_whole(_rows_file(folder, case), _seal(case, table, made) + b"\n" + table)
+
+
+def _seal(case: str, rows: bytes, made: str) -> bytes:
+    """Give the first line of a file of rows, another one if the rows or their making differ."""
+    return f"# {checksum([case, made, rows.hex()])}".encode()
 
 
 def finish_folder(
     folder: Path,
     facts: Mapping[str, Any],
+    made: str,
     cases: Sequence[str],
     labelled: Collection[str],
     console: Screen,
 ) -> EvaluationTable:
     """Join the rows of all cases, each exactly once, into table, summary and report."""
-    missing = [name for name in cases if not _rows_file(folder, name).exists()]
+    missing = [name for name in cases if not has_rows(folder, name, made)]
     if missing:
         raise UserError(
             f"{len(missing)} cases were not evaluated, {missing[0]} first; run it again"
         )
-    tables = [read_rows(_rows_file(folder, name)) for name in cases]
+    tables = [read_rows(_rows_file(folder, name), skip=1) for name in cases]
     empty = [name for name, table in zip(cases, tables, strict=True) if table.empty]
     unscored = [name for name in empty if name not in labelled]
     unshown = [name for name in empty if name in labelled]
@@ -98,16 +117,13 @@ def finish_folder(
     rows = pd.concat(scored, ignore_index=True)
     table = EvaluationTable.from_rows(rows, str(folder))
     facts = {**facts, "cases": len(scored), "unscored": unscored}
-    _write_facts(folder, facts)
-    write_whole(folder / "cases.csv", rows.to_csv(index=False))
+    text = rows.to_csv(index=False)
+    write_protocol(folder, facts, text)
+    write_whole(folder / "cases.csv", text)
     write_report(folder, table, facts)
     # About a megabyte a case; the report shows a dozen.
     keep_slices(folder, choose_cases(table))
     return table
-
-
-def _write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    write_whole(folder / "protocol.json", json.dumps(facts, indent=2) + "\n")
 
 
 def _rows_file(folder: Path, case: str) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bts_lightning.errors import DataError, UserError
+from bts_lightning.files import regular
 from bts_lightning.metrics.table import METRICS, TABLE, VOLUMES, Metric
 from bts_lightning.modalities import REGIONS, SUBSETS, parse_subset, subset_name
 
@@ -99,13 +100,15 @@ def evaluation_folder(run: Path) -> Path:
     return max(found, key=lambda folder: (folder / "cases.csv").stat().st_mtime)
 
 
-def read_rows(file: Path) -> pd.DataFrame:
+def read_rows(file: Path, *, skip: int = 0) -> pd.DataFrame:
     """Read rows of the table as they stand; a case may be called 007 or NA: names are text."""
+    names = dict.fromkeys(KEYS, str)
     try:
-        return pd.read_csv(
-            file, dtype=dict.fromkeys(KEYS, str), keep_default_na=False, na_values=MISSING
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as fault:
+        with regular(file) as stream:
+            return pd.read_csv(
+                stream, dtype=names, keep_default_na=False, na_values=MISSING, skiprows=skip
+            )
+    except (ValueError, OverflowError) as fault:
         raise DataError(f"{file}: not a readable table ({fault}); evaluate again") from fault
 
 

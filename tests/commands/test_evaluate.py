@@ -15,6 +15,7 @@ from bts_lightning.commands.compare import compare
 from bts_lightning.commands.evaluate import evaluate
 from bts_lightning.data.phantom.write import write_phantom
 from bts_lightning.errors import UserError
+from bts_lightning.report.write import write_report
 
 
 @pytest.fixture
@@ -63,6 +64,56 @@ def test_a_finished_case_is_not_done_again(run: Path) -> None:
     after = {file: file.stat().st_mtime_ns for file in (folder / "rows").iterdir()}
     assert [file for file in before if after[file] != before[file]] == [dropped]
     assert (folder / "cases.csv").read_bytes() == expected
+
+
+def test_damaged_rows_are_scored_again(run: Path) -> None:
+    folder = evaluate(run, device="cpu", words=["evaluation.subsets=[flair,t2]"])
+    expected = (folder / "cases.csv").read_bytes()
+    (file, *_) = sorted((folder / "rows").iterdir())
+    whole = file.read_bytes()
+    # A case scored in part would give a report that looks whole.
+    for damaged in (b"", whole[:-40], whole.replace(b",ET,1", b",ET,0"), whole.rpartition(b"\nB")[0]):
+        file.write_bytes(damaged)
+        evaluate(run, device="cpu", words=["evaluation.subsets=[flair,t2]"])
+        assert file.read_bytes() == whole
+        assert (folder / "cases.csv").read_bytes() == expected
+
+
+def test_a_damaged_protocol_is_written_again_and_refused_elsewhere(run: Path) -> None:
+    words = ["evaluation.subsets=[flair]"]
+    folder = evaluate(run, device="cpu", words=words)
+    file = folder / "protocol.json"
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:-40], b"[1]", whole.replace(b'"network"', b'"networl"'), b"\xff\x00"):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"protocol\.json.*evaluate again"):
+            write_report(folder)
+        rows = {row: row.stat().st_mtime_ns for row in (folder / "rows").iterdir()}
+        evaluate(run, device="cpu", words=words)
+        # The rows say by themselves how they were made, so none is made again.
+        assert rows == {row: row.stat().st_mtime_ns for row in (folder / "rows").iterdir()}
+        write_report(folder)
+    file.write_bytes(b"")
+    expected = evaluate(run, device="cpu", name="other", words=["evaluation.subsets=[t1]"])
+    evaluate(run, device="cpu", words=["evaluation.subsets=[t1]"])
+    assert (folder / "cases.csv").read_bytes() == (expected / "cases.csv").read_bytes()
+
+
+def test_a_table_that_was_changed_is_not_reported(run: Path) -> None:
+    folder = evaluate(run, device="cpu", words=["evaluation.subsets=[flair]"])
+    text = (folder / "cases.csv").read_text()
+    (folder / "cases.csv").write_text(text.rpartition("BraTS")[0])
+    with pytest.raises(UserError, match=r"cases\.csv: damaged, or changed by hand"):
+        write_report(folder)
+    evaluate(run, device="cpu", words=["evaluation.subsets=[flair]"])
+    assert (folder / "cases.csv").read_text() == text
+
+
+def test_an_option_taken_back_makes_another_protocol(run: Path) -> None:
+    words = ["evaluation.subsets=[flair]"]
+    evaluate(run, device="cpu", words=[*words, "evaluation.et_minimum=5"])
+    with pytest.raises(UserError, match="another et_minimum, et_small"):
+        evaluate(run, device="cpu", words=words)
 
 
 def test_rows_of_two_protocols_never_share_a_table(run: Path) -> None:
