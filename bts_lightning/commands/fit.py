@@ -20,6 +20,7 @@ from bts_lightning.callbacks.exact_curves import ExactCurves
 from bts_lightning.callbacks.own_files import OwnFiles
 from bts_lightning.callbacks.preemption import PreemptedError, Preemption
 from bts_lightning.callbacks.provenance import Provenance
+from bts_lightning.callbacks.same_optimizer import SameOptimizer
 from bts_lightning.config import build
 from bts_lightning.config.merge import one_line
 from bts_lightning.config.schema import signature
@@ -28,7 +29,13 @@ from bts_lightning.files import clear_unfinished
 from bts_lightning.loggers import Csv, report_failure
 from bts_lightning.memory import advise_on_memory, is_out_of_memory, keep_freed_memory
 from bts_lightning.report.screen import Screen
-from bts_lightning.runs.checkpoints import WholeCheckpoints, load_weights, read_checkpoint
+from bts_lightning.runs.checkpoints import (
+    WholeCheckpoints,
+    check_resumable,
+    is_of_the_checkpoint,
+    load_weights,
+    read_checkpoint,
+)
 from bts_lightning.runs.devices import check_accelerator
 from bts_lightning.runs.lock import only_one
 from bts_lightning.runs.processes import end_with_parent
@@ -95,6 +102,8 @@ def _fit_alone(
     except MisconfigurationException as error:
         raise ConfigError(one_line(error)) from error
     except (RuntimeError, MemoryError) as error:
+        if resume and is_of_the_checkpoint(error):
+            raise UserError(_misfit(resume, error)) from error
         if not is_out_of_memory(error):
             raise
         raise UserError(advise_on_memory(config)) from error
@@ -106,6 +115,10 @@ def _fit_alone(
         ) from error
     except PreemptedError as stop:
         raise EveryRankError(f"{stop}; continue with: bts train {run}") from stop
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if not resume or not is_of_the_checkpoint(error):
+            raise
+        raise UserError(_misfit(resume, error)) from error
     if trainer.is_global_zero:
         console.print(f"done    {_summary(trainer)}\nnext    bts evaluate {run}")
 
@@ -114,7 +127,12 @@ def _trainer(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> Trainer
     """Build the trainer, with callbacks and loggers that write into the run."""
     given = nodes["trainer"].arguments
     check_accelerator(given.get("accelerator"), "trainer.accelerator")
-    callbacks: list[Callback] = [Provenance(run, config), OwnFiles(), ExactCurves()]
+    callbacks: list[Callback] = [
+        Provenance(run, config),
+        OwnFiles(),
+        SameOptimizer(),
+        ExactCurves(),
+    ]
     for node in nodes["callbacks"].values():
         takes = signature(node.cls).arguments
         place = {"dirpath": str(run / "checkpoints")} if "dirpath" in takes else {}
@@ -163,14 +181,23 @@ def _check_patch(task: SegmentationTask, data: Any) -> None:
 def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:
     """Choose the checkpoint to go on from; one that cannot be read is named and passed over."""
     candidates = runs.checkpoint_files(run)
-    for file in candidates:
+    for i, file in enumerate(candidates, start=1):
         try:
-            return file, read_checkpoint(file)
+            content = read_checkpoint(file)
+            check_resumable(content, file)
+            return file, content
         except UserError as error:
+            if i == len(candidates):
+                raise UserError(f"{error}; delete {file.parent} to begin again") from error
             console.print(f"{error}; trying the one before it", style="yellow")
-    if candidates:
-        raise UserError(f"none of the checkpoints in {candidates[0].parent} can be read")
     return None, {}
+
+
+def _misfit(file: Path, error: Exception) -> str:
+    return (
+        f"{file} does not fit this training ({type(error).__name__}: {one_line(error)}); go on "
+        "with the experiment that it was saved by"
+    )
 
 
 def _batches(checkpoint: dict[str, Any]) -> int:

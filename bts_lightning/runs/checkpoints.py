@@ -3,18 +3,43 @@
 import errno
 import os
 import shutil
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import nn
+from torch import Tensor, nn
 
 from bts_lightning.config.merge import one_line
 from bts_lightning.errors import UserError
-from bts_lightning.files import whole
+from bts_lightning.files import NotAFileError, regular, whole
 
 ALMOST_NOTHING = 2**20  # bytes
+
+# What a training goes on from, by the kind that Lightning saves.
+_STATE: dict[str, type] = {
+    "global_step": int,
+    "epoch": int,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "pytorch-lightning_version": str,
+}
+# The same of a `ModelCheckpoint`, which compares and removes later what it is given here.
+_KEEPER: dict[str, type] = {
+    "best_k_models": dict,
+    "kth_value": Tensor,
+    "dirpath": str,
+    "best_model_path": str,
+    "kth_best_model_path": str,
+    "last_model_path": str,
+}
+# Functions that take over what a checkpoint holds.
+_TAKING = ("load_state_dict", "on_load_checkpoint", "_load_combined_loader_states")
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -45,11 +70,10 @@ class WholeCheckpoints(TorchCheckpointIO):
         Lightning forgets which score was the best when a checkpoint names another folder than its
         own, and the next validation would overwrite `best.ckpt` whatever it gives.
         """
-        checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        checkpoint = read_checkpoint(Path(path))
         folder = os.path.realpath(Path(path).parent)
-        for key, state in checkpoint.get("callbacks", {}).items():
-            if isinstance(state, dict) and "best_k_models" in state:
-                checkpoint["callbacks"][key] = _moved(state, state["dirpath"], folder)
+        for key, state in _keepers(checkpoint):
+            checkpoint["callbacks"][key] = _moved(state, state["dirpath"], folder)
         return checkpoint
 
 
@@ -65,16 +89,70 @@ def _moved(value: Any, old: str, new: str) -> Any:
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Read a checkpoint of tensors and plain values; a broken or foreign one is named."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with regular(file) as stream:
+            _refuse_damage(stream)
+            content = torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {file}") from error
+    except NotAFileError as error:
+        raise UserError(f"{file}: {error.strerror}, so no checkpoint") from error
     except Exception as error:
         raise UserError(
-            f"{file} cannot be read ({one_line(error).partition('. ')[0]}); truncated?"
+            f"{file} cannot be read ({one_line(error).partition('. ')[0] or 'empty'}); truncated?"
         ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(f"{file} is not a checkpoint of a training: it has no state_dict")
+    weights = content["state_dict"]
+    is_whole = isinstance(weights, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    )
+    if not is_whole:
+        raise UserError(f"{file} is not a checkpoint of a training: its state_dict is no weights")
     return content
+
+
+def _refuse_damage(stream: IO[bytes]) -> None:
+    """Hold what is in the file against its checksums, which torch writes and does not read."""
+    if is_zipfile(stream):
+        with ZipFile(stream) as archive:
+            if broken := archive.testzip():
+                raise BadZipFile(f"{broken} is damaged")
+    stream.seek(0)
+
+
+def check_resumable(checkpoint: dict[str, Any], file: Path) -> None:
+    """Refuse a checkpoint that a training cannot go on from, as one that holds weights alone."""
+    places = [(checkpoint, _STATE, "")]
+    places += [(state, _KEEPER, f"callbacks.{key}.") for key, state in _keepers(checkpoint)]
+    faults = [
+        f"no {where}{key}" if key not in holder else f"a {type(holder[key]).__name__} as {key}"
+        for holder, kinds, where in places
+        for key, kind in kinds.items()
+        if not isinstance(holder.get(key), kind)
+    ]
+    if not faults and (checkpoint["global_step"] < 0 or not checkpoint["optimizer_states"]):
+        faults = ["no optimizer" if checkpoint["global_step"] >= 0 else "a negative global_step"]
+    if faults:
+        raise UserError(
+            f"{file} holds {faults[0]}, so no training can go on from it; evaluate it with "
+            f"--checkpoint {file}"
+        )
+
+
+def _keepers(checkpoint: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the states of each `ModelCheckpoint`."""
+    callbacks = checkpoint.get("callbacks")
+    for key, state in list(callbacks.items()) if isinstance(callbacks, dict) else ():
+        if isinstance(state, dict) and "best_k_models" in state:
+            yield key, state
+
+
+def is_of_the_checkpoint(error: Exception) -> bool:
+    """Say whether an error arose where a training takes over what a checkpoint holds."""
+    return any(
+        frame.name in _TAKING or Path(frame.filename).name == "checkpoint_connector.py"
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
 
 
 def load_weights(task: nn.Module, checkpoint: dict[str, Any], file: Path) -> None:
@@ -82,7 +160,7 @@ def load_weights(task: nn.Module, checkpoint: dict[str, Any], file: Path) -> Non
     try:
         task.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip(" \t.")
+        reason = (str(error).splitlines()[1:] or [str(error)])[0].strip(" \t.")
         reason = reason if len(reason) < 250 else f"{reason[:200]} …"
         raise UserError(
             f"{file} was trained with another network than this configuration builds ({reason}); "

@@ -155,7 +155,8 @@ def best_checkpoint(run: Path) -> Path:
     """Give the checkpoint with the best validation score, or the newest if none was scored."""
     folder = run / "checkpoints"
     best = folder / "best.ckpt"
-    if best.is_file():
+    # What is no file is refused when it is opened; another one would give other numbers.
+    if os.path.lexists(best):
         return best
     newest = checkpoint_files(run)
     if newest:
@@ -167,8 +168,8 @@ def checkpoint_files(run: Path) -> list[Path]:
     """List the checkpoints that a training can go on from, newest first."""
     found = [p for p in (run / "checkpoints").glob("*.ckpt") if p.name != "best.ckpt"]
     best = run / "checkpoints" / "best.ckpt"
-    found = sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    return [*found, *([best] if best.is_file() else [])]
+    found = sorted(found, key=lambda file: file.lstat().st_mtime_ns, reverse=True)
+    return [*found, *([best] if os.path.lexists(best) else [])]
 
 
 def _job_name() -> str | None:

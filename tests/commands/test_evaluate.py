@@ -72,7 +72,12 @@ def test_damaged_rows_are_scored_again(run: Path) -> None:
     (file, *_) = sorted((folder / "rows").iterdir())
     whole = file.read_bytes()
     # A case scored in part would give a report that looks whole.
-    for damaged in (b"", whole[:-40], whole.replace(b",ET,1", b",ET,0"), whole.rpartition(b"\nB")[0]):
+    for damaged in (
+        b"",
+        whole[:-40],
+        whole.replace(b",ET,1", b",ET,0"),
+        whole.rpartition(b"\nB")[0],
+    ):
         file.write_bytes(damaged)
         evaluate(run, device="cpu", words=["evaluation.subsets=[flair,t2]"])
         assert file.read_bytes() == whole
@@ -84,7 +89,13 @@ def test_a_damaged_protocol_is_written_again_and_refused_elsewhere(run: Path) ->
     folder = evaluate(run, device="cpu", words=words)
     file = folder / "protocol.json"
     whole = file.read_bytes()
-    for damaged in (b"", whole[:-40], b"[1]", whole.replace(b'"network"', b'"networl"'), b"\xff\x00"):
+    for damaged in (
+        b"",
+        whole[:-40],
+        b"[1]",
+        whole.replace(b'"network"', b'"networl"'),
+        b"\xff\x00",
+    ):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=r"protocol\.json.*evaluate again"):
             write_report(folder)

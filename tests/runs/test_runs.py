@@ -17,7 +17,7 @@ from bts_lightning.commands.train import train
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
 from bts_lightning.runs import quiet, refuse_links
-from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
+from bts_lightning.runs.checkpoints import check_resumable, load_weights, read_checkpoint
 from bts_lightning.runs.lock import only_one
 
 
@@ -154,6 +154,67 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path):
     torch.save({"state_dict": {}, "callback": os.system}, file)
     with pytest.raises(UserError, match=r"evil\.ckpt cannot be read"):
         read_checkpoint(file)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "gone"])
+def test_what_is_no_file_is_no_checkpoint(tmp_path: Path, kind: str):
+    (tmp_path / "checkpoints").mkdir()
+    file = tmp_path / "checkpoints" / "best.ckpt"
+    make = {"fifo": os.mkfifo, "folder": Path.mkdir, "gone": lambda p: p.symlink_to("nowhere")}
+    make[kind](file)
+    # Neither overlooked, for another one would take its place, nor waited for.
+    assert runs.checkpoint_files(tmp_path) == [runs.best_checkpoint(tmp_path)] == [file]
+    with pytest.raises(
+        UserError, match=r"best\.ckpt: not a regular file|no checkpoint .*best\.ckpt"
+    ):
+        read_checkpoint(file)
+
+
+@pytest.mark.parametrize("weights", [5, [1], None, {"a": 1}, {1: torch.zeros(1)}])
+def test_weights_of_a_wrong_kind_are_refused(tmp_path: Path, weights: object):
+    torch.save({"state_dict": weights}, file := tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"a\.ckpt is not a checkpoint of a training"):
+        read_checkpoint(file)
+
+
+def test_a_bit_that_has_changed_is_noticed(tmp_path: Path):
+    torch.save({"state_dict": {"x": torch.full((1000,), 1.5)}}, file := tmp_path / "a.ckpt")
+    content = bytearray(file.read_bytes())
+    content[content.index(torch.full((9,), 1.5).numpy().tobytes())] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.ckpt cannot be read \(.*data/0 is damaged\)"):
+        read_checkpoint(file)
+
+
+KEEPER = {
+    "best_k_models": {"a.ckpt": torch.zeros(())},
+    "kth_value": torch.zeros(()),
+    "dirpath": "",
+    "best_model_path": "",
+    "kth_best_model_path": "",
+    "last_model_path": "",
+}
+RESUMABLE = {
+    "global_step": 3,
+    "epoch": 1,
+    "loops": {},
+    "callbacks": {"ModelCheckpoint": KEEPER},
+    "optimizer_states": [{}],
+    "lr_schedulers": [],
+    "pytorch-lightning_version": "2.6.0",
+}
+
+
+def test_a_training_goes_on_from_what_holds_all_that_it_needs():
+    check_resumable(RESUMABLE, Path("a.ckpt"))
+    wrong = [{k: v for k, v in RESUMABLE.items() if k != key} for key in RESUMABLE]
+    wrong += [RESUMABLE | {key: None} for key in RESUMABLE]
+    wrong += [RESUMABLE | {"global_step": -1}, RESUMABLE | {"optimizer_states": []}]
+    for key in KEEPER:
+        wrong.append(RESUMABLE | {"callbacks": {"ModelCheckpoint": KEEPER | {key: 5}}})
+    for checkpoint in wrong:
+        with pytest.raises(UserError, match=r"a\.ckpt holds .*so no training can go on from it"):
+            check_resumable(checkpoint, Path("a.ckpt"))
 
 
 def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path):
