@@ -83,7 +83,10 @@ class Split:
             TypeError,
             AttributeError,
         ) as error:
-            raise DataError(f"{path} is no split that this program saved: {error!r}") from error
+            kind = type(error).__name__
+            raise DataError(
+                f"{path} is no split that this program saved ({kind}: {error})"
+            ) from error
         # One from before this version, or made by hand, has none.
         if saved.get("checksum", split.checksum) != split.checksum:
             raise DataError(

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,20 @@ def test_prepare_lists_every_fault_and_keeps_the_good_case(
     assert "1 of 1 patients" in printed
     assert main(["prepare", str(tmp_path), "--skip-broken"]) == 0
     assert "Used: 1." in capsys.readouterr().out
+
+
+def test_verify_reads_what_is_cached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    datasets.write_brats2021(tmp_path, cases=2)
+    assert main(["prepare", str(tmp_path)]) == 0
+    file = next(tmp_path.rglob("image.npy"))
+    times, content = file.stat(), file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for words, built in (([], 0), (["--verify"], 1), (["--verify"], 0)):
+        capsys.readouterr()
+        assert main(["prepare", str(tmp_path), *words]) == 0
+        assert f"{built}, the other {2 - built} were there" in capsys.readouterr().out
+    assert file.read_bytes() == content
 
 
 def test_names_that_look_like_styles_are_printed_as_they_are(

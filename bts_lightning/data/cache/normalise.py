@@ -76,10 +76,10 @@ def normalise(volumes: Volumes, recipe: Recipe) -> tuple[NDArray[np.float16], Bo
             mean, deviation = _statistics(voxels, inside)
         if not (np.isfinite(mean) and 0 < deviation < np.inf):
             raise UncountableError(modality)
-        # In float64: a contrast may lie on an offset that float32 has no digits left for.
-        scaled = voxels[slices].astype(np.float64)
-        scaled -= mean
-        scaled /= deviation
+        # A small contrast on a large offset needs digits that float32 has not; no scan does.
+        plain = abs(mean) < 1000 * deviation and 1e-30 < deviation < 1e30
+        number: Any = np.float32 if plain else np.float64
+        scaled = (voxels[slices].astype(number) - number(mean)) / number(deviation)
         if recipe.normalisation != "legacy_rfnet":
             scaled[~inside[slices]] = 0
         image[channel] = scaled.clip(-LARGEST, LARGEST)

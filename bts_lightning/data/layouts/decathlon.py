@@ -47,7 +47,8 @@ def _decathlon_channels(path: Path) -> dict[Modality, int]:
         names = {int(k): str(v).lower() for k, v in read["modality"].items()}
         labels = {str(k): str(v).lower() for k, v in read["labels"].items()}
     except (OSError, RecursionError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} is not a Decathlon description: {error!r}") from error
+        kind = type(error).__name__
+        raise DataError(f"{path} is not a Decathlon description ({kind}: {error})") from error
     channels = {_CHANNELS[n]: k for k, n in names.items() if n in _CHANNELS}
     known = labels.keys() == _LABELS.keys() and all(
         labels[key].startswith(word) for key, word in _LABELS.items()
