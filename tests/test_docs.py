@@ -314,8 +314,9 @@ def test_the_example_of_a_network_obeys_the_laws(tmp_path: Path) -> None:
     assert "skipped" not in done.stdout, done.stdout[-4000:]
 
 
-def test_each_promise_of_security_is_held_by_a_test() -> None:
-    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["security", "reliability"])
+def test_each_promise_is_held_by_a_test(page: str) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     promises = [line for line in text.splitlines() if line.startswith("| ") and "`test_" in line]
     assert len(promises) > 12
     tests = "".join(file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
