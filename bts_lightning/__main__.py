@@ -44,6 +44,8 @@ VERBS = {
 _OF_THE_DISK = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+    # A file where a folder is due, or the other way round.
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 )
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from bts_lightning.errors import UserError
-from bts_lightning.files import write_whole
+from bts_lightning.files import content, write_whole
 
 # W&B's own servers, before its move and since.
 _PUBLIC_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
@@ -148,24 +148,41 @@ class Csv(Logger):
         """Drop the rows after a step that training goes back to, whole or not at all."""
         if not self.file.exists():
             return
-        with self.file.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
+        rows, broken = _read_rows(self.file)
+        # A kill or a full disk cuts one row; more is damage.
+        if broken > 1:
+            rank_zero_info(f"{self.file}: {broken} rows cannot be read; left out")
         # Lightning counts the row of a step from 0, `global_step` the steps that are done.
-        # A full disk can leave a file without its first row.
-        kept = [_HEADER, *(row for row in rows[1:] if len(row) == 3 and int(row[0]) < step)]
+        kept = [row for row in rows if int(row[0]) < step]
         table = io.StringIO()
-        csv.writer(table).writerows(kept)
+        csv.writer(table).writerows([_HEADER, *kept])
         write_whole(self.file, table.getvalue())
 
 
 def read_metrics(file: Path) -> dict[str, list[tuple[int, float]]]:
     """Read a `metrics.csv`, also while it is written, into a curve for each metric."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    # A last row without its end may have lost digits.
-    whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
-    for row in csv.DictReader(whole.splitlines()):
-        curves.setdefault(row["metric"], []).append((int(row["step"]), float(row["value"])))
+    for step, metric, value in _read_rows(file)[0]:
+        curves.setdefault(metric, []).append((int(step), float(value)))
     return curves
+
+
+def _read_rows(file: Path) -> tuple[list[list[str]], int]:
+    """Read the rows that are whole, and count the others."""
+    # A last row without its end may have lost digits.
+    *lines, rest = content(file).decode(errors="replace").splitlines(keepends=True) or [""]
+    lines += [rest] if rest.endswith("\n") else []
+    rows = [_row(line) for line in lines if line.rstrip() != ",".join(_HEADER)]
+    whole = [row for row in rows if row is not None]
+    return whole, len(rows) - len(whole) + (not rest.endswith("\n"))
+
+
+def _row(line: str) -> list[str] | None:
+    try:
+        ((step, metric, value),) = csv.reader([line])
+        return [str(int(step)), metric, repr(float(value))]
+    except (ValueError, csv.Error):
+        return None
 
 
 def has_credentials() -> bool:

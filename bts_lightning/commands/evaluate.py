@@ -63,6 +63,7 @@ def evaluate(
     if name is not None and (Path(name).name != name or name == ".."):
         raise UserError(f"--name {name}: give the name of a folder in {run / 'evaluation'}")
     runs.refuse_links(run, "evaluation", "logs")
+    runs.refuse_strangers(run)
     _, nodes = open_run(run, words, allow)
     checkpoint = checkpoint or runs.best_checkpoint(run)
     # Lightning is imported once nothing is wrong with what was typed.

@@ -37,6 +37,7 @@ from bts_lightning.runs.checkpoints import (
     read_checkpoint,
 )
 from bts_lightning.runs.devices import check_accelerator
+from bts_lightning.runs.limits import check_devices, check_load, within_memory
 from bts_lightning.runs.lock import only_one
 from bts_lightning.runs.processes import end_with_parent
 from bts_lightning.runs.quiet import hush
@@ -56,6 +57,7 @@ def fit(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> None:
         nodes: what it says, checked.
     """
     os.environ[runs.RUN_VARIABLE] = str(run.resolve())
+    runs.refuse_strangers(run)
     try:
         _fit(run, config, nodes)
     except UserError as error:
@@ -72,7 +74,10 @@ def _fit(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> None:
     keep_freed_memory()
     seed_everything(nodes["seed"], workers=True, verbose=False)
     data = build(nodes["data"])
-    task: SegmentationTask = build(nodes["task"])
+    check_load(data)
+    build(nodes["evaluation"])
+    with within_memory("net"):
+        task: SegmentationTask = build(nodes["task"])
     task.prepare_fit()
     _check_patch(task, data)
     trainer = _trainer(run, config, nodes)
@@ -104,6 +109,8 @@ def _fit_alone(
     except (RuntimeError, MemoryError) as error:
         if resume and is_of_the_checkpoint(error):
             raise UserError(_misfit(resume, error)) from error
+        if str(error).startswith("Early stopping conditioned on metric"):
+            raise ConfigError(one_line(error)) from error
         if not is_out_of_memory(error):
             raise
         raise UserError(advise_on_memory(config)) from error
@@ -127,6 +134,7 @@ def _trainer(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> Trainer
     """Build the trainer, with callbacks and loggers that write into the run."""
     given = nodes["trainer"].arguments
     check_accelerator(given.get("accelerator"), "trainer.accelerator")
+    check_devices(given)
     callbacks: list[Callback] = [
         Provenance(run, config),
         OwnFiles(),

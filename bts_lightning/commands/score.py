@@ -22,6 +22,7 @@ from bts_lightning.report.screen import Screen
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs.devices import check_accelerator, chosen_device
 from bts_lightning.runs.facts import commit, versions
+from bts_lightning.runs.limits import check_devices
 from bts_lightning.runs.lock import only_one
 from bts_lightning.runs.opening import load_task
 from bts_lightning.runs.quiet import hush
@@ -93,6 +94,7 @@ def _trainer(given: dict[str, Any], device: str | None) -> Trainer:
     settings = {name: given[name] for name in kept if given.get(name) is not None}
     if device is None:
         check_accelerator(settings.get("accelerator"), key="--device")
+        check_devices(settings)
     else:
         chosen = chosen_device(device)
         one = [chosen.index] if chosen.type == "cuda" and chosen.index else 1

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.commands.words import names_among, takes_words
+from bts_lightning.config.schema import Node
 from bts_lightning.config.table import print_experiments, print_keys
+from bts_lightning.config.targets import is_kind
 from bts_lightning.errors import ConfigError, Parser, UserError
 
 # Arguments of the trainer that are filled in when a run begins.
@@ -22,6 +24,10 @@ SET_ELSEWHERE = {
     "enable_progress_bar": "take the bar out: callbacks.progress=null",
     "enable_model_summary": "there is one in a terminal only",
 }
+# What NumPy takes.
+MOST_SEED = 2**32 - 1
+# Lightning's own searches train, and write, in ways that a run does not go on from.
+TUNERS = ("BatchSizeFinder", "LearningRateFinder")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -69,6 +75,7 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig,
     config = configuration.load(words, allow=allow)
     nodes = configuration.check(config, supplied=configuration.SUPPLIED)
     _check_values(config)
+    _refuse_tuners(nodes["callbacks"])
     runs.require_data(config)
     if folders:
         return Path(folders[0]), config, nodes
@@ -85,16 +92,32 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig,
     return run, config, nodes
 
 
+def _refuse_tuners(callbacks: Mapping[str, Node]) -> None:
+    for name, node in callbacks.items():
+        for tuner in TUNERS:
+            if is_kind(node.cls, f"lightning.pytorch.callbacks.{tuner}"):
+                raise ConfigError(
+                    f"callbacks.{name}: {tuner} does not work here; search with `bts sweep`"
+                )
+
+
 def _check_values(config: DictConfig) -> None:
     """Refuse values that Lightning takes, and over which the training stumbles later."""
     for name, instead in SET_ELSEWHERE.items():
         if name in config.trainer:
             raise ConfigError(f"trainer.{name} has no effect here; {instead}")
-    least = {"seed": 0, "trainer.accumulate_grad_batches": 1, "trainer.check_val_every_n_epoch": 1}
+    least = {
+        "seed": 0,
+        "trainer.accumulate_grad_batches": 1,
+        "trainer.check_val_every_n_epoch": 1,
+        "trainer.gradient_clip_val": 0,
+    }
     for key, lowest in least.items():
         value = OmegaConf.select(config, key)
         if value is not None and value < lowest:
             raise ConfigError(f"{key} is {value}; the smallest is {lowest}")
+    if (config.get("seed") or 0) > MOST_SEED:
+        raise ConfigError(f"seed is {config.seed}; the largest is {MOST_SEED}")
     precision = str(config.trainer.get("precision"))
     if precision in ("bf16-true", "16-true", "64-true", "64"):
         raise ConfigError(

@@ -174,6 +174,8 @@ class _Reader:
         if OmegaConf.is_list(value):
             return [self.child(value, i, join(key, i)) for i in range(len(value))]
         if not OmegaConf.is_dict(value):
+            if isinstance(value, str) and "\0" in value:
+                raise ConfigError(f"{key}={value}: no name holds a NUL")
             return value
         if key not in self._read:
             if "_target_" in value.keys():  # noqa: SIM118

@@ -99,9 +99,12 @@ def _collect(
         raise ConfigError(f"{file}: extends itself, through {trail[-1].name}")
     if file in files:
         return
-    parents = _read(file).get("extends") or []
-    for parent in [parents] if isinstance(parents, str) else parents:
-        _collect(_extended(file, str(parent), search), files, search, (*trail, file))
+    extends = _read(file).get("extends") or []
+    parents = [extends] if isinstance(extends, str) else extends
+    if not isinstance(parents, list) or not all(isinstance(one, str) for one in parents):
+        raise ConfigError(f"{file}: extends is {extends}; give a name, or a list of names")
+    for parent in parents:
+        _collect(_extended(file, parent, search), files, search, (*trail, file))
     files.append(file)
 
 
@@ -121,7 +124,8 @@ def _extended(file: Path, parent: str, search: Sequence[Path]) -> Path:
 def _read(file: Path) -> Tree:
     try:
         tree = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    # Thousands of digits are a ValueError, a bare number is an OSError of OmegaConf.
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{file}: not readable as YAML: {one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: expected a mapping with the keys {', '.join(SECTIONS)}")
@@ -155,7 +159,7 @@ def _overrides_tree(words: Sequence[str], known: Tree) -> Tree:
             raise ConfigError(f"unknown key '{key}'; {_nearest_key(key, known)}")
         try:
             value = OmegaConf.to_container(OmegaConf.create(f"it: {text}"), resolve=False)
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"cannot read the value in {word!r}; quote it as YAML does"
             ) from error

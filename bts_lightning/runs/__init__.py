@@ -13,6 +13,7 @@ from bts_lightning.runs.folder import (
     new_run,
     refuse_another,
     refuse_links,
+    refuse_strangers,
     require_data,
     save_config,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "new_run",
     "refuse_another",
     "refuse_links",
+    "refuse_strangers",
     "require_data",
     "save_config",
 ]

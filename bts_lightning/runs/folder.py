@@ -18,6 +18,11 @@ from bts_lightning.files import write_whole
 # How one process tells those that Lightning starts for the other devices where the run lives.
 RUN_VARIABLE = "BTS_RUN"
 RUNS = Path("runs")
+_FOLDERS = ("checkpoints", "logs", "overlays", "evaluation")
+_FILES = (
+    *("config.yaml", "provenance.json", "split.json", "logs/metrics.csv"),
+    *("output.log", "worker.json", "trained.txt", ".lock"),
+)
 # What helps where a study or a sweep would mix with another one.
 OTHER_NAME = "name this one with --name, or delete that folder"
 
@@ -118,6 +123,14 @@ def refuse_links(run: Path, *names: str) -> None:
         if place.is_dir() and not place.is_symlink() and place.name != "wandb":
             with os.scandir(place) as entries:
                 waiting += [Path(e.path) for e in entries if e.is_symlink() or e.is_dir()]
+
+
+def refuse_strangers(run: Path) -> None:
+    """Refuse a run in which a folder stands in the place of a file, or the other way round."""
+    for names, is_kind, kind in ((_FOLDERS, Path.is_dir, "folder"), (_FILES, Path.is_file, "file")):
+        for place in (run / name for name in names):
+            if os.path.lexists(place) and not is_kind(place):
+                raise UserError(f"{place} is no {kind}, as it is in a run; move it away")
 
 
 def config_file(run: Path) -> Path:

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -15,13 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from types import FrameType
 
-from bts_lightning.files import write_whole
+from bts_lightning.files import content, write_whole
 
 # A worker elsewhere that has not been heard of for so long is dead; longer than a disk may hang.
 SILENT_AFTER = 300.0
 _BEAT_EVERY = 10.0
 # A step and a checkpoint fit in; after that a training that was asked to stop is killed.
 _PATIENCE = 300.0
+_IDENTITY = re.compile(r"\d{1,10}:\d*")
 _LOG, _BEACON = "output.log", "worker.json"
 # The line of the log with which a command begins; one that goes on stands below the one before.
 _START = "$ "
@@ -161,10 +163,13 @@ def sigterm_as_interrupt() -> Iterator[None]:
 
 def _sign(run: Path) -> dict[str, str | None] | None:
     try:
-        sign: dict[str, str | None] = json.loads((run / _BEACON).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        sign: dict[str, str | None] = json.loads(content(run / _BEACON))
+        _, pids = sign["host"], (sign["worker"], sign["training"])
+    except (OSError, ValueError, LookupError, TypeError):
         return None
-    return sign
+    # What is damaged, or from somebody else, is the sign of nobody.
+    is_ours = pids[0] and all(one is None or _IDENTITY.fullmatch(str(one)) for one in pids)
+    return sign if is_ours else None
 
 
 def _identity(pid: int) -> str:

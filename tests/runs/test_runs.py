@@ -164,9 +164,7 @@ def test_what_is_no_file_is_no_checkpoint(tmp_path: Path, kind: str):
     make[kind](file)
     # Neither overlooked, for another one would take its place, nor waited for.
     assert runs.checkpoint_files(tmp_path) == [runs.best_checkpoint(tmp_path)] == [file]
-    with pytest.raises(
-        UserError, match=r"best\.ckpt: not a regular file|no checkpoint .*best\.ckpt"
-    ):
+    with pytest.raises(UserError, match=r"ckpt: not a regular file|there is no checkpoint"):
         read_checkpoint(file)
 
 

@@ -1,0 +1,79 @@
+"""Files of a run that are damaged, or of the wrong kind."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bts_lightning.__main__ import main
+from bts_lightning.loggers import Csv, read_metrics
+from bts_lightning.runs import refuse_strangers
+from bts_lightning.runs.processes import is_from_elsewhere, is_worked_on, leave_sign
+
+KINDS: dict[str, Callable[[Path], None]] = {
+    "fifo": os.mkfifo,
+    "folder": Path.mkdir,
+    "file": Path.touch,
+    "gone": lambda place: place.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["checkpoints", "logs", "worker.json", "split.json", ".lock"])
+def test_what_stands_in_the_place_of_something_else_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 0")
+    refuse_strangers(run)
+    KINDS[kind](run / name)
+    if kind == ("file" if "." in name else "folder"):
+        refuse_strangers(run)
+        return
+    assert main(["evaluate", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {run / name} is ")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "file"])
+def test_a_training_is_not_begun_in_a_run_that_is_spoilt(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "logs")
+    KINDS[kind](run / "logs")
+    assert main(["train", str(run)]) == 2
+    assert f"{run / 'logs'} is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "5", "[]", "{}", "{", "\0", '{"host": "a"}', '{"host": 5, "worker": 5, "training": [5]}'],
+)
+def test_a_damaged_sign_of_life_is_that_of_nobody(tmp_path: Path, text: str) -> None:
+    (tmp_path / "worker.json").write_text(text)
+    assert not is_worked_on(tmp_path)
+    assert not is_from_elsewhere(tmp_path)
+    leave_sign(tmp_path)
+    assert is_worked_on(tmp_path)
+    sign = json.loads((tmp_path / "worker.json").read_text())
+    (tmp_path / "worker.json").write_text(json.dumps(sign | {"worker": "x"}))
+    assert not is_worked_on(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"\0\xff\n", b"x,a,1\n", b"1,a\n", b"1,a,x\n", b'"1,a,2\n'])
+def test_rows_of_curves_that_are_damaged_are_left_out(tmp_path: Path, damage: bytes) -> None:
+    logger = Csv(save_dir=str(tmp_path))
+    for step in range(4):
+        logger.log_metrics({"a": step / 3}, step)
+    lines = logger.file.read_bytes().splitlines(keepends=True)
+    logger.file.write_bytes(b"".join([*lines[:2], damage, *lines[2:], b"9,a,0.12"]))
+    expected = [(step, step / 3) for step in range(4)]
+    assert read_metrics(logger.file) == {"a": expected}
+    logger.rewind(3)
+    assert read_metrics(logger.file) == {"a": expected[:3]}
+    assert logger.file.read_bytes() == b"".join(lines[:4])
