@@ -333,6 +333,28 @@ def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
             find_cases(home)
 
 
+def test_a_folder_in_the_place_of_an_image_is_a_fault(tmp_path: Path) -> None:
+    home = write_case(tmp_path / "BraTS2021_00000")
+    (image := home / "BraTS2021_00000_t1.nii.gz").unlink()
+    image.mkdir()
+    with pytest.raises(BrokenCaseError, match="cannot be opened: not a regular file"):
+        read_volumes(find_cases(tmp_path).cases[0])
+
+
+def test_a_data_set_is_a_folder_or_a_manifest_with_cases(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    os.mkfifo(tmp_path / "b")
+    (tmp_path / "c.csv").write_text("case,t1\n")
+    for name, told in (
+        ("a.csv", "not a regular file"),
+        ("b", "is no folder"),
+        ("c.csv", "has no case"),
+        ("~nobody-has-this-name", "not known where this home folder lies"),
+    ):
+        with pytest.raises(DataError, match=told):
+            find_cases(name if name.startswith("~") else tmp_path / name)
+
+
 def test_a_folder_without_rights_is_a_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -351,6 +351,21 @@ def test_a_file_where_the_cache_has_a_folder_is_told(tmp_path: Path, name: str) 
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("cache", "told"),
+    [
+        ("file/below", "file is no folder"),
+        ("a\0b", "no folder can be called"),
+        ("~nobody-has-this-name/x", "not known where this home folder lies"),
+    ],
+)
+def test_an_impossible_place_is_told(tmp_path: Path, cache: str, told: str) -> None:
+    datasets.write_brats2021(tmp_path / "data", cases=1)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match=told):
+        prepare(tmp_path / "data", cache if cache.startswith("~") else f"{tmp_path}/{cache}")
+
+
 def test_the_lock_is_a_file(tmp_path: Path) -> None:
     datasets.write_brats2021(tmp_path, cases=1)
     work = tmp_path / ".bts_cache" / "zscore" / ".work" / "BraTS2021_00000"

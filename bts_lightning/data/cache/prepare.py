@@ -22,7 +22,7 @@ from bts_lightning.data.cache.reading import BrokenCaseError
 from bts_lightning.data.cache.ready import load_case, read_images
 from bts_lightning.data.cache.storage import check_place, ensure, is_current
 from bts_lightning.data.layouts.case import Case, DataSet, Fault
-from bts_lightning.data.layouts.find import find_cases
+from bts_lightning.data.layouts.find import find_cases, whole_path
 from bts_lightning.errors import DataError
 
 # All that the rest of the package needs of a data set on disk, from one place.
@@ -143,11 +143,13 @@ def _place(found: DataSet, cache: Path | str | None) -> tuple[Path, Path]:
     if cache is None:
         if os.access(found.folder, os.W_OK):
             return found.folder, Path(CACHE, "" if found.root.is_dir() else found.root.name)
-        cache = Path.home() / ".cache" / "bts_lightning"
+        cache = "~/.cache/bts_lightning"
     place = found.root.resolve()
     # Two data sets may use the same names for different cases.
     mark = hashlib.sha256(str(place).encode()).hexdigest()[:8]
-    return Path(cache).expanduser(), Path(f"{place.name}-{mark}")
+    if "\0" in str(cache):
+        raise DataError(f"no folder can be called {str(cache)!r}; give the cache another place")
+    return whole_path(cache), Path(f"{place.name}-{mark}")
 
 
 def _check_space(pending: Sequence[Case], home: Path, recipe: Recipe) -> None:
@@ -155,6 +157,10 @@ def _check_space(pending: Sequence[Case], home: Path, recipe: Recipe) -> None:
     voxels = sum(count_voxels(case.files[0]) for case in pending)
     needed = share * BYTES_PER_VOXEL * voxels
     place = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not place.is_dir():
+        raise DataError(
+            f"{place} is no folder, so the cache cannot lie in it; give it another place"
+        )
     free = shutil.disk_usage(place).free
     if needed > free:
         raise DataError(

@@ -31,15 +31,15 @@ def find_cases(root: Path | str) -> DataSet:
     >>> find_cases("BraTS2020_TrainingData").layout  # doctest: +SKIP
     'BraTS 2020'
     """
-    root = Path(root).expanduser()
+    root = whole_path(root)
     if not root.exists():
         raise DataError(f"{root} does not exist; give a data set folder or a CSV manifest")
-    manifest = root if root.is_file() else root / "manifest.csv"
+    manifest = root / "manifest.csv" if root.is_dir() else root
     if manifest.suffix == ".csv" and manifest.exists():
         # It is the user's word on what lies here, so nothing else is looked at.
         return _checked(root, read_manifest(manifest), ())
-    if root.is_file():
-        raise DataError(f"{root} is a file; give a data set folder or a manifest ending in .csv")
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder; give a data set folder or a manifest ending in .csv")
     closed: list[Fault] = []
     images = tuple(images_below(root, closed))
     read = [part for layout in layouts() for part in layout.read(images)]
@@ -47,6 +47,17 @@ def find_cases(root: Path | str) -> DataSet:
     if not found.cases and not found.faults:
         raise DataError(_nothing_found(found))
     return found
+
+
+def whole_path(path: Path | str) -> Path:
+    """Write a path without `~`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{path}: it is not known where this home folder lies; write the whole path (for the "
+            "cache --cache or data.cache)"
+        ) from error
 
 
 def layouts() -> list[Layout]:
@@ -84,9 +95,13 @@ def images_below(root: Path, closed: list[Fault]) -> Iterator[Image]:
             except OSError:
                 # The walk will blame it.
                 continue
-            if len(inner) == 1 and (stem := _stem(name)) is not None:
+            stem = _stem(name)
+            if stem is not None and len(inner) == 1:
                 yield Image(stem, inner[0])
                 folders.remove(name)
+            elif stem and not inner and not name.startswith("."):
+                # It stands where an image is due; the reader will blame it.
+                yield Image(stem, here / name)
         # Dot folders hold our cache, and `._` files are what macOS adds.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in _nifti_files(here, files):

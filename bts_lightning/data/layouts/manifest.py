@@ -29,6 +29,8 @@ def read_manifest(path: Path) -> list[Case | Fault]:
         raise DataError(f"{path} is no CSV: {error}") from error
     columns, *rows = table or [[]]
     _check_columns(path, columns)
+    if not rows:
+        raise DataError(f"{path} has no case, only a line of columns")
     found: list[Case | Fault] = []
     seen: set[str] = set()
     for number, cells in enumerate(rows, start=2):
