@@ -1,6 +1,6 @@
 """Segment, score and write down one case of an evaluation after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ from lightning import Callback, LightningModule, Trainer
 from bts_lightning.callbacks.whole_cases import score_case, segment_case
 from bts_lightning.data.cache.prepare import CachedCase, write_prediction
 from bts_lightning.inference import Protocol
+from bts_lightning.metrics.lesions.measure import Found
 from bts_lightning.modalities import Subset, subset_name, subsets_within
-from bts_lightning.report.folder import has_rows, write_rows
+from bts_lightning.report.folder import has_rows, write_lesions, write_rows
 from bts_lightning.report.slices import choose_slices, save_slices
 
 
@@ -50,22 +51,34 @@ class CaseScorer(Callback):
         if self._is_done(case, subsets):
             return
         if not subsets:
-            write_rows(self.folder, case.name, [], {}, self.made)
+            self._write(case, [], {}, [])
             return
         predicted = segment_case(pl_module, case, self.protocol, subsets)
         if self._wants_predictions(case):
             for subset, label_map in zip(subsets, predicted, strict=True):
                 write_prediction(case, label_map, self._prediction(case, subset))
         if case.label is None:
-            write_rows(self.folder, case.name, [], {}, self.made)
+            self._write(case, [], {}, [])
             return
         self._keep_slices(case, subsets, predicted)
-        scores = score_case(case, predicted, self.protocol)
+        each: list[Found] = []
+        scores = score_case(case, predicted, self.protocol, each=each)
+        self._write(case, subsets, scores, each)
+
+    def _write(
+        self,
+        case: CachedCase,
+        subsets: Sequence[Subset],
+        scores: Mapping[str, np.ndarray],
+        each: Sequence[Found],
+    ) -> None:
+        if self.protocol.lesions:
+            write_lesions(self.folder, case.name, subsets, each, self.made)
         write_rows(self.folder, case.name, subsets, scores, self.made)
 
     def _is_done(self, case: CachedCase, subsets: Sequence[Subset]) -> bool:
         """Say whether all that is wanted was written, predictions asked for later included."""
-        return has_rows(self.folder, case.name, self.made) and (
+        return has_rows(self.folder, case.name, self.made, self.protocol.lesions is not None) and (
             not self._wants_predictions(case)
             or all(self._prediction(case, subset).exists() for subset in subsets)
         )

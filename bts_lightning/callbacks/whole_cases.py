@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from bts_lightning.data.cache.prepare import CachedCase
 from bts_lightning.inference import Protocol, segment
 from bts_lightning.losses import SegmentationLoss
+from bts_lightning.metrics.lesions.measure import Found
 from bts_lightning.metrics.policies import Floats
 from bts_lightning.metrics.score import score
-from bts_lightning.metrics.table import TABLE, Metric
+from bts_lightning.metrics.table import Metric
 from bts_lightning.modalities import Subset
 from bts_lightning.networks.backbone import Backbone
 
@@ -36,7 +37,8 @@ def score_case(
     case: CachedCase,
     predicted: NDArray[np.uint8],
     protocol: Protocol,
-    metrics: Sequence[Metric] = TABLE,
+    metrics: Sequence[Metric] | None = None,
+    each: list[Found] | None = None,
 ) -> dict[str, Floats]:
     """Measure the label maps of a labelled case as the protocol says."""
     return score(
@@ -46,4 +48,6 @@ def score_case(
         metrics=metrics,
         hd95=protocol.hd95,
         empty=protocol.empty,
+        lesions=protocol.lesion_rules if metrics is None else None,
+        each=each,
     )

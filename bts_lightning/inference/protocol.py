@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from bts_lightning.errors import ConfigError
+from bts_lightning.metrics.lesions.tasks import LesionPolicy, LesionRules, LesionTask
 from bts_lightning.metrics.policies import EmptyPolicy, Hd95
 from bts_lightning.modalities import (
     MODALITIES,
@@ -62,6 +63,8 @@ class Protocol:
         et_minimum: an ET of fewer voxels is taken for a false alarm; 500 in the RFNet family.
         et_small: `erase` makes such an ET background; `relabel` makes it necrosis, so that WT and
             TC stay as they are (DeMoSeg).
+        lesions: also score lesion by lesion: `brats2023`, `brats2024` or `brats2025`.
+        lesion_task: of that challenge: `gli`, `ssa`, `men` or `met`.
         hd95: `pooled` or `directed`, see `bts_lightning.metrics.score`.
         empty: what empty regions score, see `bts_lightning.metrics.policies`.
         leak: `released` also admits a network that sees the images of absent modalities, as some
@@ -91,6 +94,8 @@ class Protocol:
     skip_empty: bool = True
     et_minimum: int = 0
     et_small: SmallET = "erase"
+    lesions: LesionPolicy | None = None
+    lesion_task: LesionTask = "gli"
     hd95: Hd95 = "pooled"
     empty: EmptyPolicy = "brats"
     leak: Leak = "none"
@@ -120,6 +125,8 @@ class Protocol:
             ("empty", EmptyPolicy),
             ("leak", Leak),
             ("draw", Draw),
+            ("lesion_task", LesionTask),
+            *((("lesions", LesionPolicy),) if self.lesions is not None else ()),
         ):
             if getattr(self, name) not in get_args(options):
                 raise ConfigError(
@@ -166,6 +173,11 @@ class Protocol:
             return list(SUBSETS)
         return [parse_subset(name) for name in self.subsets]
 
+    @property
+    def lesion_rules(self) -> LesionRules | None:
+        """The rules by which lesions are scored, if they are."""
+        return LesionRules(self.lesions, self.lesion_task) if self.lesions else None
+
     def subsets_of(self, cases: Sequence[str]) -> dict[str, list[Subset]]:
         """Give the subsets that each of all cases of an evaluation is asked for."""
         if self.draw == "all":
@@ -208,6 +220,7 @@ class Protocol:
                 else {}
             ),
             **({"draw": self.draw} if self.draw != "all" else {}),
+            **({"lesions": self.lesions, "lesion_task": self.lesion_task} if self.lesions else {}),
         }
 
 

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bts_lightning.metrics.distances import Spacing, outward_steps, surface_distances
+from bts_lightning.metrics.lesions.measure import LesionScores, measure
+from bts_lightning.metrics.lesions.tasks import LesionRules
 from bts_lightning.metrics.policies import Floats, Hd95
 from bts_lightning.metrics.surface import Words, occupied, pack, peel
 from bts_lightning.metrics.threads import in_threads, shares
@@ -33,6 +35,7 @@ class Masks:
         truth: D×H×W.
         words: the bits of all masks, with a margin around.
         threads: how many may work.
+        lesions: how they are scored, if they are.
     """
 
     overlap: Floats
@@ -44,6 +47,7 @@ class Masks:
     truth: LabelMaps
     words: Words
     threads: int
+    lesions: LesionRules | None = None
 
     @classmethod
     def of(
@@ -54,6 +58,7 @@ class Masks:
         spacing: Spacing,
         hd95: Hd95,
         threads: int,
+        lesions: LesionRules | None = None,
     ) -> "Masks":
         """Pack label maps, `surface.MOST_SUBSETS` at most, and count their voxels."""
         halo = outward_steps(spacing).halo
@@ -69,7 +74,7 @@ class Masks:
         overlap = np.einsum("spt,rp,rt->sr", pairs, member, member)
         found = np.einsum("spt,rp->sr", pairs, member)
         there = np.einsum("spt,rt->sr", pairs, member)
-        return cls(overlap, found, there, spacing, hd95, predicted, truth, words, threads)
+        return cls(overlap, found, there, spacing, hd95, predicted, truth, words, threads, lesions)
 
     @cached_property
     def distances(self) -> dict[tuple[int, int], tuple[Floats, Floats]]:
@@ -87,6 +92,12 @@ class Masks:
         )
         live = (self.found > 0) & (self.there > 0)
         return surface_distances(surface, np.concatenate(points), live, self.spacing, self.threads)
+
+    @cached_property
+    def lesion_scores(self) -> LesionScores:
+        """What the metrics of lesions are read from."""
+        assert self.lesions is not None
+        return measure(self.truth, self.predicted, self.spacing, self.lesions, self.threads)
 
 
 def box_of(predicted: LabelMaps, truth: LabelMaps, threads: int) -> Box:

@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 
+from bts_lightning.metrics.lesions.measure import Found
+from bts_lightning.metrics.lesions.tasks import LesionRules
 from bts_lightning.metrics.masks import LabelMaps, Masks, box_of
 from bts_lightning.metrics.policies import EmptyPolicy, Floats, Hd95, fill
 from bts_lightning.metrics.surface import MOST_SUBSETS
-from bts_lightning.metrics.table import TABLE, VOLUMES, Metric
+from bts_lightning.metrics.table import VOLUMES, Metric, counted, measured_by
 
 
 def score(
@@ -17,14 +20,17 @@ def score(
     truth: LabelMaps,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     *,
-    metrics: Sequence[Metric] = TABLE,
+    metrics: Sequence[Metric] | None = None,
     hd95: Hd95 = "pooled",
     empty: EmptyPolicy = "brats",
+    lesions: LesionRules | None = None,
+    each: list[Found] | None = None,
     threads: int | None = None,
 ) -> dict[str, Floats]:
     """Measure S×D×H×W label maps against one D×H×W truth: subsets × regions by name.
 
-    Beside the metrics come the volumes `true_ml` and `predicted_ml`.
+    Beside the metrics come the volumes `true_ml` and `predicted_ml`, and where lesions are scored
+    how many there are.
 
     A surface is every voxel with a face neighbour outside its mask; beyond the grid is outside.
     `pooled` is the 95th percentile of the distances of both directions together, as medpy, nnU-Net
@@ -37,9 +43,11 @@ def score(
         predicted: values 0 to 3.
         truth: values 0 to 3.
         spacing: millimetres between voxels along D, H, W.
-        metrics: rows of the table of metrics.
+        metrics: rows of the table of metrics; by default all that `lesions` admits.
         hd95: which of the two definitions.
         empty: what an empty truth or prediction scores, see `policies`.
+        lesions: also score lesion by lesion, by the rules of a challenge.
+        each: takes every lesion of the truth in every subset.
         threads: by default the machine's cores, four at most.
 
     Example:
@@ -54,10 +62,13 @@ def score(
     threads = threads or min(4, os.cpu_count() or 1)
     box = box_of(predicted, truth, threads)
     parts = []
+    metrics = measured_by(lesions) if metrics is None else metrics
     for i in range(0, max(1, len(predicted)), MOST_SUBSETS):
         some = predicted[i : i + MOST_SUBSETS]
-        masks = Masks.of(some, truth, box, millimetres, hd95, threads)
+        masks = Masks.of(some, truth, box, millimetres, hd95, threads, lesions)
         parts.append(_measure(masks, metrics, empty))
+        if lesions and each is not None:
+            each += [replace(one, subset=one.subset + i) for one in masks.lesion_scores.each]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -66,8 +77,12 @@ def _measure(masks: Masks, metrics: Sequence[Metric], empty: EmptyPolicy) -> dic
     measured = {}
     for m in metrics:
         seen = masks if m.seen is None else m.seen(masks)
-        measured[m.name] = fill(m.measure(seen), seen.there, seen.found, m.best, m.worst, empty)
-    return measured | dict(zip(VOLUMES, volumes, strict=True))
+        values = m.measure(seen)
+        if not m.by:
+            values = fill(values, seen.there, seen.found, m.best, m.worst, empty)
+        measured[m.name] = values
+    counts = counted(masks) if masks.lesions else {}
+    return measured | dict(zip(VOLUMES, volumes, strict=True)) | counts
 
 
 def _check(

@@ -6,6 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bts_lightning.metrics.hd95 import hd95
+from bts_lightning.metrics.lesions.columns import (
+    false_lesions,
+    found,
+    lesion_dice,
+    lesion_f1,
+    lesion_hd95,
+    lesion_nsd,
+    lesions,
+)
+from bts_lightning.metrics.lesions.tasks import POLICIES, LesionPolicy, LesionRules
 from bts_lightning.metrics.nsd import nsd
 from bts_lightning.metrics.overlaps import dice, dice_pp, precision, sensitivity, without_small_et
 from bts_lightning.metrics.policies import Floats
@@ -30,6 +40,8 @@ class Metric:
         seen: leaves of the masks what is measured, by default all; empty regions are judged by it.
         is_main: stands in summary, LaTeX, comparisons and studies, not only in the report.
         in_validation: is measured at every validation of a training too, and logged.
+        by: the policies of lesions that give it, and say themselves what empty regions score;
+            none for what is always measured.
     """
 
     measure: Callable[["Masks"], Floats]
@@ -41,6 +53,7 @@ class Metric:
     seen: Callable[["Masks"], "Masks"] | None = None
     is_main: bool = True
     in_validation: bool = False
+    by: tuple[LesionPolicy, ...] = ()
 
     @property
     def name(self) -> str:
@@ -73,7 +86,36 @@ TABLE = (
     Metric(nsd, "NSD, 1 mm (%)", best=1, worst=0, factor=100, is_main=False),
     Metric(sensitivity, "Sensitivity (%)", best=1, worst=0, factor=100, is_main=False),
     Metric(precision, "Precision (%)", best=1, worst=0, factor=100, is_main=False),
+    Metric(lesion_dice, "Lesion-wise Dice (%)", best=1, worst=0, factor=100, by=POLICIES),
+    Metric(lesion_hd95, "Lesion-wise HD95 (mm)", best=0, worst=math.inf, by=POLICIES),
+    Metric(
+        lesion_nsd,
+        "Lesion-wise NSD, 1 mm (%)",
+        best=1,
+        worst=0,
+        factor=100,
+        is_main=False,
+        by=("brats2024", "brats2025"),
+    ),
+    Metric(lesion_f1, "Lesion F1 (%)", best=1, worst=0, factor=100, is_main=False, by=POLICIES),
 )
 METRICS = {metric.name: metric for metric in TABLE}
-# Columns beside the metrics: a volume is neither good nor bad.
+# Columns beside the metrics: a volume or a number of lesions is neither good nor bad.
 VOLUMES = ("true_ml", "predicted_ml")
+_COUNTS = (lesions, found, false_lesions)
+COUNTS = tuple(count.__name__ for count in _COUNTS)
+
+
+def measured_by(rules: LesionRules | None) -> list[Metric]:
+    """Give the rows that are measured where lesions are scored so, or not at all."""
+    return [m for m in TABLE if not m.by or (rules and rules.policy in m.by)]
+
+
+def counted(masks: "Masks") -> dict[str, Floats]:
+    """Give the columns of `COUNTS`."""
+    return {count.__name__: count(masks) for count in _COUNTS}
+
+
+def columns_of(rules: LesionRules | None) -> list[str]:
+    """Name the columns of an evaluation that scores lesions so."""
+    return [*(m.name for m in measured_by(rules)), *VOLUMES, *(COUNTS if rules else ())]

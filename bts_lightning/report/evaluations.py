@@ -13,6 +13,8 @@ from bts_lightning.report.table import REGION_NAMES, EvaluationTable, evaluation
 
 # What two comparable evaluations must share, and how it is called in the refusal.
 POLICIES = {"hd95": "definitions of HD95", "empty": "policies for empty regions"}
+# Where both score lesions, also these.
+LESION_POLICIES = {"lesions": "policies for lesions", "lesion_task": "tasks for lesions"}
 # Volumes are written with a few digits; labels that differ do so by whole voxels, mostly 0.001 ml.
 _SAME_ML = 5e-4
 
@@ -54,7 +56,8 @@ def check_comparable(first: Evaluation, second: Evaluation) -> None:
     if splits[0] != splits[1]:
         told = " and ".join(as_text(e.protocol.get("split")) for e in (first, second))
         raise UserError(f"{who} were evaluated on different splits: {told}; {advice}")
-    for key, what in POLICIES.items():
+    both = all(evaluation.protocol.get("lesions") for evaluation in (first, second))
+    for key, what in (POLICIES | (LESION_POLICIES if both else {})).items():
         values = [evaluation.protocol.get(key) for evaluation in (first, second)]
         if values[0] != values[1]:
             told = " and ".join(as_text(value) for value in values)

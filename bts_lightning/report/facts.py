@@ -8,6 +8,7 @@ from typing import Any
 
 from bts_lightning.errors import DataError
 from bts_lightning.files import NotAFileError, content, write_whole
+from bts_lightning.metrics.lesions.tasks import TASKS
 
 HD95 = {
     "pooled": "the 95th percentile of the surface distances of both directions together, in "
@@ -46,7 +47,7 @@ _ORDER = (
 )
 _SEAL, _TABLE = "checksum", "checksum_of_cases"
 # These are told in sentences, not in the list of facts.
-_TOLD = ("hd95", "empty", "cases", "subsets", "unscored")
+_TOLD = ("hd95", "empty", "lesions", "lesion_task", "cases", "subsets", "unscored")
 
 
 def read_protocol(folder: Path) -> dict[str, Any]:
@@ -90,6 +91,34 @@ def policy(protocol: Mapping[str, Any]) -> str:
     return (
         f"HD95 (“{distance}”) is {HD95.get(distance, 'not described here')}. "
         f"Empty regions (policy “{empty}”): {EMPTY.get(empty, 'not described here')}."
+        f"{_lesions(protocol)}"
+    )
+
+
+def _lesions(protocol: Mapping[str, Any]) -> str:
+    """Say by which rules lesions are scored; nothing if they are not."""
+    name, task = protocol.get("lesions"), protocol.get("lesion_task")
+    if name is None:
+        return ""
+    rules = TASKS.get((str(name), str(task)))
+    start = f" Lesion-wise scores are those of “{name}”, task “{task}”: "
+    if rules is None:
+        return f"{start}not described here."
+    if name == "brats2025":
+        averaged = (
+            "Dice, HD95 and NSD are averages over lesions from 27 mm³ and all false ones"
+            if task == "met"
+            else "Dice, HD95 and NSD are averages over the matches, so misses and false lesions "
+            "show in F1 alone"
+        )
+        return f"{start}lesions of expert and prediction are matched one to one; {averaged}."
+    merged = ", predicted lesions are merged likewise" if rules.merges_predictions else ""
+    penalty = "the grid's diagonal" if rules.penalty is None else f"{rules.penalty:g} mm"
+    leasts = "".join(f" ({region}: {mm3:g})" for region, mm3 in rules.leasts.items())
+    return (
+        f"{start}parts that touch after {rules.dilation} steps of dilation are one lesion{merged}; "
+        f"lesions above {rules.least:g} mm³{leasts} count; one that is missed or invented has Dice "
+        f"0 and HD95 {penalty}."
     )
 
 
@@ -98,6 +127,8 @@ def brief(protocol: Mapping[str, Any]) -> str:
     keys = ("window", "overlap", "weighting", "mirror", "precision", "checkpoint", "commit")
     told = [f"{key} {_short(key, protocol[key])}" for key in keys if key in protocol]
     policies = f"HD95 {protocol.get('hd95')}, empty regions {protocol.get('empty')}"
+    if protocol.get("lesions"):
+        policies += f", lesions {protocol['lesions']} ({protocol.get('lesion_task')})"
     return f"{'; '.join([*told, policies])}."
 
 

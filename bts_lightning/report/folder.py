@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -13,10 +13,15 @@ from bts_lightning.errors import DataError, UserError
 from bts_lightning.files import content, write_whole
 from bts_lightning.modalities import Subset, subset_name
 from bts_lightning.report.facts import checksum, read_protocol, write_protocol
+from bts_lightning.report.lesions import LESION_COLUMNS, read_lesions
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.slices import keep_slices
-from bts_lightning.report.table import COLUMNS, REGION_NAMES, VALUES, EvaluationTable, read_rows
+from bts_lightning.report.table import KEYS, REGION_NAMES, VALUES, EvaluationTable, read_rows
 from bts_lightning.report.write import choose_cases, write_report
+
+if TYPE_CHECKING:
+    # A report measures nothing: it need not wait for the compiler.
+    from bts_lightning.metrics.lesions.measure import Found
 
 # What may differ between the start of an evaluation and its continuation.
 _MAY_DIFFER = ("commit", "versions", "run", "experiment", "created", "cases", "unscored")
@@ -25,7 +30,7 @@ _MAY_DIFFER = ("commit", "versions", "run", "experiment", "created", "cases", "u
 def making(facts: Mapping[str, Any]) -> str:
     """Give a mark of how rows are made, the same as long as they may stand in one table."""
     # Rows from before a metric was added are made again, or the table would have gaps.
-    return checksum([COLUMNS, sorted((k, v) for k, v in facts.items() if k not in _MAY_DIFFER)])
+    return checksum([VALUES, sorted((k, v) for k, v in facts.items() if k not in _MAY_DIFFER)])
 
 
 def open_folder(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -50,13 +55,10 @@ def open_folder(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return before
 
 
-def has_rows(folder: Path, case: str, made: str) -> bool:
+def has_rows(folder: Path, case: str, made: str, with_lesions: bool) -> bool:
     """Say whether a case is finished: its rows are as they were written, and made alike."""
-    try:
-        seal, _, rows = content(_rows_file(folder, case)).partition(b"\n")
-    except OSError:
-        return False
-    return seal == _seal(case, rows, made)
+    files = [_rows_file(folder, case), *([_lesions_file(folder, case)] if with_lesions else [])]
+    return all(_is_sealed(file, case, made) for file in files)
 
 
 def write_rows(
@@ -69,12 +71,47 @@ def write_rows(
     """Write the rows of a case, whole or not at all; without a subset there is none."""
     rows = [
         {"case": case, "subset": subset_name(subset), "region": region}
-        | {column: float(scores[column][s, r]) for column in VALUES}
+        | {column: float(values[s, r]) for column, values in scores.items()}
         for s, subset in enumerate(subsets)
         for r, region in enumerate(REGION_NAMES)
     ]
-    table = pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False).encode()
-    write_whole(_rows_file(folder, case), _seal(case, table, made) + b"\n" + table)
+    _write_sealed(
+        _rows_file(folder, case), case, pd.DataFrame(rows, columns=[*KEYS, *scores]), made
+    )
+
+
+def write_lesions(
+    folder: Path, case: str, subsets: Sequence[Subset], each: "Sequence[Found]", made: str
+) -> None:
+    """Write the lesions of a case, a row for each subset and lesion."""
+    rows = [
+        {
+            "case": case,
+            "subset": subset_name(subsets[one.subset]),
+            "region": REGION_NAMES[one.region],
+            "mm3": one.mm3,
+            "counts": int(one.counts),
+            "found": int(one.is_found),
+            "dice": one.dice,
+            "hd95": one.hd95,
+        }
+        for one in each
+    ]
+    table = pd.DataFrame(rows, columns=LESION_COLUMNS)
+    _write_sealed(_lesions_file(folder, case), case, table, made)
+
+
+def _write_sealed(file: Path, case: str, rows: pd.DataFrame, made: str) -> None:
+    text = rows.to_csv(index=False).encode()
+    write_whole(file, _seal(case, text, made) + b"\n" + text)
+
+
+def _is_sealed(file: Path, case: str, made: str) -> bool:
+    try:
+        seal, _, rows = content(file).partition(b"\n")
+    except OSError:
+        return False
+    return seal == _seal(case, rows, made)
 
 
 def _seal(case: str, rows: bytes, made: str) -> bytes:
@@ -91,7 +128,9 @@ def finish_folder(
     console: Screen,
 ) -> EvaluationTable:
     """Join the rows of all cases, each exactly once, into table, summary and report."""
-    missing = [name for name in cases if not has_rows(folder, name, made)]
+    missing = [
+        name for name in cases if not has_rows(folder, name, made, bool(facts.get("lesions")))
+    ]
     if missing:
         raise UserError(
             f"{len(missing)} cases were not evaluated, {missing[0]} first; run it again"
@@ -120,10 +159,18 @@ def finish_folder(
     text = rows.to_csv(index=False)
     write_protocol(folder, facts, text)
     write_whole(folder / "cases.csv", text)
+    if facts.get("lesions"):
+        lesions = [read_lesions(_lesions_file(folder, name), skip=1) for name in table.cases]
+        text = pd.concat(lesions, ignore_index=True).to_csv(index=False)
+        write_whole(folder / "lesions.csv", text)
     write_report(folder, table, facts)
     # About a megabyte a case; the report shows a dozen.
     keep_slices(folder, choose_cases(table))
     return table
+
+
+def _lesions_file(folder: Path, case: str) -> Path:
+    return folder / "lesions" / _rows_file(folder, case).name
 
 
 def _rows_file(folder: Path, case: str) -> Path:

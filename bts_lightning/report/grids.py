@@ -41,7 +41,7 @@ def gain_tables(summary: Summary) -> str:
     for region, region_name in enumerate(REGION_NAMES):
         body = []
         for name in starts:
-            row = [_dots(name)]
+            row = [dot_cells(name)]
             for modality in MODALITIES:
                 if (name, modality) in place:
                     row.append(_gain(cells, place[name, modality], region, top))
@@ -50,7 +50,7 @@ def gain_tables(summary: Summary) -> str:
             body.append(f"<tr>{''.join(row)}</tr>")
         heads = columns(f"+ {SHOWN_AS[m]}" for m in MODALITIES)
         caption = f"Mean gain in points of Dice, {region_name}"
-        tables.append(_table("gain", region_name, region == 0, caption, heads, body))
+        tables.append(subset_table("gain", region_name, region == 0, caption, heads, body))
     return "".join(tables)
 
 
@@ -71,14 +71,16 @@ def published_tables(summary: Summary, published: Sequence[Published]) -> str:
                 for table in tables
             )
             body = [
-                _published_row(_dots(subset), [float(column[i]) for column in columns])
+                _published_row(dot_cells(subset), [float(column[i]) for column in columns])
                 for i, subset in enumerate(SUBSET_NAMES)
             ]
             ends = [float(c.mean()) for c in columns]
             body.append(_published_row('<th scope="row" colspan="4">mean</th>', ends, "sum"))
             first = number == 0 and region == 0
             caption = f"Mean Dice in percent, {name}, published on {dataset}"
-            parts.append(_table("published", f"{dataset}-{name}", first, caption, heads, body))
+            parts.append(
+                subset_table("published", f"{dataset}-{name}", first, caption, heads, body)
+            )
         notes = "".join(
             f"<li value={i}>{escape(source)}: {escape(protocol)}</li>"
             for i, (source, protocol) in enumerate(_sources(tables), 1)
@@ -94,14 +96,14 @@ def _heat_map(summary: Summary, metric: Metric, first: bool) -> str:
     counts = {int(count) for _, _, line in rows for count in line.count}
     body = []
     for title, subset, line in rows:
-        head = _dots(subset) if subset else f'<th scope="row" colspan="4">{escape(title)}</th>'
+        head = dot_cells(subset) if subset else f'<th scope="row" colspan="4">{escape(title)}</th>'
         cells = "".join(_heat(line, region, metric, means) for region in range(len(REGION_NAMES)))
         count = f"<td>{_counts(line)}</td>" if len(counts) > 1 else ""
         body.append(f"<tr{'' if subset else ' class=sum'}>{head}{cells}{count}</tr>")
     heads = columns([*REGION_NAMES, *(["n"] if len(counts) > 1 else [])])
     everywhere = f", {count_cases(counts.pop())}" if len(counts) == 1 else ""
     caption = f"{metric.heading}: mean and 95 % interval{everywhere}"
-    return _table("metric", metric.name, first, caption, heads, body)
+    return subset_table("metric", metric.name, first, caption, heads, body)
 
 
 def _counts(line: Estimate) -> str:
@@ -142,15 +144,16 @@ def between(line: Estimate, region: int, factor: float, decimals: int) -> str:
     return f"{low:.{decimals}f}{joint}{high:.{decimals}f}".replace("-", "−")
 
 
-def _table(
+def subset_table(
     group: str, part: str, first: bool, caption: str, heads: str, body: Sequence[str]
 ) -> str:
+    """Show one part of a group, of which the page shows one at a time."""
     hidden = "" if first else " hidden"
     shown = grid(_HEADS + heads, body, caption)
     return f'<div class="scroll" data-{group}="{part}"{hidden}>{shown}</div>'
 
 
-def _dots(subset: str) -> str:
+def dot_cells(subset: str) -> str:
     """Write a subset as four cells of ● and ○ that are read out as its modalities."""
     present = parse_subset(subset)
     first = (

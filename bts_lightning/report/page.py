@@ -7,10 +7,11 @@ from string import Template
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bts_lightning.metrics.table import VOLUMES
 from bts_lightning.modalities import COMPLETE, MODALITIES, SHOWN_AS, subset_name
-from bts_lightning.report import grids, sections
+from bts_lightning.report import grids, lesions, sections
 from bts_lightning.report.document import asset, shell
 from bts_lightning.report.embed import embed
 from bts_lightning.report.facts import brief, policy
@@ -22,8 +23,14 @@ from bts_lightning.report.summary import Summary, count_cases, notes
 from bts_lightning.report.table import REGION_NAMES
 
 
-def page(summary: Summary, slices: Sequence[CaseSlices]) -> str:
-    """Fill the template: the result needs no network and no other file."""
+def page(summary: Summary, slices: Sequence[CaseSlices], each: pd.DataFrame | None = None) -> str:
+    """Fill the template: the result needs no network and no other file.
+
+    Args:
+        summary: the table.
+        slices: pictures of some cases.
+        each: the lesions of all cases, where there are any.
+    """
     published = read_published()
     embedded = embed(slices)
     regions = {region: region for region in REGION_NAMES}
@@ -43,6 +50,7 @@ def page(summary: Summary, slices: Sequence[CaseSlices]) -> str:
         "shapley": sections.shapley_plots(summary),
         "choose_gain": sections.choice("gain", "Region", regions),
         "gains": grids.gain_tables(summary),
+        "lesions": lesions.section(summary, each),
         "pictures": f"{count_cases(len(embedded))} with pictures in this file.",
         "metric_heads": "".join(
             f'<th scope="col">{escape(metric.heading)}</th>' for metric in summary.main

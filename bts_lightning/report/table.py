@@ -9,12 +9,11 @@ import pandas as pd
 
 from bts_lightning.errors import DataError, UserError
 from bts_lightning.files import regular
-from bts_lightning.metrics.table import METRICS, TABLE, VOLUMES, Metric
+from bts_lightning.metrics.table import COUNTS, METRICS, TABLE, VOLUMES, Metric
 from bts_lightning.modalities import REGIONS, SUBSETS, parse_subset, subset_name
 
 KEYS = ("case", "subset", "region")
-VALUES = (*METRICS, *VOLUMES)
-COLUMNS = KEYS + VALUES
+VALUES = (*METRICS, *VOLUMES, *COUNTS)
 # What a table always had; metrics that came later may be absent.
 NEEDED = (*KEYS, "dice", "hd95", *VOLUMES)
 MISSING = {column: ["", "nan", "NaN"] for column in VALUES}

@@ -54,7 +54,8 @@ def _choose(evaluations: Sequence[Evaluation], names: Sequence[str] | None) -> l
         if name not in common:
             lacks = next(e for e, has in zip(evaluations, columns, strict=True) if name not in has)
             raise UserError(
-                f"{lacks.name} was evaluated before there was {name}; evaluate it again, or take "
+                f"{lacks.name} was evaluated without {name}; evaluate it again"
+                f"{' with evaluation.lesions=POLICY' if METRICS[name].by else ''}, or take "
                 f"{', '.join(common)}"
             )
     if names:

@@ -85,7 +85,7 @@ def test_tables_from_before_a_metric_are_compared_in_what_they_have(tmp_path: Pa
     old = [{key: row[key] for key in row if key != "precision"} for row in made]
     runs = [make_run(tmp_path, "new", made), make_run(tmp_path, "old", old)]
     assert "Dice (points)" in printed(runs)
-    with pytest.raises(UserError, match="old was evaluated before there was precision"):
+    with pytest.raises(UserError, match="old was evaluated without precision"):
         compare(runs, metrics=["precision"])
 
 

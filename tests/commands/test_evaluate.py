@@ -136,6 +136,32 @@ def test_rows_of_two_protocols_never_share_a_table(run: Path) -> None:
         evaluate(run, device="cpu", words=["evaluation.naive=true"])
 
 
+def test_lesions_are_scored_where_the_protocol_says_so(run: Path) -> None:
+    words = ["evaluation.lesions=brats2023", "evaluation.subsets=[t1c+flair, t2]"]
+    folder = evaluate(run, device="cpu", words=words)
+    rows, lesions = table(folder), pd.read_csv(folder / "lesions.csv")
+    counted = lesions[lesions.counts == 1].groupby(["case", "subset", "region"])
+    there = rows.set_index(["case", "subset", "region"])
+    assert there["lesions"].sum() > 0
+    for column, expected in (("lesions", counted.size()), ("found", counted.found.sum())):
+        pd.testing.assert_series_equal(
+            there[column][there["lesions"] > 0].astype(int).sort_index(),
+            expected.astype(int).sort_index(),
+            check_names=False,
+        )
+    text = (folder / "report.html").read_text()
+    assert 'id="lesions"' in text
+    assert "“brats2023”, task “gli”" in text
+    assert "Lesion-wise Dice" in (folder / "summary.md").read_text()
+    with pytest.raises(UserError, match="another lesions"):
+        evaluate(run, device="cpu", words=["evaluation.subsets=[t1c+flair, t2]"])
+    # Two policies never stand in one column; what both tables have can still be compared.
+    other = ["evaluation.lesions=brats2025", words[1]]
+    with pytest.raises(UserError, match="different policies for lesions"):
+        compare([folder, evaluate(run, device="cpu", name="2025", words=other)])
+    compare([folder, evaluate(run, device="cpu", name="plain", words=words[1:])])
+
+
 def test_an_evaluation_goes_on_from_wherever_the_run_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ from bts_lightning.modalities import REGIONS
 from bts_lightning.networks.adaptor import InputAdaptor
 from bts_lightning.networks.rfnet import RFNet
 from bts_lightning.networks.unet import UNet
-from bts_lightning.report.table import COLUMNS, EvaluationTable
+from bts_lightning.report.table import KEYS, VALUES, EvaluationTable
 
 COMPLETE = "t1+t1c+t2+flair"
 TINY = [
@@ -267,7 +267,7 @@ def rows(cases: Sequence[str], subsets: Sequence[str], dice: Any) -> pd.DataFram
     """Make a table of Dice values given by case, subset and region."""
     return pd.DataFrame(
         [
-            dict.fromkeys(COLUMNS, 1.0)
+            dict.fromkeys((*KEYS, *VALUES), 1.0)
             | {"case": c, "subset": s, "region": r, "dice": dice(c, s, r)}
             for c in cases
             for s in subsets

@@ -3,8 +3,9 @@
 import numpy as np
 
 from bts_lightning.callbacks.subsets import VALIDATED
+from bts_lightning.metrics.lesions.tasks import LesionRules
 from bts_lightning.metrics.score import score
-from bts_lightning.metrics.table import METRICS, TABLE, VOLUMES
+from bts_lightning.metrics.table import COUNTS, METRICS, TABLE, VOLUMES, measured_by
 from bts_lightning.report.page import page
 from bts_lightning.report.summary import latex, markdown, summarise
 from bts_lightning.report.table import EvaluationTable
@@ -13,8 +14,12 @@ from tests.report.synthetic import protocol, rows
 
 def test_every_metric_is_measured_and_printed() -> None:
     truth = np.zeros((4, 4, 4), np.uint8)
-    assert list(score(truth[None], truth)) == [*METRICS, *VOLUMES]
-    made = [dict.fromkeys(METRICS, 0.5) | row for row in rows(3)]
+    measured = [
+        *score(truth[None], truth),
+        *score(truth[None], truth, lesions=LesionRules("brats2024")),
+    ]
+    assert set(measured) == {*METRICS, *VOLUMES, *COUNTS}
+    made = [dict.fromkeys((*METRICS, *COUNTS), 0.5) | row for row in rows(3)]
     summary = summarise(EvaluationTable.from_rows(made), protocol())
     document, text, tex = page(summary, []), markdown(summary), latex(summary)
     for metric in TABLE:
@@ -26,7 +31,8 @@ def test_every_metric_is_measured_and_printed() -> None:
 def test_what_a_region_that_is_rightly_or_wrongly_empty_scores() -> None:
     empty, full = np.zeros((2, 4, 4, 4), np.uint8)
     full[1:3, 1:3, 1:3] = 3
-    for name, metric in METRICS.items():
+    for metric in measured_by(None):
+        name = metric.name
         assert (score(empty[None], empty)[name] == metric.best).all()
         worst = 373.12866 if np.isinf(metric.worst) else metric.worst
         assert (score(empty[None], full)[name] == worst).all()

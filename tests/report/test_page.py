@@ -55,6 +55,20 @@ def test_page_is_well_formed_and_needs_no_network() -> None:
     assert "$" not in re.sub(r"<script.*", "", text, flags=re.DOTALL)
 
 
+def test_lesions_are_counted_by_subset_and_by_size() -> None:
+    made = [r | {"lesions": 2, "found": 1, "false_lesions": 3} for r in rows(2)]
+    summary = summarise(EvaluationTable.from_rows(made), protocol(lesions="brats2023"))
+    one = {"case": "a", "subset": "t1", "region": "ET", "counts": 1, "dice": 0, "hd95": 0}
+    each = pd.DataFrame([one | {"mm3": mm3, "found": f} for mm3, f in ((50, 0), (99, 1), (2e3, 1))])
+    text = page(summary, [], each)
+    parser = Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert "<td>4</td><td>2</td><td>50 %</td><td>6</td><td>3.0</td>" in text
+    assert "<td>50 % of 2</td><td>–</td><td>100 % of 1</td><td>–</td>" in text
+    assert 'id="lesions"' not in written()
+
+
 def test_names_cannot_become_markup() -> None:
     made = [row | {"case": EVIL} if row["case"].endswith("2") else row for row in rows(4)]
     text = written(made, experiment=EVIL, unscored=[EVIL])

@@ -6,12 +6,12 @@ import pytest
 
 from bts_lightning.errors import DataError
 from bts_lightning.metrics.table import METRICS
-from bts_lightning.report.table import COLUMNS, SUBSET_NAMES, EvaluationTable
+from bts_lightning.report.table import KEYS, SUBSET_NAMES, VALUES, EvaluationTable
 from tests.report.synthetic import rows
 
 
 def one_row(**changes: object) -> dict[str, object]:
-    row = dict.fromkeys(COLUMNS, 0.5) | {"case": "a", "subset": "t1", "region": "WT"}
+    row = dict.fromkeys(VALUES, 0.5) | {"case": "a", "subset": "t1", "region": "WT"}
     return row | changes
 
 
@@ -68,7 +68,7 @@ def test_a_file_that_is_not_there_or_not_a_table_is_named(tmp_path: Path) -> Non
     (tmp_path / "cases.csv").write_bytes(b"\xff\xfe\x00broken")
     with pytest.raises(DataError, match="not a readable table"):
         EvaluationTable.read(tmp_path)
-    (tmp_path / "cases.csv").write_text(",".join(COLUMNS) + "\n")
+    (tmp_path / "cases.csv").write_text(",".join([*KEYS, *VALUES]) + "\n")
     with pytest.raises(DataError, match="has no row"):
         EvaluationTable.read(tmp_path)
 

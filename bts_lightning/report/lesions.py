@@ -1,0 +1,83 @@
+"""Which lesions were found: their table in an evaluation folder, and the section of the report."""
+
+from collections.abc import Sequence
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bts_lightning.errors import DataError
+from bts_lightning.report.document import columns
+from bts_lightning.report.grids import dot_cells, subset_table
+from bts_lightning.report.sections import choice
+from bts_lightning.report.summary import Summary
+from bts_lightning.report.table import KEYS, REGION_NAMES, read_rows
+
+LESION_COLUMNS = (*KEYS, "mm3", "counts", "found", "dice", "hd95")
+# ml: what lies between two ends is one column of the report.
+ENDS = (0.0, 0.1, 1.0, 10.0, np.inf)
+
+
+def read_lesions(file: Path, skip: int = 0) -> pd.DataFrame:
+    """Read the lesions of an evaluation, or of a case after its seal."""
+    table = read_rows(file, skip=skip)
+    absent = [column for column in LESION_COLUMNS if column not in table]
+    if absent:
+        raise DataError(f"{file}: no column {', '.join(absent)}; delete it and evaluate again")
+    return table
+
+
+def section(summary: Summary, lesions: pd.DataFrame | None) -> str:
+    """Show how many lesions were found in every subset, and of which size; nothing without them."""
+    if "lesions" not in summary.table.rows:
+        return ""
+    tables = "".join(
+        _counts(summary, region, i == 0) + ("" if lesions is None else _sizes(summary, lesions, i))
+        for i, region in enumerate(REGION_NAMES)
+    )
+    return (
+        '<section id="lesions"><h2>Lesions</h2><p>What the challenge counts as a lesion, and '
+        "whether anything was predicted for it. The table of sizes counts every lesion of the "
+        "truth, also those that are too small to be scored.</p>"
+        f"{choice('lesion', 'Region', {region: region for region in REGION_NAMES})}{tables}"
+        "</section>"
+    )
+
+
+def _counts(summary: Summary, region: str, first: bool) -> str:
+    rows = summary.table.rows
+    rows = rows[rows["region"] == region]
+    body = []
+    for subset in summary.table.subsets:
+        mine = rows[rows["subset"] == subset]
+        there, found, false = (int(mine[c].sum()) for c in ("lesions", "found", "false_lesions"))
+        share = f"{100 * found / there:.0f} %" if there else "–"
+        cells = (str(there), str(found), share, str(false), f"{false / max(1, len(mine)):.1f}")
+        body.append(_row(subset, cells))
+    heads = columns(("lesions", "found", "share", "false", "false a case"))
+    return subset_table("lesion", f"{region}-counts", first, f"Lesions, {region}", heads, body)
+
+
+def _sizes(summary: Summary, lesions: pd.DataFrame, number: int) -> str:
+    """Show the share of lesions found, by their volume."""
+    region = REGION_NAMES[number]
+    mine = lesions[lesions["region"] == region]
+    bins = np.searchsorted(ENDS, mine["mm3"].to_numpy(float) / 1000, side="right") - 1
+    body = []
+    for subset in summary.table.subsets:
+        here = (mine["subset"] == subset).to_numpy()
+        cells = []
+        for size in range(len(ENDS) - 1):
+            found = mine["found"].to_numpy(int)[here & (bins == size)]
+            cells.append(f"{100 * found.mean():.0f} % of {len(found)}" if len(found) else "–")
+        body.append(_row(subset, cells))
+    names = [f"{low:g} to {high:g} ml" for low, high in pairwise(ENDS)]
+    names[0], names[-1] = f"below {ENDS[1]:g} ml", f"{ENDS[-2]:g} ml and more"
+    caption = f"Found, by volume of the lesion, {region}"
+    return subset_table("lesion", f"{region}-sizes", number == 0, caption, columns(names), body)
+
+
+def _row(subset: str, cells: Sequence[str]) -> str:
+    return f"<tr>{dot_cells(subset)}{''.join(f'<td>{escape(c)}</td>' for c in cells)}</tr>"
