@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from bts_lightning.bench.contender import Scorer
 from bts_lightning.modalities import REGIONS
@@ -22,6 +23,11 @@ MODULES = (
     "surface_distance",
     "SimpleITK",
 )
+# BraTS 2023's: voxels of 1 mm³ that a lesion must exceed, and mm for one missed or invented.
+SMALL, PENALTY = 50, 374.0
+LESIONS = "lesion by lesion, as in 2023"
+# What an expert does; the field's scripts hand it whole volumes.
+CROPPED = "medpy, cropped to both masks"
 # Enough for MONAI to be a matter of seconds.
 QUICK_SUBSETS = 3
 
@@ -41,9 +47,13 @@ def contenders(predicted: Labels, truth: Labels, sample: int, *, quick: bool) ->
     return [
         _monai(predicted, truth, subsets),
         _one_by_one("surface-distance", _surface_distance, predicted, truth, pairs, "other"),
+        _one_by_one(
+            "medpy, cropped to both masks", _medpy_cropped, predicted, truth, pairs, "pooled"
+        ),
         _one_by_one("medpy, full volumes", _medpy, predicted, truth, some, "pooled"),
         _one_by_one("SimpleITK's distance maps", _simpleitk, predicted, truth, some, "pooled"),
         _torchmetrics(predicted, truth, subsets),
+        _one_by_one(LESIONS, _lesion_by_lesion, predicted, truth, some[:3], "lesions"),
     ]
 
 
@@ -111,6 +121,39 @@ def _one_by_one(
 def _medpy() -> Callable[[Mask, Mask], tuple[float, float]]:
     binary: Any = import_module("medpy.metric.binary")
     return lambda found, there: (float(binary.dc(found, there)), float(binary.hd95(found, there)))
+
+
+def _medpy_cropped() -> Callable[[Mask, Mask], tuple[float, float]]:
+    measure = _medpy()
+
+    def cropped(found: Mask, there: Mask) -> tuple[float, float]:
+        box = ndimage.find_objects((found | there).astype(np.uint8))[0]
+        return measure(found[box], there[box])
+
+    return cropped
+
+
+def _lesion_by_lesion() -> Callable[[Mask, Mask], tuple[float, float]]:
+    """Score as the program of BraTS 2023 goes about it: whole volumes for each lesion."""
+    measure = _surface_distance()
+    full, edges = (ndimage.generate_binary_structure(3, n) for n in (3, 2))
+
+    def by_lesion(found: Mask, there: Mask) -> tuple[float, float]:
+        joined, count = ndimage.label(ndimage.binary_dilation(there, edges, 3), full)
+        parts, number = ndimage.label(found, full)
+        scores, hit = [], {0}
+        for lesion in range(1, count + 1):
+            mine = there & (joined == lesion)
+            touching = np.unique(parts[ndimage.binary_dilation(mine, edges, 3)])
+            hit |= set(touching.tolist())
+            answer = np.isin(parts, touching[touching > 0])
+            if mine.sum() > SMALL:
+                scores.append(measure(answer, mine) if answer.any() else (0.0, PENALTY))
+        scores += [(0.0, PENALTY)] * (number + 1 - len(hit))
+        dice, hd95 = np.mean(scores, axis=0) if scores else (1.0, 0.0)
+        return float(dice), float(hd95)
+
+    return by_lesion
 
 
 def _surface_distance() -> Callable[[Mask, Mask], tuple[float, float]]:

@@ -75,9 +75,8 @@ def write_rows(
         for s, subset in enumerate(subsets)
         for r, region in enumerate(REGION_NAMES)
     ]
-    _write_sealed(
-        _rows_file(folder, case), case, pd.DataFrame(rows, columns=[*KEYS, *scores]), made
-    )
+    table = pd.DataFrame(rows, columns=[*KEYS, *scores])
+    _write_sealed(_rows_file(folder, case), case, table, made)
 
 
 def write_lesions(
@@ -128,9 +127,8 @@ def finish_folder(
     console: Screen,
 ) -> EvaluationTable:
     """Join the rows of all cases, each exactly once, into table, summary and report."""
-    missing = [
-        name for name in cases if not has_rows(folder, name, made, bool(facts.get("lesions")))
-    ]
+    with_lesions = facts.get("lesions") is not None
+    missing = [name for name in cases if not has_rows(folder, name, made, with_lesions)]
     if missing:
         raise UserError(
             f"{len(missing)} cases were not evaluated, {missing[0]} first; run it again"
@@ -159,7 +157,7 @@ def finish_folder(
     text = rows.to_csv(index=False)
     write_protocol(folder, facts, text)
     write_whole(folder / "cases.csv", text)
-    if facts.get("lesions"):
+    if with_lesions:
         lesions = [read_lesions(_lesions_file(folder, name), skip=1) for name in table.cases]
         text = pd.concat(lesions, ignore_index=True).to_csv(index=False)
         write_whole(folder / "lesions.csv", text)

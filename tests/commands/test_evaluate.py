@@ -153,7 +153,7 @@ def test_lesions_are_scored_where_the_protocol_says_so(run: Path) -> None:
     assert 'id="lesions"' in text
     assert "“brats2023”, task “gli”" in text
     assert "Lesion-wise Dice" in (folder / "summary.md").read_text()
-    with pytest.raises(UserError, match="another lesions"):
+    with pytest.raises(UserError, match="another lesion_task, lesions"):
         evaluate(run, device="cpu", words=["evaluation.subsets=[t1c+flair, t2]"])
     # Two policies never stand in one column; what both tables have can still be compared.
     other = ["evaluation.lesions=brats2025", words[1]]

@@ -59,16 +59,18 @@ class Truth:
 
 def cut_truth(labels: Labels, task: Task, grid: Grid) -> dict[str, Truth]:
     """Cut each region of the truth into lesions: what dilation joins is one."""
-    found = {}
+    cuts, reaches = {}, {}
     for region, places in _regions(labels, task).items():
         reach = grown(places, task.dilations.get(region, task.dilation), grid)
-        reached = volume(reach, components(reach, grid), grid)
-        found[region] = places, reached[places], reached
-    cuts = {region: (places, numbers) for region, (places, numbers, _) in found.items()}
+        reached = components(reach, grid)
+        cuts[region] = places, volume(reach, reached, grid)[places]
+        reaches[region] = reach, reached
     result = {}
-    for region, (places, numbers, reached) in found.items():
+    for region, (places, numbers) in cuts.items():
         become = _joined(region, cuts, task, grid)
-        result[region] = Truth(Parts(places, become[numbers], grid), become[reached])
+        reach, reached = reaches[region]
+        dilated = volume(reach, become[reached], grid)
+        result[region] = Truth(Parts(places, become[numbers], grid), dilated)
     return result
 
 

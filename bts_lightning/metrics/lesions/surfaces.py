@@ -111,7 +111,7 @@ def distances(
 
 def weighted95(distances: Floats, areas: Floats) -> float:
     """Take the distance below which 95 % of the area lies."""
-    order = np.lexsort((areas, distances))
+    order = np.argsort(distances)
     share = np.cumsum(areas[order]) / np.sum(areas[order])
     return float(distances[order][min(int(np.searchsorted(share, 0.95)), len(order) - 1)])
 
