@@ -1,6 +1,5 @@
 """A run as a teacher: what trains beside it, and what is refused."""
 
-import json
 import os
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from omegaconf import OmegaConf
 
 from bts_lightning import config, runs
 from bts_lightning.__main__ import main
-from bts_lightning.data.cache.cached_case import CachedCase
+from bts_lightning.data.cache.cached_case import CachedCase, sealed
 from bts_lightning.data.module import BratsDataModule
 from bts_lightning.data.splits import PARTS, Split
 from bts_lightning.distillation import Teacher
@@ -163,7 +162,7 @@ def scans(root: Path, *names: str) -> BratsDataModule:
         case = CachedCase(root / name)
         case.folder.mkdir(parents=True)
         told = {"name": name, "patient": name[:-4], "volumes_ml": {"WT": 1}}
-        (case.folder / "case.json").write_text(json.dumps(told))
+        (case.folder / "case.json").write_bytes(sealed(told))
         data.cases[name] = case
     return data
 
