@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 
+from bts_lightning.commands.streams import open_streams
 from bts_lightning.errors import Parser, UserError, did_you_mean, visible
 from bts_lightning.files import NotAFileError
 
@@ -52,10 +53,14 @@ _OF_THE_DISK = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; what the user can mend is one line, without a traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        open_streams()
     # The processes of other devices and of readers; a sweep may start programs of somebody else.
     if argv is None and words[:1] not in (["sweep"], ["agent"]):
         os.environ["PYTHONSAFEPATH"] = "1"
     try:
+        if nul := next((word for word in words if "\0" in word), None):
+            raise UserError(f"{nul}: no name holds a NUL")
         code = _run(words)
         sys.stdout.flush()
         return code

@@ -44,6 +44,11 @@ def regular(file: Path) -> BufferedReader:
     raise NotAFileError(errno.EINVAL, "not a regular file", str(file))
 
 
+def expanded(path: Path | str) -> Path:
+    """Put the home of a user for `~`; where there is none, the name stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (that of pathlib raises)
+
+
 def content(file: Path) -> bytes:
     """Read a whole file of somebody else."""
     with regular(file) as stream:

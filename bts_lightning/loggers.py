@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from bts_lightning.errors import UserError
-from bts_lightning.files import content, write_whole
+from bts_lightning.files import content, expanded, write_whole
 
 # W&B's own servers, before its move and since.
 _PUBLIC_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
@@ -42,6 +42,9 @@ class Wandb(WandbLogger):
         tags: list[str] | None = None,
     ) -> None:
         check_server()
+        if not expanded("~").is_absolute():
+            # Where a user has no home, wandb cannot even say where its settings would be.
+            os.environ.setdefault("WANDB_CONFIG_DIR", str(Path(save_dir).resolve()))
         run = Path(save_dir).resolve().parent
         super().__init__(
             name=f"{run.parent.name}/{run.name}",
@@ -196,7 +199,7 @@ def has_credentials() -> bool:
     hosts = (urlsplit(address).netloc,) if address else _PUBLIC_HOSTS
     file = os.environ.get("NETRC")
     try:
-        known = netrc.netrc(Path(file).expanduser() if file else None)
+        known = netrc.netrc(expanded(file) if file else None)
     except (OSError, netrc.NetrcParseError):
         return False
     return any(known.authenticators(host) for host in hosts)
@@ -219,7 +222,7 @@ def check_server() -> None:
 def _saved_address() -> str | None:
     """Read where `wandb login --host` has written down a server."""
     folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
-    return _address_in(Path(folder).expanduser() / "settings")
+    return _address_in(expanded(folder) / "settings")
 
 
 def _address_in(file: Path) -> str | None:

@@ -19,7 +19,7 @@ MODULES = {
 
 # From the ground up; a module imports from its own room and from the floors below.
 FLOORS = (
-    {"errors", "modalities", "chance", "files", "memory"},
+    {"errors", "modalities", "chance", "files", "memory", "compiled"},
     {"metrics", "losses", "networks", "availability", "config", "loggers", "schedules"},
     {"inference", "data", "task", "report"},
     {"bench", "runs"},
@@ -35,7 +35,7 @@ KNOWS_ONLY = {
     "config": {"errors", "config"},
     "availability": {"errors", "modalities", "chance", "files"},
     "networks": {"errors", "modalities", "networks"},
-    "data": {"errors", "modalities", "chance", "files", "availability", "data"},
+    "data": {"errors", "modalities", "chance", "files", "compiled", "availability", "data"},
 }
 MAY_NOT_NAME = {"report": {"torch", "lightning"}}
 

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
     # It is for the very end, which may be days away.
     device = chosen_device(args.device)
-    named = args.name or re.sub(r"[^\w.+-]+", "_", "+".join(names))
+    named = re.sub(r"[^\w.+-]+", "_", args.name or "+".join(names))
     plan = make_plan(
         args.words,
         folder=args.folder / named,

@@ -60,8 +60,8 @@ def evaluate(
         device: `cpu`, `cuda` or `cuda:1`; what the configuration says by default.
         predictions: also write the label maps of all subsets as NIfTI.
     """
-    if name is not None and (Path(name).name != name or name == ".."):
-        raise UserError(f"--name {name}: give the name of a folder in {run / 'evaluation'}")
+    if name is not None and (Path(name).name != name or name == ".." or not name.isprintable()):
+        raise UserError(f"--name {name!r}: give the name of a folder in {run / 'evaluation'}")
     runs.refuse_links(run, "evaluation", "logs")
     runs.refuse_strangers(run)
     _, nodes = open_run(run, words, allow)

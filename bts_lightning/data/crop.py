@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from bts_lightning.compiled import compiled
 
 Array = NDArray[Any]
 Three = tuple[int, int, int]
@@ -32,7 +33,7 @@ def copy_box(patch: Array, volume: Array, corner: Three, flips: tuple[bool, bool
     )
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _copy(
     target: Array,
     source: Array,

@@ -1,8 +1,9 @@
 """Compiled sweeps over all masks of a case: one bit of a word per subset and region."""
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from bts_lightning.compiled import compiled
 
 Words = NDArray[np.uint64]
 Ints = NDArray[np.int64]
@@ -21,14 +22,14 @@ _MULTIPLIER, _TOP, _ONE = np.uint64(_SEQUENCE), np.uint64(58), np.uint64(1)
 
 # Compiled code is kept beside each file and renewed when that file changes, not when this one does:
 # after a change here delete `__pycache__`.
-@njit(cache=True, nogil=True)
+@compiled
 def lowest(bits: np.uint64) -> tuple[np.uint64, int]:
     """Give the lowest bit that is set, and its place."""
     bit = bits & (~bits + _ONE)
     return bit, _PLACES[(bit * _MULTIPLIER) >> _TOP]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def occupied(
     predicted: NDArray[np.uint8], truth: NDArray[np.uint8], first: int, last: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_], int]:
@@ -59,7 +60,7 @@ def occupied(
     return planes, rows, columns, int(bits)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def pack(
     predicted: NDArray[np.uint8],
     truth: NDArray[np.uint8],
@@ -107,7 +108,7 @@ def pack(
     return pairs
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def united(row: NDArray[np.unsignedinteger]) -> np.unsignedinteger:
     """Give all bits of a row."""
     bits = row.dtype.type(0)
@@ -116,7 +117,7 @@ def united(row: NDArray[np.unsignedinteger]) -> np.unsignedinteger:
     return bits
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def peel(words: Words, halo: tuple[int, int, int], first: int, last: int, surface: Words) -> Ints:
     """Keep of each mask the voxels with a face neighbour outside; beyond the grid is outside.
 

@@ -1,8 +1,10 @@
 """Distances from the truth's surface to those of all predictions at once."""
 
-import numpy as np
-from numba import njit
+from typing import Any
 
+import numpy as np
+
+from bts_lightning.compiled import compiled
 from bts_lightning.metrics.surface import Floats, Ints, Words, lowest
 
 # Voxels along a block of the far search; a row of a block is one cache line.
@@ -10,7 +12,7 @@ EDGE = 8
 _NONE = np.uint64(0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def walk(
     surface: Words,
     blocks: Words,
@@ -57,7 +59,7 @@ def walk(
     return left
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def blocks_of(surface: Words) -> Words:
     """Unite the words of each block of 8×8×8 voxels."""
     depth, height, width = surface.shape
@@ -73,7 +75,7 @@ def blocks_of(surface: Words) -> Words:
     return blocks
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def with_neighbours(blocks: Words) -> Words:
     """Unite each block with the 26 around it."""
     united = np.zeros_like(blocks)
@@ -88,7 +90,7 @@ def with_neighbours(blocks: Words) -> Words:
     return united
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def search(
     surface: Words,
     blocks: Words,
@@ -147,7 +149,7 @@ def search(
             bits ^= bit
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _scan(
     surface: Words,
     seen: np.uint64,
@@ -178,14 +180,14 @@ def _scan(
                         bits ^= bit
 
 
-@njit(cache=True, nogil=True)
-def _squared(a, b, spacing):  # type: ignore[no-untyped-def]  # of tuples or rows of an array
+@compiled
+def _squared(a: Any, b: Any, spacing: Any) -> Any:  # of tuples or rows of an array
     """Sum in the order of SciPy's distance transform, so that medpy's last digit is met."""
     z, y, x = (a[0] - b[0]) * spacing[0], (a[1] - b[1]) * spacing[1], (a[2] - b[2]) * spacing[2]
     return z * z + y * y + x * x
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _bound(
     point: tuple[int, int, int],
     block: tuple[int, int, int],
@@ -200,7 +202,7 @@ def _bound(
     return bound
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _farthest(bits: np.uint64, best: Floats) -> float:
     farthest = 0.0
     while bits != _NONE:
@@ -210,7 +212,7 @@ def _farthest(bits: np.uint64, best: Floats) -> float:
     return farthest
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _farther(bits: np.uint64, square: float, best: Floats) -> np.uint64:
     """Keep the bits whose best so far is not nearer than this."""
     kept = _NONE

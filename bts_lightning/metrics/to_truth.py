@@ -1,9 +1,9 @@
 """Distances from every prediction's surface to the truth's: one map serves them all."""
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from bts_lightning.compiled import compiled
 from bts_lightning.metrics.surface import Floats, Ints, Words, lowest, united
 
 Flags = NDArray[np.bool_]
@@ -13,7 +13,7 @@ PIECE = 8
 _NONE = np.uint64(0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def asked_rows(
     points: Ints, shape: tuple[int, int, int], corner: tuple[int, int, int], size: tuple[int, int]
 ) -> Flags:
@@ -33,7 +33,7 @@ def asked_rows(
     return asked
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def map_planes(
     surface: Words,
     bit: np.uint64,
@@ -98,7 +98,7 @@ def map_planes(
                         best[x] = min(best[x], step + nearest[x])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _next_run(asked: Flags, first: int, width: int) -> tuple[int, int]:
     """Find the next voxels of a row, from `first` on, that are asked for; none if it ends there."""
     piece = first // PIECE if first < width else asked.size
@@ -110,7 +110,7 @@ def _next_run(asked: Flags, first: int, width: int) -> tuple[int, int]:
     return min(begin * PIECE, width), min(piece * PIECE, width)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def gather(
     surface: Words,
     points: Ints,
@@ -160,7 +160,7 @@ def gather(
     return squares, starts
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _nearest(
     z: int,
     y: int,

@@ -30,7 +30,7 @@ class Published:
 
 def read_published() -> list[Published]:
     """Read every published table that ships with the package."""
-    text = files("bts_lightning.report").joinpath("published.csv").read_text()
+    text = files("bts_lightning.report").joinpath("published.csv").read_text(encoding="utf-8")
     tables: dict[tuple[str, str, str, str], Published] = {}
     for row in csv.DictReader(text.splitlines()):
         key = (row["dataset"], row["method"], row["source"], row["protocol"])

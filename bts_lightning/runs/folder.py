@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from bts_lightning.config.merge import join
 from bts_lightning.data.splits import PARTS, Part, Split
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.files import write_whole
+from bts_lightning.files import expanded, write_whole
 
 # How one process tells those that Lightning starts for the other devices where the run lives.
 RUN_VARIABLE = "BTS_RUN"
@@ -91,7 +91,7 @@ def find_run(where: str | Path | None, experiment: str | None = None, root: Path
 def require_data(config: DictConfig) -> None:
     """Refuse data that are not there before a run, or a sweep of many, is begun."""
     root = (config.get("data") or {}).get("root")
-    if isinstance(root, str) and not Path(root).expanduser().exists():
+    if isinstance(root, str) and not expanded(root).exists():
         raise UserError(
             f"data.root is {root}, which does not exist; give a data set, as "
             "data.root=/data/BraTS2020 (`bts phantom scratch` makes one to try)"
@@ -149,7 +149,7 @@ def check_split(run: Path, data: Any, parts: Sequence[Part]) -> None:
     if not file.exists():
         return
     roots = (Path(OmegaConf.load(config_file(run)).data.root), Path(data.root))
-    first, now = (root.expanduser().resolve() for root in roots)
+    first, now = (expanded(root).resolve() for root in roots)
     # Another data set may call other patients by the same names.
     if first != now:
         return
