@@ -116,7 +116,12 @@ def grid(heads: str, rows: Iterable[str], caption: str = "") -> str:
 
 def columns(names: Iterable[str]) -> str:
     """Head the columns of a grid."""
-    return "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    return "".join(f'<th scope="col">{_breakable(name)}</th>' for name in names)
+
+
+def _breakable(name: str) -> str:
+    """Let `rfnet+phantom+net.width=4` go on in the next line: no column pushes the others out."""
+    return re.sub(r"\+(?=\S)", "+<wbr>", escape(name))
 
 
 def heat(text: str, small: str, share: float, is_bad: bool = False) -> str:

@@ -33,16 +33,18 @@ def section(summary: Summary, lesions: pd.DataFrame | None) -> str:
     """Show how many lesions were found in every subset, and of which size; nothing without them."""
     if "lesions" not in summary.table.rows:
         return ""
-    tables = "".join(
-        _counts(summary, region, i == 0) + ("" if lesions is None else _sizes(summary, lesions, i))
-        for i, region in enumerate(REGION_NAMES)
+    counts = "".join(_counts(summary, region, i == 0) for i, region in enumerate(REGION_NAMES))
+    sizes = (
+        ""
+        if lesions is None
+        else "".join(_sizes(summary, lesions, i) for i in range(len(REGION_NAMES)))
     )
     return (
         '<section id="lesions"><h2>Lesions</h2><p>What the challenge counts as a lesion, and '
         "whether anything was predicted for it. The table of sizes counts every lesion of the "
         "truth, also those that are too small to be scored.</p>"
-        f"{choice('lesion', 'Region', {region: region for region in REGION_NAMES})}{tables}"
-        "</section>"
+        f"{choice('lesion', 'Region', {region: region for region in REGION_NAMES})}"
+        f'<div class="split even"><div>{counts}</div><div>{sizes}</div></div></section>'
     )
 
 
@@ -54,10 +56,10 @@ def _counts(summary: Summary, region: str, first: bool) -> str:
         mine = rows[rows["subset"] == subset]
         there, found, false = (int(mine[c].sum()) for c in ("lesions", "found", "false_lesions"))
         share = f"{100 * found / there:.0f} %" if there else "–"
-        cells = (str(there), str(found), share, str(false), f"{false / max(1, len(mine)):.1f}")
+        cells = (str(there), str(found), share, str(false))
         body.append(_row(subset, cells))
-    heads = columns(("lesions", "found", "share", "false", "false a case"))
-    return subset_table("lesion", f"{region}-counts", first, f"Lesions, {region}", heads, body)
+    heads = columns(("lesions", "found", "share", "false"))
+    return subset_table("lesion", region, first, f"Lesions, {region}", heads, body)
 
 
 def _sizes(summary: Summary, lesions: pd.DataFrame, number: int) -> str:
@@ -76,7 +78,7 @@ def _sizes(summary: Summary, lesions: pd.DataFrame, number: int) -> str:
     names = [f"{low:g} to {high:g} ml" for low, high in pairwise(ENDS)]
     names[0], names[-1] = f"below {ENDS[1]:g} ml", f"{ENDS[-2]:g} ml and more"
     caption = f"Found, by volume of the lesion, {region}"
-    return subset_table("lesion", f"{region}-sizes", number == 0, caption, columns(names), body)
+    return subset_table("lesion", region, number == 0, caption, columns(names), body)
 
 
 def _row(subset: str, cells: Sequence[str]) -> str:

@@ -50,6 +50,7 @@ def page(summary: Summary, slices: Sequence[CaseSlices], each: pd.DataFrame | No
         "shapley": sections.shapley_plots(summary),
         "choose_gain": sections.choice("gain", "Region", regions),
         "gains": grids.gain_tables(summary),
+        "lesion_link": '<a href="#lesions">Lesions</a>' if "lesions" in summary.table.rows else "",
         "lesions": lesions.section(summary, each),
         "pictures": f"{count_cases(len(embedded))} with pictures in this file.",
         "metric_heads": "".join(
