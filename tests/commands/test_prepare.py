@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bts_lightning.__main__ import main
@@ -55,6 +56,19 @@ def test_verify_reads_what_is_cached(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert main(["prepare", str(tmp_path), *words]) == 0
         assert f"{built}, the other {2 - built} were there" in capsys.readouterr().out
     assert file.read_bytes() == content
+
+
+def test_a_disk_that_fills_while_it_is_written_is_named(
+    tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # No background, so the case takes more than the estimate that was made before.
+    values = np.random.default_rng(0).integers(1, 1000, (64, 64, 64)).astype(np.int16)
+    write_image(tmp_path / "data" / "BraTS2021_00000" / "BraTS2021_00000_t1.nii", values)
+    assert main(["prepare", str(tmp_path / "data"), "--cache", str(small_disk)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if line.startswith("error: ")]
+    assert "BraTS2021_00000/image.npy cannot be written: No space left on device" in line
+    assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["lock"]
 
 
 def test_names_that_look_like_styles_are_printed_as_they_are(
