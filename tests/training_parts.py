@@ -3,10 +3,13 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+
+from tests.faults.hook.sitecustomize import disturb
 
 
 class SignalAt(Callback):
@@ -95,3 +98,22 @@ class SlowSteps(Callback):
     ) -> None:
         """Wait."""
         time.sleep(0.05)
+
+
+class LostAt(Callback):
+    """Lose one rank at a step: `kill`, `stop`, `interrupt` it, or let it `raise`."""
+
+    def __init__(self, *, step: int, rank: int, does: str) -> None:
+        self.step = step
+        self.rank = rank
+        self.does = does
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Do it once in a run."""
+        once = Path(trainer.default_root_dir) / "lost"
+        here = (trainer.global_step, trainer.global_rank) == (self.step, self.rank)
+        if here and not once.exists():
+            once.touch()
+            disturb(self.does)

@@ -5,8 +5,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 
-from bts_lightning.callbacks.finite_loss import from_all_ranks
 from bts_lightning.loggers import Csv
+from bts_lightning.runs.ranks import from_all_ranks
 
 _SUMS = "sums_of_the_epoch"
 

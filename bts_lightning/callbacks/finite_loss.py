@@ -9,6 +9,7 @@ from torch import Tensor
 from bts_lightning.callbacks.preemption import state_folder
 from bts_lightning.errors import EveryRankError
 from bts_lightning.modalities import subset_name
+from bts_lightning.runs.ranks import from_all_ranks
 
 
 class FiniteLoss(Callback):
@@ -49,12 +50,3 @@ class FiniteLoss(Callback):
             f"{case} ({subset_name(row)})"
             for case, row in zip(batch["case"], batch["present"].tolist(), strict=True)
         ]
-
-
-def from_all_ranks(trainer: Trainer, items: list[Any]) -> list[Any]:
-    """Join the lists of all ranks, in their order."""
-    if trainer.world_size == 1:
-        return items
-    parts: list[list[Any]] = [[] for _ in range(trainer.world_size)]
-    torch.distributed.all_gather_object(parts, items)
-    return [item for part in parts for item in part]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from types import FrameType
@@ -11,6 +12,8 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
+
+from bts_lightning.runs.ranks import from_all_ranks
 
 
 class PreemptedError(Exception):
@@ -93,16 +96,22 @@ class Preemption(Checkpoint):
         if not self._any_rank(trainer):
             return
         trainer.save_checkpoint(state_folder(trainer, "interrupted"), weights_only=False)
-        name = self.received.name if self.received else "another rank"
+        told = from_all_ranks(trainer, [self._told(trainer)] if self.received else [])
         if self.received == signal.SIGUSR1 and self.requeue and trainer.is_global_zero:
             _requeue(os.environ["SLURM_JOB_ID"])
         self._stop = PreemptedError(
-            f"stopped by {name} in epoch {trainer.current_epoch}, step {trainer.global_step}"
+            f"stopped by {told[0]} in epoch {trainer.current_epoch}, step {trainer.global_step}"
         )
 
     def _stop_if_saved(self) -> None:
         if self._stop is not None:
             raise self._stop
+
+    def _told(self, trainer: Trainer) -> str:
+        assert self.received is not None
+        name = self.received.name
+        where = f" to rank {trainer.global_rank} on {socket.gethostname()}"
+        return name if trainer.world_size == 1 else name + where
 
     def _any_rank(self, trainer: Trainer) -> bool:
         told = self.received is not None

@@ -26,7 +26,7 @@ from bts_lightning.config.merge import one_line
 from bts_lightning.config.schema import signature
 from bts_lightning.errors import ConfigError, EveryRankError, UserError
 from bts_lightning.files import clear_unfinished
-from bts_lightning.loggers import Csv, report_failure
+from bts_lightning.loggers import Csv, read_metrics, report_failure
 from bts_lightning.memory import advise_on_memory, is_out_of_memory, keep_freed_memory
 from bts_lightning.report.screen import Screen
 from bts_lightning.runs.checkpoints import (
@@ -39,8 +39,8 @@ from bts_lightning.runs.checkpoints import (
 from bts_lightning.runs.devices import check_accelerator
 from bts_lightning.runs.limits import check_devices, check_load, within_memory
 from bts_lightning.runs.lock import only_one
-from bts_lightning.runs.processes import end_with_parent
 from bts_lightning.runs.quiet import hush
+from bts_lightning.runs.ranks import together
 from bts_lightning.task import SegmentationTask
 
 # What checkpoints, sweeps and studies watch.
@@ -64,7 +64,7 @@ def fit(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> None:
         # A training that was stopped has not failed: a sweep stops those that fall behind.
         if not isinstance(error.__cause__, PreemptedError):
             report_failure()
-        # Lightning kills the first process as soon as another one has failed.
+        # What all of them stop for, the first one tells.
         if not isinstance(error, EveryRankError) or getattr(rank_zero_only, "rank", 0) == 0:
             raise
 
@@ -81,7 +81,10 @@ def _fit(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> None:
     task.prepare_fit()
     _check_patch(task, data)
     trainer = _trainer(run, config, nodes)
-    with only_one(run, "training") if trainer.is_global_zero else nullcontext():
+    with (
+        only_one(run, "training") if trainer.is_global_zero else nullcontext(),
+        together(trainer, f"continue with: bts train {run}"),
+    ):
         _fit_alone(run, config, task, data, trainer)
 
 
@@ -100,8 +103,6 @@ def _fit_alone(
         runs.save_config(run, config)
         clear_unfinished(run / "checkpoints")
         console.print(f"run     {run}" + (f", going on from {resume.name}" if resume else ""))
-    else:
-        end_with_parent()
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     except MisconfigurationException as error:
@@ -193,7 +194,7 @@ def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:
         try:
             content = read_checkpoint(file)
             check_resumable(content, file)
-            return file, content
+            return (None, {}) if _is_first_of_two(run, content) else (file, content)
         except UserError as error:
             if i == len(candidates):
                 raise UserError(f"{error}; delete {file.parent} to begin again") from error
@@ -206,6 +207,19 @@ def _misfit(file: Path, error: Exception) -> str:
         f"{file} does not fit this training ({type(error).__name__}: {one_line(error)}); go on "
         "with the experiment that it was saved by"
     )
+
+
+def _is_first_of_two(run: Path, checkpoint: dict[str, Any]) -> bool:
+    """Say whether a kill fell between the checkpoints of the first epoch, which is then repeated.
+
+    The one that is there says that the other was never written; nobody would write it any more.
+    """
+    states = [s for s in checkpoint.get("callbacks", {}).values() if isinstance(s, dict)]
+    written = [bool(s["best_k_models"]) for s in states if "best_k_models" in s]
+    file = run / "logs" / "metrics.csv"
+    curves = read_metrics(file) if file.exists() else {}
+    last = max((step for curve in curves.values() for step, _ in curve), default=0)
+    return {*written} == {True, False} and last < _batches(checkpoint)
 
 
 def _batches(checkpoint: dict[str, Any]) -> int:

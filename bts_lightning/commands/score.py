@@ -26,6 +26,7 @@ from bts_lightning.runs.limits import check_devices
 from bts_lightning.runs.lock import only_one
 from bts_lightning.runs.opening import load_task
 from bts_lightning.runs.quiet import hush
+from bts_lightning.runs.ranks import together
 
 console = Screen()
 
@@ -67,7 +68,10 @@ def score(
     cases = getattr(data.split, part)
     scorer = CaseScorer(folder, protocol, cases, making(facts), predictions=predictions)
     trainer.callbacks.append(scorer)  # type: ignore[attr-defined]
-    with only_one(folder, "evaluating") if trainer.is_global_zero else nullcontext():
+    with (
+        only_one(folder, "evaluating") if trainer.is_global_zero else nullcontext(),
+        together(trainer, "the same command goes on"),
+    ):
         if trainer.is_global_zero:
             facts = open_folder(folder, facts)
         trainer.test(task, dataloaders=data.case_dataloader(part), verbose=False)

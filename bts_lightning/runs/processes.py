@@ -212,5 +212,14 @@ def end_with_parent() -> None:
 
     A rank that has lost the first one waits for it, on a GPU for minutes, and holds its memory.
     """
+    _at_the_end_of_the_parent(signal.SIGKILL)
+
+
+def outlive_parent() -> None:
+    """Take that back."""
+    _at_the_end_of_the_parent(0)
+
+
+def _at_the_end_of_the_parent(number: int) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, int(signal.SIGKILL))
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, int(number))

@@ -122,7 +122,11 @@ class Store:
     def put_back(self, trial: Trial) -> None:
         """Give a trial that was interrupted back, for the next worker to go on with."""
         with _Lock(self.folder / _CLAIM):
-            self._again(self.study.get_trials(deepcopy=False)[trial.asked.number])
+            self._again(self._frozen(trial))
+
+    def is_last_attempt(self, trial: Trial) -> bool:
+        """Say whether a trial that dies once more is given up."""
+        return _attempt(self._frozen(trial)) >= ATTEMPTS
 
     def run(self, trial: FrozenTrial) -> Path:
         """Name the run folder of a trial."""
@@ -157,12 +161,17 @@ class Store:
             if name is None or not is_worked_on(self.folder / _TRIALS / name):
                 self._again(trial)
 
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[trial.asked.number]
+
     def _again(self, trial: FrozenTrial) -> None:
         everything = self.study.get_trials(deepcopy=False)
         is_superseded = any(t.user_attrs.get("again") == trial.number for t in everything)
-        attempt = trial.user_attrs.get("attempt", 1)
+        attempt = _attempt(trial)
         if not is_superseded and attempt < ATTEMPTS:
-            kept = {k: v for k, v in trial.user_attrs.items() if k in ("run", "cell")}
+            # Who died before the folder was written down would have taken this one.
+            kept = {"run": f"{trial.number:04d}"}
+            kept |= {k: v for k, v in trial.user_attrs.items() if k in ("run", "cell")}
             # Who died before the values were drawn started nothing; of half of them, a sampler
             # would draw others.
             is_drawn = "values" in trial.user_attrs
@@ -182,6 +191,10 @@ class Store:
         sign, target = self.sweep.sign, self.sweep.target
         values = [v for t in trials for v in t.intermediate_values.values()]
         return target is not None and any(sign * value >= sign * target for value in values)
+
+
+def _attempt(trial: FrozenTrial) -> int:
+    return int(trial.user_attrs.get("attempt", 1))
 
 
 class _Lock(JournalFileOpenLock):

@@ -1,5 +1,6 @@
 """A sweep without an account: trainings side by side on this machine, its state in a folder."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,9 @@ class Worker(Scheduler[Trial]):
         elif trial.is_pruned:
             self.store.end(trial, TrialState.PRUNED)
             self._say(f"{trial.title} pruned at {trial.history[-1]:.4f}")
+        elif code == -signal.SIGKILL and not self.store.is_last_attempt(trial):
+            self.store.put_back(trial)
+            self._print(f"{trial.title} was killed; it is tried again")
         else:
             metric = self.store.sweep.metric
             why = reason(trial.run, code) if code else f"it never logged {metric}"

@@ -119,6 +119,7 @@ def test_a_failing_trial_does_not_stop_the_rest(tmp_path: Path):
     assert code == 0
     assert found(store) == [(3, "end", 1.0)]
     assert "trial 0 failed: out of memory; lower one of: x" in text
+    assert text.count("trial 1 was killed; it is tried again") == 2
     assert "trial 1 failed: killed, which is what the system does when memory runs out" in text
     assert "error: out of memory" not in (tmp_path / "sweep" / "result.md").read_text()
 
