@@ -151,8 +151,9 @@ class _Ranks(_SubprocessScriptLauncher):
             with suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, until - time.monotonic()))
             child.kill()
-        if self._heart and self._heart.lost and self._heart.lost.rank == 0 != self._rank:
-            first = self._heart.links[0]
+        heart = self._heart
+        if self._rank and heart and heart.is_witness and heart.lost and heart.lost.rank == 0:
+            first = heart.links[0]
             if first.host == socket.gethostname() and first.pid == os.getppid():
                 os.kill(first.pid, signal.SIGKILL)
 

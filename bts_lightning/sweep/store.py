@@ -170,7 +170,7 @@ class Store:
         attempt = _attempt(trial)
         if not is_superseded and attempt < ATTEMPTS:
             # Who died before the folder was written down would have taken this one.
-            kept = {"run": f"{trial.number:04d}"}
+            kept: dict[str, Any] = {"run": f"{trial.number:04d}"}
             kept |= {k: v for k, v in trial.user_attrs.items() if k in ("run", "cell")}
             # Who died before the values were drawn started nothing; of half of them, a sampler
             # would draw others.
