@@ -156,14 +156,15 @@ def finish_folder(
     facts = {**facts, "cases": len(scored), "unscored": unscored}
     text = rows.to_csv(index=False)
     write_protocol(folder, facts, text)
-    write_whole(folder / "cases.csv", text)
     if with_lesions:
         lesions = [read_lesions(_lesions_file(folder, name), skip=1) for name in table.cases]
-        text = pd.concat(lesions, ignore_index=True).to_csv(index=False)
-        write_whole(folder / "lesions.csv", text)
+        told = pd.concat(lesions, ignore_index=True).to_csv(index=False)
+        write_whole(folder / "lesions.csv", told)
     write_report(folder, table, facts)
     # About a megabyte a case; the report shows a dozen.
     keep_slices(folder, choose_cases(table))
+    # The last, because a study takes an evaluation with it for finished.
+    write_whole(folder / "cases.csv", text)
     return table
 
 

@@ -15,6 +15,7 @@ from bts_lightning.runs.processes import (
     end_orphan,
     is_worked_on,
     reason,
+    remove_dead_sign,
     remove_sign,
     sigterm_as_interrupt,
 )
@@ -167,6 +168,7 @@ class TrainAndEvaluate(Scheduler[T]):
         for training in list(self.waiting):
             if is_evaluated(training.run, self.part):
                 self.waiting.remove(training)
+                remove_dead_sign(training.run)
             elif self.is_ready(training):
                 self.waiting.remove(training)
                 if not is_worked_on(training.run):

@@ -100,6 +100,12 @@ def remove_sign(run: Path) -> None:
     (run / _BEACON).unlink(missing_ok=True)
 
 
+def remove_dead_sign(run: Path) -> None:
+    """Take away what a worker left who died at the very end of a run."""
+    if not is_worked_on(run):
+        remove_sign(run)
+
+
 def is_worked_on(run: Path) -> bool:
     """Say whether a worker, here or on another machine, still looks after a run."""
     sign = _sign(run)

@@ -14,7 +14,12 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from bts_lightning.files import alone
-from bts_lightning.runs.processes import is_from_elsewhere, is_worked_on, leave_sign
+from bts_lightning.runs.processes import (
+    is_from_elsewhere,
+    is_worked_on,
+    leave_sign,
+    remove_dead_sign,
+)
 from bts_lightning.sweep.file import Sweep
 from bts_lightning.sweep.space import cells
 
@@ -68,6 +73,9 @@ class Store:
                 direction=sweep.goal,
                 load_if_exists=True,
             )
+            for trial in self.trials():
+                if trial.state.is_finished() and "run" in trial.user_attrs:
+                    remove_dead_sign(self.run(trial))
 
     def claim(self) -> Trial | None:
         """Take the next trial, or None if there is none to start."""

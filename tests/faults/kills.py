@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 KILLED = -9
 # A second is a second only where nobody was killed.
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?")
-TIMED = ("speed/", "seconds", "Duration", "training_time")
+TIMED = ('"checksum": "', "speed/", "seconds", "Duration", "training_time")
 
 
 @dataclass(frozen=True)
