@@ -85,13 +85,6 @@ def assert_killing_changes_nothing(
     assert curves[0]["train/loss"] == curves[1]["train/loss"]
 
 
-@pytest.mark.slow
-def test_a_training_killed_without_a_word_ends_with_the_same_weights(
-    phantom: Path, tmp_path: Path
-) -> None:
-    assert_killing_changes_nothing(phantom, tmp_path, 2, {10: signal.SIGKILL})
-
-
 def test_workers_go_on_until_a_training_that_is_stopped_has_saved(
     phantom: Path, tmp_path: Path
 ) -> None:

@@ -1,7 +1,6 @@
 """Sweeps without an account: trials of a tiny program in place of a training, except for one."""
 
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from bts_lightning.runs.processes import Process, reason
 from bts_lightning.sweep.file import read_sweep
 from bts_lightning.sweep.store import Store, _Lock, number_of
 from bts_lightning.sweep.worker import run_local
-from tests.tiny_training import TRAINING, wait_for
+from tests.tiny_training import wait_for
 
 # Logs a curve that ends in 1 - (x - 3)², as a training would, and does what the values ask for.
 PROGRAM = """
@@ -399,23 +398,3 @@ def test_a_worker_may_die_at_any_record_of_the_journal(
         for sign in folder.glob("trials/*/worker.json"):
             sign.unlink()
         assert work(folder, 0) == whole, f"died at record {dies_at} of {last}"
-
-
-@pytest.mark.slow
-def test_trainings_are_swept_killed_and_continued(tmp_path: Path, phantom: Path):
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "tiny.yaml").write_text(TRAINING)
-    file = tmp_path / "mine.yaml"
-    parameters = {"net.width": {"values": [4, 6]}, "task.optimizer.lr": {"values": [1e-3, 1e-2]}}
-    metric = {"name": "val/dice/mean", "goal": "maximize"}
-    file.write_text(yaml.safe_dump({"method": "grid", "metric": metric, "parameters": parameters}))
-    words = ["tiny", f"data.root={phantom}", "--agents", "2"]
-    worker = start(file, *words)
-    wait_for(tmp_path / "sweep" / "trials" / "0002" / "config.yaml", 300)
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.communicate()
-    again = start(file, *words)
-    printed, _ = again.communicate(timeout=600)
-    assert again.returncode == 0, printed.decode()
-    store = Store(tmp_path / "sweep", read_sweep(file, "sweep"), None)
-    assert [row[:2] for row in found(store)] == [(4, 0.001), (4, 0.01), (6, 0.001), (6, 0.01)]
