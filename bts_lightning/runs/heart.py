@@ -101,7 +101,7 @@ class Heart:
     def fail(self, why: str) -> Loss:
         """Tell the others that this rank cannot go on; give the one that was the first."""
         # What failed here may have failed because another one is gone.
-        if not self._noted.wait(1.0):
+        if not self._noted.wait(2.0):
             self._note(Loss(self.rank, socket.gethostname(), why), is_witness=True)
         # Never given back: once the thread ends the process, nothing else is said.
         self._taken.acquire()

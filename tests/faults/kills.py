@@ -16,7 +16,10 @@ import torch
 ROOT = Path(__file__).parents[2]
 KILLED = -9
 # A second is a second only where nobody was killed.
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?")
+# Dates, and the commit, which may change while this runs.
+_MOMENT = re.compile(
+    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?|\b[0-9a-f]{40}\b\+?|commit [0-9a-f]{10}\b\+?"
+)
 TIMED = ('"checksum": "', "speed/", "seconds", "Duration", "training_time")
 
 

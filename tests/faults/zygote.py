@@ -29,7 +29,7 @@ from bts_lightning.commands import (  # noqa: F401
     train,
 )
 from bts_lightning.distillation.chain import plan, result, run  # noqa: F401
-from bts_lightning.runs import processes
+from bts_lightning.runs import jobs, processes
 from bts_lightning.study import report, work  # noqa: F401
 from bts_lightning.sweep import worker  # noqa: F401
 from tests.faults.hook import sitecustomize
@@ -80,6 +80,7 @@ def in_a_fork(words: list[str], environment: dict[str, str], log: int) -> None:
 def main() -> None:
     """Read a verb a line, and answer with its exit status."""
     torch.set_num_threads(1)
+    jobs._LOOK_EVERY = 0.02
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("BTS_", "PL_", "SLURM_"))}
     gc.freeze()
     print("ready", flush=True)
