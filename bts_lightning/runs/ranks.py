@@ -95,6 +95,11 @@ class _Ranks(_SubprocessScriptLauncher):
         outlive_parent()  # for as long as it takes to say that it is gone
         return super().launch(function, *args, trainer=trainer, **kwargs)
 
+    def kill(self, signum: Any) -> None:
+        """Pass a signal on, but let no rank seem lost that is only to end after an interrupt."""
+        if signum != signal.SIGKILL:
+            super().kill(signum)
+
     def leave(self) -> None:
         """End in order."""
         if self._heart is not None:
