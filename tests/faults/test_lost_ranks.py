@@ -193,6 +193,7 @@ def test_a_machine_that_nobody_joins_is_told_in_one_line(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BTS_WAIT_FOR_RANKS", "3")
+    monkeypatch.setenv("NODE_RANK", "0")  # as on the first of two machines
     alone = [w for w in words if not w.startswith("trainer.devices")]
     running = start([*alone, "trainer.devices=1", "trainer.num_nodes=2"], tmp_path)
     assert re.search("^error: rank 1 of 2 did not come within 3 s; ", running.end(60), re.M)
