@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,14 @@ def test_other_json_is_no_split(tmp_path: Path, text: str) -> None:
     (tmp_path / "split.json").write_text(text)
     with pytest.raises(DataError, match="no split that this program saved"):
         Split.load(tmp_path / "split.json")
+
+
+def test_a_pipe_is_no_split(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "split.json")
+    with pytest.raises(DataError, match="no split that this program saved .*not a regular file"):
+        Split.load(tmp_path / "split.json")
+    with pytest.raises(DataError, match=r"the val list of the split, cannot be read: .*not a reg"):
+        split_from({"val": str(tmp_path / "split.json")}, _cases(3), fingerprint="x")
 
 
 def test_cached_cases_can_be_split(tmp_path: Path) -> None:

@@ -89,6 +89,24 @@ def test_no_more_is_unpacked_than_the_header_announces(tmp_path: Path, packed: b
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(b"") * 500_000,
+        b"\x1f\x8b\x08\x08" + bytes(6) + b"A" * 20_000_000,
+        gzip.compress(image("one").to_bytes()) + gzip.compress(b"") * 500_000,
+    ],
+    ids=["empty parts", "a long name", "empty parts behind it"],
+)
+def test_packed_data_without_content_take_no_time(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "empty.nii.gz"
+    file.write_bytes(content)
+    begin = time.process_time()
+    with pytest.raises(UnreadableError):
+        read_nifti(file)
+    assert time.process_time() - begin < 1
+
+
 def test_a_header_announces_no_more_than_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

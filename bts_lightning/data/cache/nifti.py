@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedIOBase, BufferedReader
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ HEADER = 544
 LARGEST = 2**31
 # Bytes that may follow the voxels; some programs fill up blocks.
 PADDING = 2**20
+# The header is unpacked from these bytes, whatever stands in front of it.
+_BEGIN = 2**16
 # Deflate packs no better.
 _PACKS = 1032
 # Millimetres; more is no place in a scanner, and its square may be no number.
@@ -57,12 +59,17 @@ class _Header(NamedTuple):
     affine: NDArray[np.float64]
 
 
-class _Unpacked(NamedTuple):
-    """An open file, the stream of what it unpacks to, and how many bytes that can be at most."""
+class _Opened(NamedTuple):
+    """An open file, its size, whether it is packed, and what its unpacked content begins with."""
 
     file: BufferedReader
-    stream: BufferedIOBase
-    most: int
+    size: int
+    packed: bool
+    start: bytes
+
+    @property
+    def header(self) -> _Header:
+        return _header(self.start, self.size * (_PACKS if self.packed else 1))
 
 
 def read_nifti(path: Path) -> Nifti:
@@ -70,15 +77,19 @@ def read_nifti(path: Path) -> Nifti:
 
     The header comes first, and no more is unpacked than it announces.
     """
-    with _unpacked(path) as (file, stream, most):
-        header = _header(stream.read(HEADER), most)
-        stream.seek(0)
+    with _opened(path) as opened:
+        file, header = opened.file, opened.header
+        too_long = UnreadableError(f"goes on behind the {header.end} bytes that it announces")
+        # What cannot be packed grows by less than this; the rest would be parts without content.
+        if opened.size > header.end + header.end // 100 + PADDING:
+            raise too_long
+        stream = gzip.GzipFile(fileobj=file) if opened.packed else file
         content = stream.read(header.end)
-        if len(content) < header.end:
-            raise UnreadableError(f"truncated: {len(content)} of {header.end} bytes")
         # The end of compressed data checks their sum.
         if len(stream.read(PADDING + 1)) > PADDING:
-            raise UnreadableError(f"goes on behind the {header.end} bytes that it announces")
+            raise too_long
+        if len(content) < header.end:
+            raise UnreadableError(f"truncated: {len(content)} of {header.end} bytes")
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Nifti(_voxels(content, header), header.affine, digest)
@@ -87,8 +98,8 @@ def read_nifti(path: Path) -> Nifti:
 def count_voxels(path: Path) -> int:
     """Count the voxels that a file's header promises; 0 when it cannot be read."""
     try:
-        with _unpacked(path) as (_, stream, most):
-            return math.prod(_header(stream.read(HEADER), most).shape[:3])
+        with _opened(path) as opened:
+            return math.prod(opened.header.shape[:3])
     except UnreadableError:
         return 0
 
@@ -108,15 +119,16 @@ def write_nifti(array: NDArray[Any], affine: NDArray[np.float64], out: Path) -> 
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[_Unpacked]:
+def _opened(path: Path) -> Iterator[_Opened]:
     """Open a file, packed or not."""
     try:
         with regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if file.peek(2)[:2] == b"\x1f\x8b":
-                yield _Unpacked(file, gzip.GzipFile(fileobj=file), size * _PACKS)
-            else:
-                yield _Unpacked(file, file, size)
+            size, start = os.fstat(file.fileno()).st_size, file.read(_BEGIN)
+            file.seek(0)
+            packed = start[:2] == b"\x1f\x8b"
+            if packed:
+                start = zlib.decompressobj(31).decompress(start, HEADER)
+            yield _Opened(file, size, packed, start)
     except EOFError as error:
         raise UnreadableError("truncated: the compressed data end too early") from error
     except (gzip.BadGzipFile, zlib.error) as error:
