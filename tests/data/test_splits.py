@@ -176,13 +176,13 @@ def test_edited_split_with_an_overlap_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{}", '{"train": 3}', "[]"])
 def test_other_json_is_no_split(tmp_path: Path, text: str) -> None:
     (tmp_path / "split.json").write_text(text)
-    with pytest.raises(DataError, match="no split that this program saved"):
+    with pytest.raises(DataError, match=r"no split that this program saved"):
         Split.load(tmp_path / "split.json")
 
 
 def test_a_pipe_is_no_split(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "split.json")
-    with pytest.raises(DataError, match="no split that this program saved .*not a regular file"):
+    with pytest.raises(DataError, match=r"no split that this program saved .*not a regular file"):
         Split.load(tmp_path / "split.json")
     with pytest.raises(DataError, match=r"the val list of the split, cannot be read: .*not a reg"):
         split_from({"val": str(tmp_path / "split.json")}, _cases(3), fingerprint="x")
