@@ -16,7 +16,7 @@ STOPPED = "callbacks.one.monitor=val/x callbacks.one.check_on_train_epoch_end=tr
 WRONG = {
     "seed=4294967296": "seed is 4294967296; the largest is 4294967295",
     'data.cache="a\\0b"': r"data.cache=a\x00b: no name holds a NUL",
-    "data.cache=file/cache": "Not a directory",
+    "data.cache=file/cache": "is no folder",
     "data.patch=-1": "patch is -1; give one edge length",
     "data.patch=100000": "GiB, and this machine has",
     "data.prefetch=1000000000": "data.prefetch=1000000000 batches",
