@@ -194,7 +194,7 @@ def _newest_readable(run: Path) -> tuple[Path | None, dict[str, Any]]:
         try:
             content = read_checkpoint(file)
             check_resumable(content, file)
-            return (None, {}) if _is_first_of_two(run, content) else (file, content)
+            return (None, {}) if _is_first_of_two(file, content) else (file, content)
         except UserError as error:
             if i == len(candidates):
                 raise UserError(f"{error}; delete {file.parent} to begin again") from error
@@ -209,17 +209,20 @@ def _misfit(file: Path, error: Exception) -> str:
     )
 
 
-def _is_first_of_two(run: Path, checkpoint: dict[str, Any]) -> bool:
+def _is_first_of_two(file: Path, checkpoint: dict[str, Any]) -> bool:
     """Say whether a kill fell between the checkpoints of the first epoch, which is then repeated.
 
-    The one that is there says that the other was never written; nobody would write it any more.
+    The best one is the first of them, and says that the other was never written; going on from it,
+    nobody would write it any more.
     """
     states = [s for s in checkpoint.get("callbacks", {}).values() if isinstance(s, dict)]
-    written = [bool(s["best_k_models"]) for s in states if "best_k_models" in s]
-    file = run / "logs" / "metrics.csv"
-    curves = read_metrics(file) if file.exists() else {}
+    written = {bool(s["best_k_models"]) for s in states if "best_k_models" in s}
+    if file.stem != "best" or written != {True, False}:
+        return False
+    rows = file.parents[1] / "logs" / "metrics.csv"
+    curves = read_metrics(rows) if rows.exists() else {}
     last = max((step for curve in curves.values() for step, _ in curve), default=0)
-    return {*written} == {True, False} and last < _batches(checkpoint)
+    return last < _batches(checkpoint)
 
 
 def _batches(checkpoint: dict[str, Any]) -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from bts_lightning.commands.fit import _is_first_of_two
+from bts_lightning.files import write_whole
 from bts_lightning.loggers import read_metrics
 from bts_lightning.runs.checkpoints import read_checkpoint
 from tests.tiny_training import TINY
@@ -83,6 +85,16 @@ def assert_killing_changes_nothing(
     assert all(torch.equal(found[name], value) for name, value in final(undisturbed).items())
     curves = [read_metrics(run / "logs/metrics.csv") for run in (undisturbed, killed)]
     assert curves[0]["train/loss"] == curves[1]["train/loss"]
+
+
+def test_only_the_first_epoch_is_repeated_and_only_from_the_best(tmp_path: Path) -> None:
+    states = {"best": {"best_k_models": {"best.ckpt": 0.1}}, "recent": {"best_k_models": {}}}
+    content = {"global_step": 3, "optimizer_states": [{}], "callbacks": states}
+    folder = tmp_path / "checkpoints"
+    assert _is_first_of_two(folder / "best.ckpt", content)
+    assert not _is_first_of_two(folder / "epoch_0000.ckpt", content), "nothing was validated yet"
+    write_whole(tmp_path / "logs" / "metrics.csv", "step,metric,value\n3,train/loss,1.0\n")
+    assert not _is_first_of_two(folder / "best.ckpt", content), "all others were deleted since"
 
 
 def test_workers_go_on_until_a_training_that_is_stopped_has_saved(
