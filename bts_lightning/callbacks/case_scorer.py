@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
-from bts_lightning.callbacks.whole_cases import score_case, segment_case
+from bts_lightning.callbacks.whole_cases import score_case, segment_case, tally_of
 from bts_lightning.data.cache.prepare import CachedCase, write_prediction
 from bts_lightning.inference import Protocol
+from bts_lightning.metrics.calibration.counts import Calibration
 from bts_lightning.metrics.lesions.measure import Found
 from bts_lightning.modalities import Subset, subset_name, subsets_within
-from bts_lightning.report.folder import has_rows, write_lesions, write_rows
+from bts_lightning.report.beside import asked_for
+from bts_lightning.report.calibration import bin_rows
+from bts_lightning.report.folder import has_rows, write_beside, write_rows
+from bts_lightning.report.lesions import lesion_row
 from bts_lightning.report.slices import choose_slices, save_slices
 
 
@@ -33,6 +37,7 @@ class CaseScorer(Callback):
         self.protocol = protocol
         self.predictions = predictions
         self.asked = protocol.subsets_of(cases)
+        self.beside = asked_for(protocol.facts())
 
     def on_test_batch_end(
         self,
@@ -51,34 +56,42 @@ class CaseScorer(Callback):
         if self._is_done(case, subsets):
             return
         if not subsets:
-            self._write(case, [], {}, [])
+            self._write(case, [], {})
             return
-        predicted = segment_case(pl_module, case, self.protocol, subsets)
+        tally = tally_of(case) if self.protocol.calibration and case.is_labelled else None
+        predicted = segment_case(pl_module, case, self.protocol, subsets, tally)
         if self._wants_predictions(case):
             for subset, label_map in zip(subsets, predicted, strict=True):
                 write_prediction(case, label_map, self._prediction(case, subset))
         if case.label is None:
-            self._write(case, [], {}, [])
+            self._write(case, [], {})
             return
         self._keep_slices(case, subsets, predicted)
         each: list[Found] = []
-        scores = score_case(case, predicted, self.protocol, each=each)
-        self._write(case, subsets, scores, each)
+        counts = tally.counts() if tally else None
+        scores = score_case(case, predicted, self.protocol, each=each, calibration=counts)
+        self._write(case, subsets, scores, each, counts)
 
     def _write(
         self,
         case: CachedCase,
         subsets: Sequence[Subset],
         scores: Mapping[str, np.ndarray],
-        each: Sequence[Found],
+        each: Sequence[Found] = (),
+        counts: Calibration | None = None,
     ) -> None:
-        if self.protocol.lesions:
-            write_lesions(self.folder, case.name, subsets, each, self.made)
+        names = [subset_name(subset) for subset in subsets]
+        rows = {
+            "lesions": [lesion_row(case.name, names, one) for one in each],
+            "calibration": bin_rows(case.name, names, counts) if counts else [],
+        }
+        for kind in self.beside:
+            write_beside(self.folder, kind, case.name, rows[kind], self.made)
         write_rows(self.folder, case.name, subsets, scores, self.made)
 
     def _is_done(self, case: CachedCase, subsets: Sequence[Subset]) -> bool:
         """Say whether all that is wanted was written, predictions asked for later included."""
-        return has_rows(self.folder, case.name, self.made, self.protocol.lesions is not None) and (
+        return has_rows(self.folder, case.name, self.made, self.beside) and (
             not self._wants_predictions(case)
             or all(self._prediction(case, subset).exists() for subset in subsets)
         )

@@ -7,8 +7,10 @@ from lightning import LightningModule
 from numpy.typing import NDArray
 
 from bts_lightning.data.cache.prepare import CachedCase
-from bts_lightning.inference import Protocol, segment
+from bts_lightning.inference import Protocol, each_subset
 from bts_lightning.losses import SegmentationLoss
+from bts_lightning.metrics.calibration.counts import Calibration
+from bts_lightning.metrics.calibration.tally import Tally
 from bts_lightning.metrics.lesions.measure import Found
 from bts_lightning.metrics.policies import Floats
 from bts_lightning.metrics.score import score
@@ -26,11 +28,30 @@ def network_of(module: LightningModule) -> tuple[Backbone, SegmentationLoss]:
 
 
 def segment_case(
-    module: LightningModule, case: CachedCase, protocol: Protocol, subsets: Sequence[Subset]
+    module: LightningModule,
+    case: CachedCase,
+    protocol: Protocol,
+    subsets: Sequence[Subset],
+    tally: Tally | None = None,
 ) -> NDArray[np.uint8]:
-    """Predict the label maps of a case, one for each subset."""
+    """Predict the label maps of a case, one for each subset; `tally` takes the probabilities."""
     net, loss = network_of(module)
-    return segment(net, loss, case.image, case.available, protocol, subsets, module.device)
+    labels = np.empty((len(subsets), *case.image.shape[1:]), np.uint8)
+    one_by_one = each_subset(
+        net, loss, case.image, case.available, protocol, subsets, module.device
+    )
+    for s, (label, averaged) in enumerate(one_by_one):
+        labels[s] = label
+        if tally:
+            tally.add(label, loss.of_regions(averaged)[0].cpu().numpy())
+    return labels
+
+
+def tally_of(case: CachedCase) -> Tally:
+    """Make ready to count the probabilities of a labelled case."""
+    # What an absent modality holds says nothing.
+    brain = (case.image[list(case.available)] != 0).any(axis=0)
+    return Tally(np.asarray(case.label), brain, case.geometry.spacing)
 
 
 def score_case(
@@ -39,6 +60,7 @@ def score_case(
     protocol: Protocol,
     metrics: Sequence[Metric] | None = None,
     each: list[Found] | None = None,
+    calibration: Calibration | None = None,
 ) -> dict[str, Floats]:
     """Measure the label maps of a labelled case as the protocol says."""
     return score(
@@ -50,4 +72,5 @@ def score_case(
         empty=protocol.empty,
         lesions=protocol.lesion_rules if metrics is None else None,
         each=each,
+        calibration=calibration,
     )

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bts_lightning.errors import ConfigError
 from bts_lightning.inference.protocol import Protocol
 from bts_lightning.inference.windows import Windows, importance
 from bts_lightning.losses import SegmentationLoss
@@ -40,6 +41,12 @@ class Averages:
         protocol: Protocol,
         device: torch.device,
     ) -> None:
+        if isinstance(protocol.temperature, str):
+            raise ConfigError(
+                "evaluation.temperature=fitted is known to `bts evaluate` and `bts predict`, which "
+                "read it from a run; give a number here"
+            )
+        self.temperature = protocol.temperature
         self.loss, self.of_logits = loss, protocol.average == "logits"
         shape = (shown.shape[1], loss.channels, *windows.volume.shape[1:])
         needed = 4 * torch.Size(shape).numel()
@@ -57,6 +64,8 @@ class Averages:
 
     def read(self, logits: Tensor) -> Tensor:
         """Turn logits into what is averaged."""
+        if self.temperature != 1:
+            logits = logits.float() / self.temperature
         return logits.float() if self.of_logits else self.loss.probabilities(logits)
 
     def probabilities(self, s: int) -> Tensor:

@@ -1,5 +1,6 @@
 """How cases are segmented and scored: everything that can change a number of the table."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from bts_lightning.errors import ConfigError
+from bts_lightning.metrics.calibration.counts import BAND_MM
 from bts_lightning.metrics.lesions.tasks import LesionPolicy, LesionRules, LesionTask
 from bts_lightning.metrics.policies import EmptyPolicy, Hd95
 from bts_lightning.modalities import (
@@ -51,6 +53,9 @@ class Protocol:
             eighth of the edge, as nnU-Net and MONAI have it.
         average: over windows and views, of `probabilities`, or of `logits` as AMoE-BTS does.
         mirror: average over all eight mirrored views.
+        temperature: divides the logits of every window, before anything is averaged: above 1 makes
+            probabilities less sure. `fitted` takes the one that `bts evaluate RUN --part val
+            --fit-temperature` has kept with the run.
         precision: of the network; probabilities are averaged in single precision anyway.
         subsets: names such as `t1c+flair`; all 15 by default.
         draw: `brasyn` takes exactly one modality from each case, by the draw of the BraSyn
@@ -65,6 +70,9 @@ class Protocol:
             TC stay as they are (DeMoSeg).
         lesions: also score lesion by lesion: `brats2023`, `brats2024` or `brats2025`.
         lesion_task: of that challenge: `gli`, `ssa`, `men` or `met`.
+        calibration: also measure the probabilities of each region: expected calibration error and
+            Brier score over the brain, and over a band around the region's own truth (voxels at
+            most 5 mm from its surface), and the entropy inside what is predicted.
         hd95: `pooled` or `directed`, see `bts_lightning.metrics.score`.
         empty: what empty regions score, see `bts_lightning.metrics.policies`.
         leak: `released` also admits a network that sees the images of absent modalities, as some
@@ -87,6 +95,7 @@ class Protocol:
     weighting: Weighting = "gaussian"
     average: Average = "probabilities"
     mirror: bool = False
+    temperature: float | Literal["fitted"] = 1.0
     precision: Precision = "32"
     subsets: list[str] | None = None
     draw: Draw = "all"
@@ -96,6 +105,7 @@ class Protocol:
     et_small: SmallET = "erase"
     lesions: LesionPolicy | None = None
     lesion_task: LesionTask = "gli"
+    calibration: bool = False
     hd95: Hd95 = "pooled"
     empty: EmptyPolicy = "brats"
     leak: Leak = "none"
@@ -137,6 +147,11 @@ class Protocol:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ConfigError(f"{name}={size!r} of the evaluation must be 1 or more")
+        if self.temperature != "fitted" and not 0 < self.temperature < math.inf:
+            raise ConfigError(
+                f"temperature={self.temperature!r} of the evaluation is neither fitted nor a "
+                "positive number; 1 leaves probabilities as they are"
+            )
         if self.et_minimum < 0:
             raise ConfigError(
                 f"et_minimum={self.et_minimum!r} of the evaluation is a number of voxels; "
@@ -221,6 +236,8 @@ class Protocol:
             ),
             **({"draw": self.draw} if self.draw != "all" else {}),
             **({"lesions": self.lesions, "lesion_task": self.lesion_task} if self.lesions else {}),
+            **({"temperature": self.temperature} if self.temperature != 1 else {}),
+            **({"calibration": True, "calibration_band": BAND_MM} if self.calibration else {}),
         }
 
 

@@ -61,12 +61,30 @@ def segment(
     """
     if subsets is None:
         subsets = subsets_within(available, protocol.chosen_subsets)
-    averages = _average(net, loss, image, available, protocol, subsets, torch.device(device), clock)
-    with stage(clock, "label"):
-        labels = np.empty((len(subsets), *image.shape[1:]), np.uint8)
-        for s in range(len(subsets)):
-            labels[s] = label_map(loss, averages.probabilities(s), protocol)
+    labels = np.empty((len(subsets), *image.shape[1:]), np.uint8)
+    one_by_one = each_subset(net, loss, image, available, protocol, subsets, device, clock)
+    for s, (label, _) in enumerate(one_by_one):
+        labels[s] = label
     return labels
+
+
+def each_subset(
+    net: Backbone,
+    loss: SegmentationLoss,
+    image: NDArray[Any],
+    available: Sequence[bool],
+    protocol: Protocol,
+    subsets: Sequence[Subset],
+    device: torch.device | str = "cpu",
+    clock: Clock | None = None,
+) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
+    """Yield label map D×H×W and averaged probabilities 1×C×D×H×W of each subset; see `segment`."""
+    averages = _average(net, loss, image, available, protocol, subsets, torch.device(device), clock)
+    for s in range(len(subsets)):
+        with stage(clock, "label"):
+            averaged = averages.probabilities(s)
+            label = label_map(loss, averaged, protocol)
+        yield label, averaged
 
 
 def probabilities(
@@ -79,8 +97,8 @@ def probabilities(
     device: torch.device | str = "cpu",
 ) -> NDArray[np.float32]:
     """Predict the averaged probabilities of one subset, C×D×H×W; see `segment`."""
-    averages = _average(net, loss, image, available, protocol, [subset], torch.device(device), None)
-    return averages.probabilities(0)[0].cpu().numpy()
+    ((_, averaged),) = each_subset(net, loss, image, available, protocol, [subset], device)
+    return averaged[0].cpu().numpy()
 
 
 def label_map(loss: SegmentationLoss, averaged: Tensor, protocol: Protocol) -> NDArray[np.uint8]:

@@ -52,6 +52,10 @@ class SegmentationLoss(nn.Module, ABC):
         """Turn probabilities B×C×D×H×W into stored labels B×D×H×W (uint8)."""
 
     @abstractmethod
+    def of_regions(self, probabilities: Tensor) -> Tensor:
+        """Turn probabilities B×C×D×H×W into those of WT, TC and ET, B×3×D×H×W."""
+
+    @abstractmethod
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """Give the divergence KL(target, logits) in parts, B×C×D×H×W; both are logits."""
 
@@ -125,6 +129,10 @@ class RegionLoss(SegmentationLoss):
         for channel, region in enumerate(REGIONS):
             painted = torch.where(probabilities[:, channel] > 0.5, PAINT[region], painted)
         return painted.to(torch.uint8)
+
+    def of_regions(self, probabilities: Tensor) -> Tensor:
+        """Give them as they are."""
+        return probabilities
 
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compare inside and outside of each region, whose two parts are added."""
@@ -219,6 +227,11 @@ class LabelLoss(SegmentationLoss):
             best = torch.maximum(best, probabilities[:, label])
         return labels
 
+    def of_regions(self, probabilities: Tensor) -> Tensor:
+        """Add up the labels of each region."""
+        sums = [probabilities[:, list(labels)].sum(dim=1) for labels in REGIONS.values()]
+        return torch.stack(sums, dim=1)
+
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compare label by label; single parts may be negative, their sum is not."""
         log = target.log_softmax(dim=1)
@@ -256,6 +269,11 @@ class SeparateLabelLoss(SegmentationLoss):
         """Choose the likeliest label of a tumour where it is likelier than not."""
         best, label = probabilities[:, 1:].max(dim=1)
         return torch.where(best > 0.5, label + 1, 0).to(torch.uint8)
+
+    def of_regions(self, probabilities: Tensor) -> Tensor:
+        """Take the likeliest label of each region, as `labels` does: they do not add up."""
+        most = [probabilities[:, list(labels)].amax(dim=1) for labels in REGIONS.values()]
+        return torch.stack(most, dim=1)
 
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compare inside and outside of each label, whose two parts are added."""

@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from bts_lightning.metrics.calibration.counts import Calibration
 from bts_lightning.metrics.distances import Spacing, outward_steps, surface_distances
 from bts_lightning.metrics.lesions.measure import LesionScores, measure
 from bts_lightning.metrics.lesions.tasks import LesionRules
@@ -18,7 +19,7 @@ LabelMaps = NDArray[np.uint8]
 Box = tuple[range, range, range]
 
 # Region × stored label: which values make up each region.
-_MEMBERS = np.array([[label in labels for label in range(4)] for labels in REGIONS.values()])
+MEMBERS = np.array([[label in labels for label in range(4)] for labels in REGIONS.values()])
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,7 @@ class Masks:
         words: the bits of all masks, with a margin around.
         threads: how many may work.
         lesions: how they are scored, if they are.
+        calibration: what was counted of the probabilities, if it was.
     """
 
     overlap: Floats
@@ -48,6 +50,7 @@ class Masks:
     words: Words
     threads: int
     lesions: LesionRules | None = None
+    calibration: Calibration | None = None
 
     @classmethod
     def of(
@@ -59,22 +62,25 @@ class Masks:
         hd95: Hd95,
         threads: int,
         lesions: LesionRules | None = None,
+        calibration: Calibration | None = None,
     ) -> "Masks":
         """Pack label maps, `surface.MOST_SUBSETS` at most, and count their voxels."""
         halo = outward_steps(spacing).halo
         corner = (box[0].start, box[1].start, box[2].start)
         words = np.zeros([len(b) + 2 * h for b, h in zip(box, halo, strict=True)], np.uint64)
         counted = in_threads(
-            lambda z: pack(predicted, truth, _MEMBERS, corner, halo, z.start, z.stop, words),
+            lambda z: pack(predicted, truth, MEMBERS, corner, halo, z.start, z.stop, words),
             shares(len(box[0]), threads),
             threads,
         )
         pairs = np.sum(counted, axis=0).astype(np.float64)  # S prediction truth
-        member = _MEMBERS.astype(np.float64)
+        member = MEMBERS.astype(np.float64)
         overlap = np.einsum("spt,rp,rt->sr", pairs, member, member)
         found = np.einsum("spt,rp->sr", pairs, member)
         there = np.einsum("spt,rt->sr", pairs, member)
-        return cls(overlap, found, there, spacing, hd95, predicted, truth, words, threads, lesions)
+        counts = overlap, found, there
+        maps = predicted, truth, words
+        return cls(*counts, spacing, hd95, *maps, threads, lesions, calibration)
 
     @cached_property
     def distances(self) -> dict[tuple[int, int], tuple[Floats, Floats]]:
@@ -105,7 +111,7 @@ def box_of(predicted: LabelMaps, truth: LabelMaps, threads: int) -> Box:
     seen = in_threads(
         lambda z: occupied(predicted, truth, z.start, z.stop), shares(len(truth), threads), threads
     )
-    most = _MEMBERS.shape[1] - 1
+    most = MEMBERS.shape[1] - 1
     if int(np.bitwise_or.reduce([bits for *_, bits in seen])) > most:
         raise ValueError(f"a label map holds a value above {most}; stored values are 0 to {most}")
     planes = np.concatenate([planes for planes, _, _, _ in seen])

@@ -7,12 +7,13 @@ from typing import get_args
 
 import numpy as np
 
+from bts_lightning.metrics.calibration.counts import Calibration
 from bts_lightning.metrics.lesions.measure import Found
 from bts_lightning.metrics.lesions.tasks import LesionRules
 from bts_lightning.metrics.masks import LabelMaps, Masks, box_of
 from bts_lightning.metrics.policies import EmptyPolicy, Floats, Hd95, fill
 from bts_lightning.metrics.surface import MOST_SUBSETS
-from bts_lightning.metrics.table import VOLUMES, Metric, counted, measured_by
+from bts_lightning.metrics.table import VOLUMES, Metric, counted_by, measured_by
 
 
 def score(
@@ -25,12 +26,13 @@ def score(
     empty: EmptyPolicy = "brats",
     lesions: LesionRules | None = None,
     each: list[Found] | None = None,
+    calibration: Calibration | None = None,
     threads: int | None = None,
 ) -> dict[str, Floats]:
     """Measure S×D×H×W label maps against one D×H×W truth: subsets × regions by name.
 
-    Beside the metrics come the volumes `true_ml` and `predicted_ml`, and where lesions are scored
-    how many there are.
+    Beside the metrics come the volumes `true_ml` and `predicted_ml`, where lesions are scored how
+    many there are, and where probabilities are their entropy.
 
     A surface is every voxel with a face neighbour outside its mask; beyond the grid is outside.
     `pooled` is the 95th percentile of the distances of both directions together, as medpy, nnU-Net
@@ -48,6 +50,7 @@ def score(
         empty: what an empty truth or prediction scores, see `policies`.
         lesions: also score lesion by lesion, by the rules of a challenge.
         each: takes every lesion of the truth in every subset.
+        calibration: what was counted of the probabilities, to be measured too.
         threads: by default the machine's cores, four at most.
 
     Example:
@@ -62,10 +65,11 @@ def score(
     threads = threads or min(4, os.cpu_count() or 1)
     box = box_of(predicted, truth, threads)
     parts = []
-    metrics = measured_by(lesions) if metrics is None else metrics
+    metrics = measured_by(lesions, calibration is not None) if metrics is None else metrics
     for i in range(0, max(1, len(predicted)), MOST_SUBSETS):
         some = predicted[i : i + MOST_SUBSETS]
-        masks = Masks.of(some, truth, box, millimetres, hd95, threads, lesions)
+        bins = calibration and calibration.some(slice(i, i + MOST_SUBSETS))
+        masks = Masks.of(some, truth, box, millimetres, hd95, threads, lesions, bins)
         parts.append(_measure(masks, metrics, empty))
         if lesions and each is not None:
             each += [replace(one, subset=one.subset + i) for one in masks.lesion_scores.each]
@@ -81,7 +85,7 @@ def _measure(masks: Masks, metrics: Sequence[Metric], empty: EmptyPolicy) -> dic
         if not m.by:
             values = fill(values, seen.there, seen.found, m.best, m.worst, empty)
         measured[m.name] = values
-    counts = counted(masks) if masks.lesions else {}
+    counts = {c.__name__: c(masks) for c in counted_by(masks.lesions, masks.calibration)}
     return measured | dict(zip(VOLUMES, volumes, strict=True)) | counts
 
 

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from bts_lightning.metrics.calibration.columns import brier, brier_band, ece, ece_band, entropy
 from bts_lightning.metrics.hd95 import hd95
 from bts_lightning.metrics.lesions.columns import (
     false_lesions,
@@ -40,8 +41,8 @@ class Metric:
         seen: leaves of the masks what is measured, by default all; empty regions are judged by it.
         is_main: stands in summary, LaTeX, comparisons and studies, not only in the report.
         in_validation: is measured at every validation of a training too, and logged.
-        by: the policies of lesions that give it, and say themselves what empty regions score;
-            none for what is always measured.
+        by: the policies of lesions that give it, or calibration; they say themselves what empty
+            regions score. None for what is always measured.
     """
 
     measure: Callable[["Masks"], Floats]
@@ -53,7 +54,7 @@ class Metric:
     seen: Callable[["Masks"], "Masks"] | None = None
     is_main: bool = True
     in_validation: bool = False
-    by: tuple[LesionPolicy, ...] = ()
+    by: tuple[LesionPolicy | Literal["calibration"], ...] = ()
 
     @property
     def name(self) -> str:
@@ -98,24 +99,35 @@ TABLE = (
         by=("brats2024", "brats2025"),
     ),
     Metric(lesion_f1, "Lesion F1 (%)", best=1, worst=0, factor=100, is_main=False, by=POLICIES),
+    *(
+        Metric(measure, heading, best=0, worst=1, factor=100, is_main=False, by=("calibration",))
+        for measure, heading in (
+            (ece_band, "Calibration error, band (%)"),
+            (brier_band, "Brier score, band (× 100)"),
+            (ece, "Calibration error (%)"),
+            (brier, "Brier score (× 100)"),
+        )
+    ),
 )
 METRICS = {metric.name: metric for metric in TABLE}
 # Columns beside the metrics: a volume or a number of lesions is neither good nor bad.
 VOLUMES = ("true_ml", "predicted_ml")
-_COUNTS = (lesions, found, false_lesions)
-COUNTS = tuple(count.__name__ for count in _COUNTS)
+_OF_LESIONS, _OF_CALIBRATION = (lesions, found, false_lesions), (entropy,)
+COUNTS = tuple(count.__name__ for count in (*_OF_LESIONS, *_OF_CALIBRATION))
 
 
-def measured_by(rules: LesionRules | None) -> list[Metric]:
+def measured_by(rules: LesionRules | None, calibration: bool = False) -> list[Metric]:
     """Give the rows that are measured where lesions are scored so, or not at all."""
-    return [m for m in TABLE if not m.by or (rules and rules.policy in m.by)]
+    asked = {*([rules.policy] if rules else []), *(["calibration"] if calibration else [])}
+    return [m for m in TABLE if not m.by or asked & set(m.by)]
 
 
-def counted(masks: "Masks") -> dict[str, Floats]:
-    """Give the columns of `COUNTS`."""
-    return {count.__name__: count(masks) for count in _COUNTS}
+def counted_by(rules: object, calibration: object) -> "list[Callable[[Masks], Floats]]":
+    """Give those of `COUNTS` that are there."""
+    return [*(_OF_LESIONS if rules else ()), *(_OF_CALIBRATION if calibration else ())]
 
 
-def columns_of(rules: LesionRules | None) -> list[str]:
+def columns_of(rules: LesionRules | None, calibration: bool = False) -> list[str]:
     """Name the columns of an evaluation that scores lesions so."""
-    return [*(m.name for m in measured_by(rules)), *VOLUMES, *(COUNTS if rules else ())]
+    counts = [count.__name__ for count in counted_by(rules, calibration)]
+    return [*(m.name for m in measured_by(rules, calibration)), *VOLUMES, *counts]

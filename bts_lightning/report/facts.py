@@ -8,6 +8,7 @@ from typing import Any
 
 from bts_lightning.errors import DataError
 from bts_lightning.files import NotAFileError, content, write_whole
+from bts_lightning.metrics.calibration.counts import BINS
 from bts_lightning.metrics.lesions.tasks import TASKS
 
 HD95 = {
@@ -47,7 +48,10 @@ _ORDER = (
 )
 _SEAL, _TABLE = "checksum", "checksum_of_cases"
 # These are told in sentences, not in the list of facts.
-_TOLD = ("hd95", "empty", "lesions", "lesion_task", "cases", "subsets", "unscored")
+_TOLD = (
+    *("hd95", "empty", "lesions", "lesion_task", "calibration", "calibration_band"),
+    *("cases", "subsets", "unscored"),
+)
 
 
 def read_protocol(folder: Path) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def policy(protocol: Mapping[str, Any]) -> str:
     return (
         f"HD95 (“{distance}”) is {HD95.get(distance, 'not described here')}. "
         f"Empty regions (policy “{empty}”): {EMPTY.get(empty, 'not described here')}."
-        f"{_lesions(protocol)}"
+        f"{_lesions(protocol)}{_calibration(protocol)}"
     )
 
 
@@ -122,9 +126,24 @@ def _lesions(protocol: Mapping[str, Any]) -> str:
     )
 
 
+def _calibration(protocol: Mapping[str, Any]) -> str:
+    """Say where probabilities are measured; nothing if they are not."""
+    if not protocol.get("calibration"):
+        return ""
+    return (
+        f" Calibration errors ({BINS} bins of equal width) and Brier scores are those of each "
+        "region's probabilities, over the brain and over the band of its voxels that are at most "
+        f"{protocol.get('calibration_band')} mm from the surface of the region in the truth; a "
+        "region without truth has no band."
+    )
+
+
 def brief(protocol: Mapping[str, Any]) -> str:
     """Say in one line what a reader must know before comparing numbers."""
-    keys = ("window", "overlap", "weighting", "mirror", "precision", "checkpoint", "commit")
+    keys = (
+        *("window", "overlap", "weighting", "mirror", "temperature", "precision"),
+        *("checkpoint", "commit"),
+    )
     told = [f"{key} {_short(key, protocol[key])}" for key in keys if key in protocol]
     policies = f"HD95 {protocol.get('hd95')}, empty regions {protocol.get('empty')}"
     if protocol.get("lesions"):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -12,16 +12,12 @@ import pandas as pd
 from bts_lightning.errors import DataError, UserError
 from bts_lightning.files import content, write_whole
 from bts_lightning.modalities import Subset, subset_name
+from bts_lightning.report.beside import BESIDE, asked_for, read_beside
 from bts_lightning.report.facts import checksum, read_protocol, write_protocol
-from bts_lightning.report.lesions import LESION_COLUMNS, read_lesions
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.slices import keep_slices
 from bts_lightning.report.table import KEYS, REGION_NAMES, VALUES, EvaluationTable, read_rows
 from bts_lightning.report.write import choose_cases, write_report
-
-if TYPE_CHECKING:
-    # A report measures nothing: it need not wait for the compiler.
-    from bts_lightning.metrics.lesions.measure import Found
 
 # What may differ between the start of an evaluation and its continuation.
 _MAY_DIFFER = ("commit", "versions", "run", "experiment", "created", "cases", "unscored")
@@ -55,10 +51,9 @@ def open_folder(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return before
 
 
-def has_rows(folder: Path, case: str, made: str, with_lesions: bool) -> bool:
+def has_rows(folder: Path, case: str, made: str, beside: Sequence[str]) -> bool:
     """Say whether a case is finished: its rows are as they were written, and made alike."""
-    files = [_rows_file(folder, case), *([_lesions_file(folder, case)] if with_lesions else [])]
-    return all(_is_sealed(file, case, made) for file in files)
+    return all(_is_sealed(_file(folder, kind, case), case, made) for kind in ("rows", *beside))
 
 
 def write_rows(
@@ -76,28 +71,14 @@ def write_rows(
         for r, region in enumerate(REGION_NAMES)
     ]
     table = pd.DataFrame(rows, columns=[*KEYS, *scores])
-    _write_sealed(_rows_file(folder, case), case, table, made)
+    _write_sealed(_file(folder, "rows", case), case, table, made)
 
 
-def write_lesions(
-    folder: Path, case: str, subsets: Sequence[Subset], each: "Sequence[Found]", made: str
+def write_beside(
+    folder: Path, kind: str, case: str, rows: Sequence[Mapping[str, object]], made: str
 ) -> None:
-    """Write the lesions of a case, a row for each subset and lesion."""
-    rows = [
-        {
-            "case": case,
-            "subset": subset_name(subsets[one.subset]),
-            "region": REGION_NAMES[one.region],
-            "mm3": one.mm3,
-            "counts": int(one.counts),
-            "found": int(one.is_found),
-            "dice": one.dice,
-            "hd95": one.hd95,
-        }
-        for one in each
-    ]
-    table = pd.DataFrame(rows, columns=LESION_COLUMNS)
-    _write_sealed(_lesions_file(folder, case), case, table, made)
+    """Write what a case has beside its rows of the table, such as its lesions."""
+    _write_sealed(_file(folder, kind, case), case, pd.DataFrame(rows, columns=BESIDE[kind]), made)
 
 
 def _write_sealed(file: Path, case: str, rows: pd.DataFrame, made: str) -> None:
@@ -127,13 +108,13 @@ def finish_folder(
     console: Screen,
 ) -> EvaluationTable:
     """Join the rows of all cases, each exactly once, into table, summary and report."""
-    with_lesions = facts.get("lesions") is not None
-    missing = [name for name in cases if not has_rows(folder, name, made, with_lesions)]
+    beside = asked_for(facts)
+    missing = [name for name in cases if not has_rows(folder, name, made, beside)]
     if missing:
         raise UserError(
             f"{len(missing)} cases were not evaluated, {missing[0]} first; run it again"
         )
-    tables = [read_rows(_rows_file(folder, name), skip=1) for name in cases]
+    tables = [read_rows(_file(folder, "rows", name), skip=1) for name in cases]
     empty = [name for name, table in zip(cases, tables, strict=True) if table.empty]
     unscored = [name for name in empty if name not in labelled]
     unshown = [name for name in empty if name in labelled]
@@ -156,10 +137,10 @@ def finish_folder(
     facts = {**facts, "cases": len(scored), "unscored": unscored}
     text = rows.to_csv(index=False)
     write_protocol(folder, facts, text)
-    if with_lesions:
-        lesions = [read_lesions(_lesions_file(folder, name), skip=1) for name in table.cases]
-        told = pd.concat(lesions, ignore_index=True).to_csv(index=False)
-        write_whole(folder / "lesions.csv", told)
+    for kind in beside:
+        parts = [read_beside(_file(folder, kind, name), kind, skip=1) for name in table.cases]
+        told = pd.concat(parts, ignore_index=True).to_csv(index=False)
+        write_whole(folder / f"{kind}.csv", told)
     write_report(folder, table, facts)
     # About a megabyte a case; the report shows a dozen.
     keep_slices(folder, choose_cases(table))
@@ -168,10 +149,6 @@ def finish_folder(
     return table
 
 
-def _lesions_file(folder: Path, case: str) -> Path:
-    return folder / "lesions" / _rows_file(folder, case).name
-
-
-def _rows_file(folder: Path, case: str) -> Path:
+def _file(folder: Path, kind: str, case: str) -> Path:
     # Quoted, because a manifest may call a case `a/b`.
-    return folder / "rows" / f"{quote(case, safe='')}.csv"
+    return folder / kind / f"{quote(case, safe='')}.csv"

@@ -3,30 +3,37 @@
 from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from bts_lightning.errors import DataError
 from bts_lightning.report.document import columns
 from bts_lightning.report.grids import dot_cells, subset_table
 from bts_lightning.report.sections import choice
 from bts_lightning.report.summary import Summary
-from bts_lightning.report.table import KEYS, REGION_NAMES, read_rows
+from bts_lightning.report.table import REGION_NAMES
 
-LESION_COLUMNS = (*KEYS, "mm3", "counts", "found", "dice", "hd95")
+if TYPE_CHECKING:
+    # A report measures nothing: it need not wait for the compiler.
+    from bts_lightning.metrics.lesions.measure import Found
+
 # ml: what lies between two ends is one column of the report.
 ENDS = (0.0, 0.1, 1.0, 10.0, np.inf)
 
 
-def read_lesions(file: Path, skip: int = 0) -> pd.DataFrame:
-    """Read the lesions of an evaluation, or of a case after its seal."""
-    table = read_rows(file, skip=skip)
-    absent = [column for column in LESION_COLUMNS if column not in table]
-    if absent:
-        raise DataError(f"{file}: no column {', '.join(absent)}; delete it and evaluate again")
-    return table
+def lesion_row(case: str, subsets: Sequence[str], one: "Found") -> dict[str, object]:
+    """Write down a lesion in one subset."""
+    return {
+        "case": case,
+        "subset": subsets[one.subset],
+        "region": REGION_NAMES[one.region],
+        "mm3": one.mm3,
+        "counts": int(one.counts),
+        "found": int(one.is_found),
+        "dice": one.dice,
+        "hd95": one.hd95,
+    }
 
 
 def section(summary: Summary, lesions: pd.DataFrame | None) -> str:

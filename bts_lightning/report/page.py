@@ -1,9 +1,10 @@
 """report.html: one file with its style, script, numbers and pictures inside."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 
 from bts_lightning.metrics.table import VOLUMES
 from bts_lightning.modalities import COMPLETE, MODALITIES, SHOWN_AS, subset_name
-from bts_lightning.report import grids, lesions, sections
+from bts_lightning.report import calibration, grids, lesions, sections
 from bts_lightning.report.document import asset, shell
 from bts_lightning.report.embed import embed
 from bts_lightning.report.facts import brief, policy
@@ -23,13 +24,17 @@ from bts_lightning.report.summary import Summary, count_cases, notes
 from bts_lightning.report.table import REGION_NAMES
 
 
-def page(summary: Summary, slices: Sequence[CaseSlices], each: pd.DataFrame | None = None) -> str:
+def page(
+    summary: Summary,
+    slices: Sequence[CaseSlices],
+    beside: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+) -> str:
     """Fill the template: the result needs no network and no other file.
 
     Args:
         summary: the table.
         slices: pictures of some cases.
-        each: the lesions of all cases, where there are any.
+        beside: what an evaluation wrote beside its table: lesions, calibration.
     """
     published = read_published()
     embedded = embed(slices)
@@ -50,8 +55,13 @@ def page(summary: Summary, slices: Sequence[CaseSlices], each: pd.DataFrame | No
         "shapley": sections.shapley_plots(summary),
         "choose_gain": sections.choice("gain", "Region", regions),
         "gains": grids.gain_tables(summary),
-        "lesion_link": '<a href="#lesions">Lesions</a>' if "lesions" in summary.table.rows else "",
-        "lesions": lesions.section(summary, each),
+        "links": "".join(
+            f'<a href="#{name}">{name.capitalize()}</a>'
+            for name, column in (("lesions", "lesions"), ("calibration", "entropy"))
+            if column in summary.table.rows
+        ),
+        "lesions": lesions.section(summary, beside.get("lesions")),
+        "calibration": calibration.section(summary, beside.get("calibration")),
         "pictures": f"{count_cases(len(embedded))} with pictures in this file.",
         "metric_heads": "".join(
             f'<th scope="col">{escape(metric.heading)}</th>' for metric in summary.main

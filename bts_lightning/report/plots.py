@@ -117,6 +117,42 @@ def forest(
     return picture(width * len(panels), height, parts, f"Difference in {unit} by subset", STYLE)
 
 
+def reliability(bins: np.ndarray, region: str) -> str:
+    """Draw the truth's share against the mean probability of each bin; bins × (voxels, sums)."""
+    left, right, top, bottom, foot = 40, 240, 14, 214, 34
+    x, y = Scale(0, 1, left, right), Scale(0, 1, bottom, top)
+    parts = [f'<path d="M{x(0):g} {y(0):g}L{x(1):g} {y(1):g}" class="grid"/>']
+    for tick in (0.0, 0.5, 1.0):
+        parts += [
+            f'<path d="M{left} {y(tick):g}H{right}" class="grid"/>',
+            text(left - 6, y(tick) + 4, f"{tick:g}", "dim", "end"),
+            text(x(tick), bottom + foot + 14, f"{tick:g}", "dim", "middle"),
+        ]
+    there = bins[bins[:, 0] > 0]
+    most = np.log1p(bins[:, 0].max())
+    width = (right - left) / len(bins)
+    for i, voxels in enumerate(bins[:, 0]):
+        high = foot * np.log1p(voxels) / most if most else 0.0
+        parts.append(
+            f'<rect x="{left + i * width + 0.5:.1f}" y="{bottom + foot - high:.1f}" '
+            f'width="{width - 1:.1f}" height="{high:.1f}" fill="{COLOURS[region]}" '
+            'fill-opacity=".4"/>'
+        )
+    points = [(x(p / n), y(truth / n)) for n, p, truth in there]
+    line = "L".join(f"{across:.1f} {up:.1f}" for across, up in points)
+    if points:
+        parts.append(f'<path d="M{line}" stroke="{COLOURS[region]}" stroke-width="2" fill="none"/>')
+    for (across, up), (n, p, truth) in zip(points, there, strict=True):
+        parts.append(
+            titled(
+                f"mean probability {p / n:.3f}: {100 * truth / n:.1f} % of {n:.0f} voxels",
+                f'<circle cx="{across:.1f}" cy="{up:.1f}" r="4" fill="{COLOURS[region]}"/>',
+            )
+        )
+    label = f"{region}: share of the truth against probability"
+    return picture(right + 12, bottom + foot + 20, parts, label)
+
+
 def marks(subset: str, x: float, y: float) -> str:
     """Draw a subset as four circles, filled where the modality is there."""
     circles = (

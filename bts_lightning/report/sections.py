@@ -38,7 +38,7 @@ def distribution_plots(summary: Summary) -> str:
     """Show the Dice of every case by subset, a plot per region."""
     dice = 100 * summary.table.grid("dice")
     return "".join(
-        _figure(region, distributions(dice[..., i], summary.table.subsets, region))
+        figure(region, distributions(dice[..., i], summary.table.subsets, region))
         for i, region in enumerate(REGION_NAMES)
     )
 
@@ -66,7 +66,7 @@ def shapley_plots(summary: Summary) -> str:
     cells = bootstrap(100 * values).cells()
     limit = max([1.0, *cells.high[np.isfinite(cells.high)]])
     plots = "".join(
-        _figure(
+        figure(
             region,
             bars(cells.mean[i], cells.low[i], cells.high[i], region, limit),
             count_cases(int(cells.count[i].min())),
@@ -90,6 +90,14 @@ def choice(group: str, name: str, options: dict[str, str]) -> str:
     return f'<div class="choice" role="radiogroup" aria-label="{escape(name)}">{buttons}</div>'
 
 
+def figure(region: str, picture: str, note: str = "") -> str:
+    """Put a picture of a region under its name."""
+    return (
+        f"<figure><figcaption><b>{region}</b> {REGION_WORDS[region]}{', ' + note if note else ''}"
+        f"</figcaption>{picture}</figure>"
+    )
+
+
 def _card(region: int, name: str, lines: Sequence[tuple[str, Estimate]]) -> str:
     items = "".join(
         f"<div><dt>{escape(title)}</dt><dd><b>{100 * line.mean[region]:.1f}</b>"
@@ -100,11 +108,4 @@ def _card(region: int, name: str, lines: Sequence[tuple[str, Estimate]]) -> str:
     return (
         f'<article style="--region:{COLOURS[name]}"><h3>{name} '
         f"<small>{REGION_WORDS[name]}</small></h3><dl>{items}</dl></article>"
-    )
-
-
-def _figure(region: str, picture: str, note: str = "") -> str:
-    return (
-        f"<figure><figcaption><b>{region}</b> {REGION_WORDS[region]}{', ' + note if note else ''}"
-        f"</figcaption>{picture}</figure>"
     )

@@ -10,6 +10,7 @@ from bts_lightning.metrics.table import Metric
 from bts_lightning.modalities import MODALITIES, SHOWN_AS, dots, parse_subset
 from bts_lightning.report.document import item, plain, table
 from bts_lightning.report.facts import facts, policy, unscored
+from bts_lightning.report.risk import AURC, risk_rows
 from bts_lightning.report.statistics import REPLICATES, Bootstrap, Estimate, bootstrap, groups
 from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES, EvaluationTable
 
@@ -62,7 +63,25 @@ def markdown(summary: Summary) -> str:
             rows.append([*marks, *cells, _count(line)])
         lines += [f"## {metric.heading}, mean and 95 % interval", ""]
         lines += [*table(titles, rows, aligned), ""]
+    if "entropy" in summary.table.rows:
+        lines += _risks(summary, aligned)
     return "\n".join(lines)
+
+
+def _risks(summary: Summary, aligned: list[str]) -> list[str]:
+    """Write the table of risk and coverage."""
+    rows = [
+        [
+            *(dots(parse_subset(subset)) if subset else [f"**{title}**", "", "", ""]),
+            *(_number(100 * area[AURC], 2) for area in areas),
+            "/".join(map(str, dict.fromkeys(cases.tolist()))),
+        ]
+        for title, subset, areas, cases in risk_rows(summary.table)
+    ]
+    titles = [*(SHOWN_AS[m] for m in MODALITIES), *REGION_NAMES, "n"]
+    said = "1 − Dice against the share of cases kept, the least entropy first; lower is better."
+    head = ["## Area under risk and coverage (× 100)", "", said, ""]
+    return [*head, *table(titles, rows, aligned), ""]
 
 
 def latex(summary: Summary) -> str:

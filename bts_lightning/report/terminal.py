@@ -55,12 +55,18 @@ def _choose(evaluations: Sequence[Evaluation], names: Sequence[str] | None) -> l
             lacks = next(e for e, has in zip(evaluations, columns, strict=True) if name not in has)
             raise UserError(
                 f"{lacks.name} was evaluated without {name}; evaluate it again"
-                f"{' with evaluation.lesions=POLICY' if METRICS[name].by else ''}, or take "
+                f"{_asked_by(METRICS[name])}, or take "
                 f"{', '.join(common)}"
             )
     if names:
         return [common[name] for name in dict.fromkeys(names)]
     return [metric for metric in common.values() if metric.is_main]
+
+
+def _asked_by(metric: Metric) -> str:
+    if "calibration" in metric.by:
+        return " with evaluation.calibration=true"
+    return " with evaluation.lesions=POLICY" if metric.by else ""
 
 
 def _against(reference: Evaluation, other: Evaluation, metrics: Sequence[Metric]) -> Comparison:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from bts_lightning.files import write_whole
+from bts_lightning.report.beside import read_all
 from bts_lightning.report.facts import read_protocol
-from bts_lightning.report.lesions import read_lesions
 from bts_lightning.report.page import page
 from bts_lightning.report.slices import CaseSlices, load_slices
 from bts_lightning.report.statistics import mean
@@ -31,11 +31,9 @@ def write_report(
     facts = read_protocol(folder) if protocol is None else protocol
     kept = load_slices(folder, choose_cases(table)) if slices is None else slices
     summary = summarise(table, facts)
-    listed = folder / "lesions.csv"
-    each = read_lesions(listed) if "lesions" in table.rows and listed.is_file() else None
     write_whole(folder / "summary.md", markdown(summary))
     write_whole(folder / "summary.tex", latex(summary))
-    return write_whole(folder / "report.html", page(summary, kept, each))
+    return write_whole(folder / "report.html", page(summary, kept, read_all(folder, facts)))
 
 
 def choose_cases(table: EvaluationTable, count: int = 12) -> list[str]:

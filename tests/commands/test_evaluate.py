@@ -162,6 +162,34 @@ def test_lesions_are_scored_where_the_protocol_says_so(run: Path) -> None:
     compare([folder, evaluate(run, device="cpu", name="plain", words=words[1:])])
 
 
+def test_calibration_is_measured_where_the_protocol_says_so(run: Path) -> None:
+    words = ["evaluation.calibration=true", "evaluation.subsets=[t1c+flair, t2]"]
+    folder = evaluate(run, device="cpu", words=words)
+    rows, bins = table(folder), pd.read_csv(folder / "calibration.csv")
+    keys = ["case", "subset", "region"]
+    bins["gap"] = (bins.probability - bins.truth).abs()
+    for area, column in (("all", "ece"), ("band", "ece_band")):
+        sums = bins[bins.area == area].groupby(keys)[["gap", "voxels"]].sum()
+        expected = (sums.gap / sums.voxels).sort_index()
+        got = rows.set_index(keys)[column].dropna().sort_index()
+        pd.testing.assert_series_equal(got, expected, check_names=False, rtol=1e-12)
+    assert rows.brier.between(0, 1).all()
+    text = (folder / "report.html").read_text()
+    assert 'id="calibration"' in text
+    assert "at most 5.0 mm from the surface" in text
+    assert "Area under risk and coverage" in (folder / "summary.md").read_text()
+    naive = evaluate(run, device="cpu", name="naive", words=[*words, "evaluation.naive=true"])
+    pd.testing.assert_frame_equal(rows, table(naive), rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="another calibration, calibration_band"):
+        evaluate(run, device="cpu", words=words[1:])
+    # The other columns are those of an evaluation without it.
+    plain = evaluate(run, device="cpu", name="plain", words=words[1:])
+    pd.testing.assert_frame_equal(rows[table(plain).columns], table(plain))
+    compare([folder, plain])
+    with pytest.raises(UserError, match=r"without ece; .* evaluation\.calibration=true"):
+        compare([folder, plain], metrics=["ece"])
+
+
 def test_an_evaluation_goes_on_from_wherever_the_run_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from bts_lightning.callbacks.subsets import VALIDATED
+from bts_lightning.metrics.calibration.tally import Tally
 from bts_lightning.metrics.lesions.tasks import LesionRules
 from bts_lightning.metrics.score import score
 from bts_lightning.metrics.table import COUNTS, METRICS, TABLE, VOLUMES, measured_by
@@ -14,9 +15,11 @@ from tests.report.synthetic import protocol, rows
 
 def test_every_metric_is_measured_and_printed() -> None:
     truth = np.zeros((4, 4, 4), np.uint8)
+    nothing = Tally(truth, truth == 0, (1, 1, 1))
+    nothing.add(truth, np.zeros((3, *truth.shape), np.float32))
     measured = [
         *score(truth[None], truth),
-        *score(truth[None], truth, lesions=LesionRules("brats2024")),
+        *score(truth[None], truth, lesions=LesionRules("brats2024"), calibration=nothing.counts()),
     ]
     assert set(measured) == {*METRICS, *VOLUMES, *COUNTS}
     made = [dict.fromkeys((*METRICS, *COUNTS), 0.5) | row for row in rows(3)]

@@ -60,7 +60,7 @@ def test_lesions_are_counted_by_subset_and_by_size() -> None:
     summary = summarise(EvaluationTable.from_rows(made), protocol(lesions="brats2023"))
     one = {"case": "a", "subset": "t1", "region": "ET", "counts": 1, "dice": 0, "hd95": 0}
     each = pd.DataFrame([one | {"mm3": mm3, "found": f} for mm3, f in ((50, 0), (99, 1), (2e3, 1))])
-    text = page(summary, [], each)
+    text = page(summary, [], {"lesions": each})
     parser = Balance()
     parser.feed(text)
     assert parser.open == []

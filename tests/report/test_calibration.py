@@ -1,0 +1,61 @@
+"""The section of the report on probabilities, and what stands of it in the summary."""
+
+import numpy as np
+import pandas as pd
+
+from bts_lightning.metrics.calibration.counts import AREAS, BINS, Calibration
+from bts_lightning.modalities import SUBSETS
+from bts_lightning.report.calibration import bin_rows
+from bts_lightning.report.page import page
+from bts_lightning.report.risk import risk_coverage
+from bts_lightning.report.summary import markdown, summarise
+from bts_lightning.report.table import SUBSET_NAMES, EvaluationTable
+from tests.report.synthetic import protocol, rows
+from tests.report.test_page import Balance
+
+
+def with_entropy(**changes: float) -> EvaluationTable:
+    made = [r | {"entropy": 1 - r["dice"]} | changes for r in rows(4)]
+    return EvaluationTable.from_rows(made)
+
+
+def test_the_section_is_well_formed_and_adds_up_cases() -> None:
+    bins = np.zeros((len(SUBSETS), 3, len(AREAS), BINS, 3))
+    bins[:, :, :, 0] = [30, 1.5, 3]
+    bins[:, :, :, 9] = [10, 6.2, 5]
+    counted = Calibration(bins, bins[..., 0, 0], bins[..., 0, 0, 0])
+    each = pd.DataFrame([r for c in "ab" for r in bin_rows(c, SUBSET_NAMES, counted)])
+    assert len(each) == 2 * len(SUBSETS) * 3 * len(AREAS) * 2
+    text = page(summarise(with_entropy(), protocol(calibration=True)), [], {"calibration": each})
+    parser = Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert text.count('data-reliability="') == 4 * len(AREAS)
+    assert "50.0 % of 300 voxels" in text  # 10 × 15 subsets × 2 cases
+    assert "50.0 % of 20 voxels" in text  # all four sequences
+    assert "error 6.8 %" in text  # (1.5 + 1.2) / 40
+
+
+def test_without_counts_risk_and_coverage_remain_and_without_columns_nothing() -> None:
+    text = page(summarise(with_entropy(), protocol()), [])
+    assert 'id="calibration"' in text
+    assert "data-reliability" not in text
+    plain = summarise(EvaluationTable.from_rows(rows(3)), protocol())
+    assert 'id="calibration"' not in page(plain, [])
+    assert "coverage" not in markdown(plain)
+
+
+def test_who_is_unsure_where_it_is_wrong_has_the_best_area() -> None:
+    areas, cases = risk_coverage(with_entropy())
+    np.testing.assert_allclose(areas[..., 0], areas[..., 2])
+    assert (areas[..., 0] < areas[..., 1]).all()
+    assert (cases == 4).all()
+    areas, _ = risk_coverage(with_entropy(entropy=0.5))
+    np.testing.assert_allclose(areas[..., 0], areas[..., 1])
+    unknown = with_entropy(entropy=float("nan"))
+    areas, cases = risk_coverage(unknown)
+    assert np.isnan(areas).all()
+    assert (cases == 0).all()
+    assert "| – | – | – | 0 |" in markdown(
+        summarise(with_entropy(entropy=float("nan")), protocol())
+    )
