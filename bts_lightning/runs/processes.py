@@ -27,6 +27,8 @@ _IDENTITY = re.compile(r"\d{1,10}:\d*")
 _LOG, _BEACON = "output.log", "worker.json"
 # The line of the log with which a command begins; one that goes on stands below the one before.
 _START = "$ "
+# It begins once it is written down who it is: nobody could end it if its worker died before.
+_WAIT_FOR_WORD = 'read -r go && exec "$0" "$@" </dev/null'
 # What wandb says at the end of every process is no reason.
 _CHATTER = "wandb: "
 
@@ -44,14 +46,17 @@ class Process:
             log.flush()
             # A session of its own: Ctrl-C reaches the scheduler only, which then stops it in order.
             self._process = subprocess.Popen(
-                list(command),
+                ["sh", "-c", _WAIT_FOR_WORD, *command],
                 env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
         self.beat()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(b"go\n")
 
     def poll(self) -> int | None:
         """Give the exit status once it has ended; meanwhile say that its worker lives."""

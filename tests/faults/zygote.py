@@ -41,9 +41,15 @@ class Fork:
     def __init__(self, command: list[str], env: dict[str, str], stdout: Any, **_: Any) -> None:
         words = command[command.index("bts_lightning") + 1 :]
         self.returncode: int | None = None
+        waits, told = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
+            os.close(told)
+            if not os.read(waits, 1):
+                os._exit(1)
             in_a_fork(words, env, stdout.fileno())
+        os.close(waits)
+        self.stdin = os.fdopen(told, "wb")
 
     def poll(self) -> int | None:
         """Give the exit status once it has ended."""
@@ -81,6 +87,8 @@ def main() -> None:
     """Read a verb a line, and answer with its exit status."""
     torch.set_num_threads(1)
     jobs._LOOK_EVERY = 0.02
+    # So that a slow machine makes no more changes than a fast one.
+    processes._BEAT_EVERY = 1e9
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("BTS_", "PL_", "SLURM_"))}
     gc.freeze()
     print("ready", flush=True)
