@@ -16,11 +16,28 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--name", help="folder below RUN/evaluation (the part's name)")
     parser.add_argument("--part", default="test", choices=PARTS, help="cases (%(default)s)")
     parser.add_argument("--predictions", action="store_true", help="also write all label maps")
+    parser.add_argument(
+        "--fit-temperature",
+        action="store_true",
+        help="in place of scoring, fit the temperature of the logits (with --part val)",
+    )
     runs_a_network(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     folder, overrides = run_and_overrides(args.words)
+    if args.fit_temperature:
+        if args.name is not None or args.predictions:
+            raise UserError("--fit-temperature scores nothing: leave --name and --predictions out")
+        fit_temperature(
+            folder,
+            words=overrides,
+            allow=args.allow,
+            part=args.part,
+            checkpoint=args.checkpoint,
+            device=args.device,
+        )
+        return 0
     evaluate(
         folder,
         words=overrides,
@@ -72,3 +89,30 @@ def evaluate(
     folder = run / "evaluation" / (name or part)
     score(run, folder, nodes, checkpoint, part, device, predictions=predictions)
     return folder
+
+
+def fit_temperature(
+    run: Path,
+    *,
+    words: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    part: Part = "val",
+    checkpoint: Path | None = None,
+    device: str | None = None,
+) -> Path:
+    """Fit one temperature to the validation cases of a run, and give the file that keeps it.
+
+    `evaluation.temperature=fitted` applies it. The arguments are those of `evaluate`.
+    """
+    if part != "val":
+        raise UserError(
+            f"--fit-temperature --part {part}: what is fitted must see neither test nor training "
+            "cases; give --part val"
+        )
+    runs.refuse_links(run, "temperature.json")
+    runs.refuse_strangers(run)
+    _, nodes = open_run(run, words, allow)
+    checkpoint = checkpoint or runs.best_checkpoint(run)
+    from bts_lightning.commands import temperature
+
+    return temperature.fit_temperature(run, nodes, checkpoint, part, device)

@@ -69,7 +69,7 @@ def predict(
     # torch is imported once nothing is wrong with what was typed.
     from bts_lightning.commands.segment import Segmenter
 
-    segmenter = Segmenter(nodes, checkpoint, device, with_probabilities=with_probabilities)
+    segmenter = Segmenter(run, nodes, checkpoint, device, with_probabilities=with_probabilities)
     return segmenter.folder(folder, out) if folder else [segmenter.patient(images or {}, out)]
 
 

@@ -27,6 +27,7 @@ from bts_lightning.runs.lock import only_one
 from bts_lightning.runs.opening import load_task
 from bts_lightning.runs.quiet import hush
 from bts_lightning.runs.ranks import together
+from bts_lightning.runs.temperature import with_temperature
 
 console = Screen()
 
@@ -55,15 +56,10 @@ def score(
     hush()
     keep_freed_memory()
     task = load_task(nodes, checkpoint)
-    data = build(nodes["data"])
-    protocol: Protocol = build(nodes["evaluation"])
+    protocol = with_temperature(build(nodes["evaluation"]), run, checkpoint)
     protocol.admit(task.net)
     trainer = _trainer(nodes["trainer"].arguments, device)
-    data.prepare_data()
-    data.setup("test")
-    if not getattr(data.split, part):
-        raise UserError(f"the {part} part of split {data.split.name} has no case; choose another")
-    runs.check_split(run, data, [part])
+    data = open_part(run, nodes, part)
     facts = _protocol_facts(run, nodes, protocol, checkpoint, data, part)
     cases = getattr(data.split, part)
     scorer = CaseScorer(folder, protocol, cases, making(facts), predictions=predictions)
@@ -82,6 +78,17 @@ def score(
             table = finish_folder(folder, facts, scorer.made, names, labelled, console)
             _send_to_wandb(run, nodes["logger"].get("wandb"), folder.name, table)
             console.print(f"table   {folder / 'cases.csv'}\nreport  {folder / 'report.html'}")
+
+
+def open_part(run: Path, nodes: dict[str, Any], part: Part) -> Any:
+    """Prepare the data of a run, and refuse a part that is empty or was another part before."""
+    data = build(nodes["data"])
+    data.prepare_data()
+    data.setup("test")
+    if not getattr(data.split, part):
+        raise UserError(f"the {part} part of split {data.split.name} has no case; choose another")
+    runs.check_split(run, data, [part])
+    return data
 
 
 def _send_to_wandb(run: Path, node: Node | None, name: str, table: EvaluationTable) -> None:

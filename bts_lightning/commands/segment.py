@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import track
 
 from bts_lightning.config import build
@@ -17,11 +16,12 @@ from bts_lightning.data.layouts.case import Case
 from bts_lightning.data.layouts.find import find_cases
 from bts_lightning.errors import DataError, UserError
 from bts_lightning.files import overwritten
-from bts_lightning.inference import Protocol, label_map, probabilities
+from bts_lightning.inference import each_subset
 from bts_lightning.modalities import Modality, subset_name
 from bts_lightning.report.screen import Screen
 from bts_lightning.runs.devices import chosen_device
 from bts_lightning.runs.opening import load_task
+from bts_lightning.runs.temperature import with_temperature
 
 console = Screen()
 
@@ -31,6 +31,7 @@ class Segmenter:
 
     def __init__(
         self,
+        run: Path,
         nodes: dict[str, Any],
         checkpoint: Path,
         device: str | None,
@@ -41,7 +42,7 @@ class Segmenter:
         self.task = load_task(nodes, checkpoint)
         self.device = chosen_device(device)
         self.task.to(self.device)
-        self.protocol: Protocol = build(nodes["evaluation"])
+        self.protocol = with_temperature(build(nodes["evaluation"]), run, checkpoint)
         # Images are normalised as those were that the network learned from.
         self.recipe = build(nodes["data"]).recipe
         self.with_probabilities = with_probabilities
@@ -89,12 +90,11 @@ class Segmenter:
     def _write(self, case: ReadyCase, out: Path) -> None:
         """Segment a case with all that it has."""
         net, loss, present = self.task.net, self.task.loss, case.available
-        averaged = probabilities(
-            net, loss, case.image, present, self.protocol, present, self.device
+        ((labels, averaged),) = each_subset(
+            net, loss, case.image, present, self.protocol, [present], self.device
         )
-        labels = label_map(loss, torch.from_numpy(averaged).unsqueeze(0), self.protocol)
         if self.with_probabilities:
-            write_probabilities(case, averaged, _beside(out))
+            write_probabilities(case, averaged[0].cpu().numpy(), _beside(out))
         write_prediction(case, labels, out)
 
     def _refuse_to_overwrite(self, outs: Iterable[Path], given: Iterable[Path]) -> None:

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bts_lightning.errors import ConfigError
 from bts_lightning.inference.protocol import Protocol
 from bts_lightning.inference.windows import Windows, importance
 from bts_lightning.losses import SegmentationLoss
@@ -41,12 +40,7 @@ class Averages:
         protocol: Protocol,
         device: torch.device,
     ) -> None:
-        if isinstance(protocol.temperature, str):
-            raise ConfigError(
-                "evaluation.temperature=fitted is known to `bts evaluate` and `bts predict`, which "
-                "read it from a run; give a number here"
-            )
-        self.temperature = protocol.temperature
+        self.temperature = protocol.divisor
         self.loss, self.of_logits = loss, protocol.average == "logits"
         shape = (shown.shape[1], loss.channels, *windows.volume.shape[1:])
         needed = 4 * torch.Size(shape).numel()
@@ -68,15 +62,21 @@ class Averages:
             logits = logits.float() / self.temperature
         return logits.float() if self.of_logits else self.loss.probabilities(logits)
 
+    def inside(self, s: int) -> Tensor:
+        """Give what was averaged for a subset within the case, 1×C×D×H×W."""
+        return self.sums[s][(slice(None), *self.windows.inside)].unsqueeze(0)
+
+    def said(self, s: int) -> Tensor:
+        """Tell where a window showed anything: elsewhere nothing was said, not the logit 0."""
+        total = self.totals[int(self.pattern[s])][self.windows.inside]
+        return total.to(self.sums.device) > 0
+
     def probabilities(self, s: int) -> Tensor:
         """Give the averaged probabilities of a subset within the case, 1×C×D×H×W."""
-        inside = self.windows.inside
-        averaged = self.sums[s][(slice(None), *inside)].unsqueeze(0)
+        averaged = self.inside(s)
         if not self.of_logits:
             return averaged
-        # Where no window shows anything nothing was said, which is not the logit 0.
-        said = self.totals[int(self.pattern[s])][inside].to(averaged.device) > 0
-        return torch.where(said, self.loss.probabilities(averaged), 0)
+        return torch.where(self.said(s), self.loss.probabilities(averaged), 0)
 
     def add(self, subsets: Sequence[int], windows: Sequence[int], probabilities: Tensor) -> None:
         """Add one view of these windows for these subsets, S'×W'×C×d×h×w."""

@@ -189,6 +189,16 @@ class Protocol:
         return [parse_subset(name) for name in self.subsets]
 
     @property
+    def divisor(self) -> float:
+        """The temperature as a number; only the commands that open a run know the fitted one."""
+        if self.temperature == "fitted":
+            raise ConfigError(
+                "evaluation.temperature=fitted is for `bts evaluate` and `bts predict`, which read "
+                "it from a run; a training has none yet: give a number, 1 is usual"
+            )
+        return self.temperature
+
+    @property
     def lesion_rules(self) -> LesionRules | None:
         """The rules by which lesions are scored, if they are."""
         return LesionRules(self.lesions, self.lesion_task) if self.lesions else None
@@ -205,6 +215,7 @@ class Protocol:
 
     def admit(self, net: Backbone) -> None:
         """Refuse a network that sees what is absent, unless this protocol names that."""
+        _ = self.divisor  # a training would learn of it at its first validation
         if net.leaks and self.leak == "none":
             raise ConfigError(
                 "the network sees the images of absent modalities (net.leak=released), so its "

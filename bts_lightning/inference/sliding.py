@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -85,6 +86,22 @@ def each_subset(
             averaged = averages.probabilities(s)
             label = label_map(loss, averaged, protocol)
         yield label, averaged
+
+
+def each_logits(
+    net: Backbone,
+    loss: SegmentationLoss,
+    image: NDArray[Any],
+    available: Sequence[bool],
+    protocol: Protocol,
+    subsets: Sequence[Subset],
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield averaged logits 1×C×D×H×W of each subset, and where there are any, D×H×W."""
+    by_logits = replace(protocol, average="logits")
+    averages = _average(net, loss, image, available, by_logits, subsets, torch.device(device), None)
+    for s in range(len(subsets)):
+        yield averages.inside(s), averages.said(s)
 
 
 def probabilities(

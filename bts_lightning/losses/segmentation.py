@@ -263,7 +263,7 @@ class SeparateLabelLoss(SegmentationLoss):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Give a probability for each label by itself; they need not add up to 1."""
-        return logits.float().sigmoid()
+        return full_precision(logits).sigmoid()
 
     def labels(self, probabilities: Tensor) -> Tensor:
         """Choose the likeliest label of a tumour where it is likelier than not."""

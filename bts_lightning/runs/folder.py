@@ -21,7 +21,7 @@ RUNS = Path("runs")
 _FOLDERS = ("checkpoints", "logs", "overlays", "evaluation")
 _FILES = (
     *("config.yaml", "provenance.json", "split.json", "logs/metrics.csv"),
-    *("output.log", "worker.json", "trained.txt", ".lock"),
+    *("output.log", "worker.json", "trained.txt", "temperature.json", ".lock"),
 )
 # What helps where a study or a sweep would mix with another one.
 OTHER_NAME = "name this one with --name, or delete that folder"

@@ -190,6 +190,37 @@ def test_calibration_is_measured_where_the_protocol_says_so(run: Path) -> None:
         compare([folder, plain], metrics=["ece"])
 
 
+def test_a_temperature_is_fitted_on_validation_cases_and_kept_with_the_run(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluation.subsets=[t1c+flair]", "evaluation.temperature=fitted"]
+    for part in ([], ["--part", "test"], ["--part", "train"]):
+        assert main(["evaluate", str(run), "--fit-temperature", *part]) == 2
+        assert "give --part val" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"temperature\.json: no such file; .*--fit-temperature"):
+        evaluate(run, device="cpu", words=words)
+    assert main(["evaluate", str(run), "--fit-temperature", "--part", "val", *words]) == 0
+    kept = json.loads((run / "temperature.json").read_text())
+    assert kept["part"] == "val"
+    assert kept["nll"]["after"] <= kept["nll"]["before"]
+    assert f"temperature {kept['temperature']:.4f}" in capsys.readouterr().out
+    folder = evaluate(run, device="cpu", words=words)
+    facts = json.loads((folder / "protocol.json").read_text())
+    assert facts["temperature"] == kept["temperature"]
+    with pytest.raises(UserError, match="another temperature"):
+        evaluate(run, device="cpu", words=words[:1])
+    # Another checkpoint has another one.
+    (file,) = (run / "checkpoints").glob("*.ckpt")
+    content = torch.load(file, weights_only=True)
+    torch.save(content | {"epoch": 7}, run / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match=r"fitted to another checkpoint than .*best\.ckpt"):
+        evaluate(run, device="cpu", words=words)
+    for damaged in ("", "[]", '{"temperature": "warm"}', '{"temperature": 1.5}'):
+        (run / "temperature.json").write_text(damaged)
+        with pytest.raises(UserError, match="holds no temperature"):
+            evaluate(run, device="cpu", words=words)
+
+
 def test_an_evaluation_goes_on_from_wherever_the_run_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

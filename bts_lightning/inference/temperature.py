@@ -1,0 +1,86 @@
+"""One temperature for all logits of a network, so that its probabilities mean what they say."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from bts_lightning.inference.protocol import Protocol
+from bts_lightning.inference.sliding import each_logits
+from bts_lightning.losses import SegmentationLoss
+from bts_lightning.losses.segmentation import regions_of
+from bts_lightning.modalities import Subset
+from bts_lightning.networks.backbone import Backbone
+
+LOWEST, HIGHEST = 0.05, 20.0
+# Of the logarithm: four digits of a temperature near 1.
+_CLOSE = 1e-4
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def sample(
+    net: Backbone,
+    loss: SegmentationLoss,
+    image: NDArray[Any],
+    available: Sequence[bool],
+    label: NDArray[np.uint8],
+    protocol: Protocol,
+    subsets: Sequence[Subset],
+    voxels: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits C×N and labels N of so many voxels of the brain, the same for each subset.
+
+    The logits are averages over windows and views.
+    """
+    brain = (image[list(available)] != 0).any(axis=0) | (label > 0)
+    places = np.flatnonzero(brain)
+    if len(places) > voxels:
+        places = np.sort(np.random.default_rng(0).choice(places, voxels, replace=False))
+    labels = torch.from_numpy(np.asarray(label).ravel()[places])
+    plain = replace(protocol, temperature=1.0)
+    for logits, said in each_logits(net, loss, image, available, plain, subsets, device):
+        there = said.flatten()[places]
+        yield logits[0].flatten(1)[:, places][:, there].cpu(), labels[there.cpu()]
+
+
+def fit(loss: SegmentationLoss, logits: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """Find the temperature of least NLL of the regions; give it, the NLL at 1, and that with it.
+
+    Args:
+        loss: owns the way from logits to probabilities of regions.
+        logits: C×N.
+        labels: N.
+    """
+    spread = logits.double()[None, :, :, None, None]  # B C D H W, of one plane of one row
+    truth = regions_of(labels[None, :, None, None]).double()
+
+    def nll(of_log: float) -> float:
+        found = loss.of_regions(loss.probabilities(spread / math.exp(of_log)))
+        # Rounded sums of labels may lie a little above 1.
+        return float(F.binary_cross_entropy(found.clamp(1e-12, 1 - 1e-12), truth))
+
+    best = _least(nll, math.log(LOWEST), math.log(HIGHEST))
+    return math.exp(best), nll(0.0), nll(best)
+
+
+def _least(function: Callable[[float], float], low: float, high: float) -> float:
+    """Find the least value between two ends by golden sections; there must be one valley."""
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = function(left), function(right)
+    while high - low > _CLOSE:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - _GOLDEN * (high - low)
+            at_left = function(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + _GOLDEN * (high - low)
+            at_right = function(right)
+    return (low + high) / 2

@@ -1,0 +1,34 @@
+"""The temperature that was fitted to a run, kept with it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bts_lightning.errors import UserError
+from bts_lightning.files import content, sha256, write_whole
+from bts_lightning.inference import Protocol
+
+
+def keep_temperature(run: Path, facts: Mapping[str, Any]) -> Path:
+    """Write down a temperature and what it was fitted on."""
+    return write_whole(run / "temperature.json", json.dumps(facts, indent=2) + "\n")
+
+
+def with_temperature(protocol: Protocol, run: Path, checkpoint: Path) -> Protocol:
+    """Put the number in the place of `fitted`, if the protocol says so."""
+    if protocol.temperature != "fitted":
+        return protocol
+    file, again = run / "temperature.json", f"`bts evaluate {run} --part val --fit-temperature`"
+    try:
+        kept = json.loads(content(file))
+        temperature, fitted_to = float(kept["temperature"]), kept["checkpoint_sha256"]
+        known = replace(protocol, temperature=temperature)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; {again} fits a temperature") from error
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{file} holds no temperature; {again} fits one") from error
+    if fitted_to != sha256(checkpoint):
+        raise UserError(f"{file} was fitted to another checkpoint than {checkpoint}; do {again}")
+    return known
