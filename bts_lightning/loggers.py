@@ -147,8 +147,13 @@ class Csv(Logger):
         """Do nothing: `config.yaml` in the run holds them."""
 
     @rank_zero_only
-    def rewind(self, step: int) -> None:
-        """Drop the rows after a step that training goes back to, whole or not at all."""
+    def rewind(self, step: int, seal: object = None) -> None:
+        """Drop the rows after a step that training goes back to, whole or not at all.
+
+        Args:
+            step: the first one whose rows go.
+            seal: what `seal` gave when the checkpoint was saved.
+        """
         if not self.file.exists():
             return
         rows, broken = _read_rows(self.file)
@@ -157,9 +162,17 @@ class Csv(Logger):
             rank_zero_info(f"{self.file}: {broken} rows cannot be read; left out")
         # Lightning counts the row of a step from 0, `global_step` the steps that are done.
         kept = [row for row in rows if int(row[0]) < step]
+        match seal:
+            case [int() as count, str() as told] if told != _checksum(kept[:count]):
+                rank_zero_info(f"{self.file} was changed since the checkpoint was saved")
         table = io.StringIO()
         csv.writer(table).writerows([_HEADER, *kept])
         write_whole(self.file, table.getvalue())
+
+    def seal(self, step: int) -> tuple[int, str]:
+        """Give count and checksum of the rows before a step."""
+        rows = [row for row in _read_rows(self.file)[0] if int(row[0]) < step]
+        return len(rows), _checksum(rows)
 
 
 def read_metrics(file: Path) -> dict[str, list[tuple[int, float]]]:
@@ -178,6 +191,10 @@ def _read_rows(file: Path) -> tuple[list[list[str]], int]:
     rows = [_row(line) for line in lines if line.rstrip() != ",".join(_HEADER)]
     whole = [row for row in rows if row is not None]
     return whole, len(rows) - len(whole) + (not rest.endswith("\n"))
+
+
+def _checksum(rows: Sequence[Sequence[str]]) -> str:
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
 def _row(line: str) -> list[str] | None:

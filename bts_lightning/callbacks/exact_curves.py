@@ -8,6 +8,7 @@ from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from bts_lightning.loggers import Csv
 from bts_lightning.runs.ranks import from_all_ranks
 
+CURVES = "curves"
 _SUMS = "sums_of_the_epoch"
 
 
@@ -28,6 +29,12 @@ class ExactCurves(Callback):
         """Do both; every rank is here, as it is for the checkpoint."""
         if trainer.training:
             _write_rows(trainer)
+        steps = trainer.global_step // max(1, len(trainer.optimizers))
+        checkpoint[CURVES] = {
+            logger.file.name: logger.seal(steps)
+            for logger in trainer.loggers
+            if isinstance(logger, Csv) and trainer.is_global_zero and logger.file.exists()
+        }
         if not trainer.is_last_batch:
             own = {**self._carried, **_sums(trainer)}
             checkpoint[_SUMS] = from_all_ranks(trainer, [own])

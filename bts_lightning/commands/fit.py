@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bts_lightning import runs
 from bts_lightning.callbacks.epoch_lines import EpochLines
-from bts_lightning.callbacks.exact_curves import ExactCurves
+from bts_lightning.callbacks.exact_curves import CURVES, ExactCurves
 from bts_lightning.callbacks.own_files import OwnFiles
 from bts_lightning.callbacks.preemption import PreemptedError, Preemption
 from bts_lightning.callbacks.provenance import Provenance
@@ -97,7 +97,7 @@ def _fit_alone(
     resume, content = _newest_readable(run)
     if resume:
         load_weights(task, content, resume)  # refuses a checkpoint of another network
-    _rewind(trainer, _batches(content) if resume else 0)
+    _rewind(trainer, _batches(content) if resume else 0, content.get(CURVES))
     content.clear()  # Lightning reads it again; weights and optimizer would stay in memory twice
     if trainer.is_global_zero:
         runs.save_config(run, config)
@@ -231,11 +231,12 @@ def _batches(checkpoint: dict[str, Any]) -> int:
     return int(checkpoint["global_step"]) // max(1, len(checkpoint.get("optimizer_states", ())))
 
 
-def _rewind(trainer: Trainer, step: int) -> None:
+def _rewind(trainer: Trainer, step: int, seals: object) -> None:
     """Let the curves go back to where the training goes on."""
     for logger in trainer.loggers:
         if isinstance(logger, Csv):
-            logger.rewind(step)
+            seal = seals.get(logger.file.name) if isinstance(seals, dict) else None
+            logger.rewind(step, seal)
 
 
 def _summary(trainer: Trainer) -> str:

@@ -15,6 +15,7 @@ from bts_lightning.config.schema import Node
 from bts_lightning.config.table import print_experiments, print_keys
 from bts_lightning.config.targets import is_kind
 from bts_lightning.errors import ConfigError, Parser, UserError
+from bts_lightning.runs.opening import tell_if_edited
 
 # Arguments of the trainer that are filled in when a run begins.
 SET_ELSEWHERE = {
@@ -71,6 +72,7 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig,
         raise UserError(f"{folders[0]} and {folders[1]} are both runs; continue one at a time")
     if folders:
         runs.refuse_links(Path(folders[0]))
+        tell_if_edited(Path(folders[0]))
         words = [str(runs.config_file(Path(w))) if w in folders else w for w in words]
     config = configuration.load(words, allow=allow)
     nodes = configuration.check(config, supplied=configuration.SUPPLIED)

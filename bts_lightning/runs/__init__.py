@@ -16,6 +16,7 @@ from bts_lightning.runs.folder import (
     refuse_strangers,
     require_data,
     save_config,
+    was_edited,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "refuse_strangers",
     "require_data",
     "save_config",
+    "was_edited",
 ]

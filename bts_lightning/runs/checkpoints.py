@@ -1,6 +1,7 @@
 """Checkpoint files that appear whole or not at all, on any disk."""
 
 import errno
+import hashlib
 import os
 import shutil
 import traceback
@@ -38,6 +39,7 @@ _KEEPER: dict[str, type] = {
     "kth_best_model_path": str,
     "last_model_path": str,
 }
+_SEAL = "checksum"
 # Functions that take over what a checkpoint holds.
 _TAKING = ("load_state_dict", "on_load_checkpoint", "_load_combined_loader_states")
 
@@ -56,7 +58,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         place = Path(path)
         with whole(place, lasting=True) as file:
             try:
-                torch.save(checkpoint, file)
+                torch.save({**checkpoint, _SEAL: _checksum(checkpoint)}, file)
             except RuntimeError as error:
                 # torch tells of a position in the file where the disk has told it that it is full;
                 # to be asked here, for what was written is gone after the block.
@@ -108,7 +110,26 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     )
     if not is_whole:
         raise UserError(f"{file} is not a checkpoint of a training: its state_dict is no weights")
+    # Checkpoints from before, and those of other programs, have none.
+    seal = content.pop(_SEAL, None)
+    if seal is not None and seal != _checksum(content):
+        raise UserError(
+            f"{file} was changed after it was saved; if it was you, take out its {_SEAL!r}"
+        )
     return content
+
+
+def _checksum(checkpoint: dict[str, Any]) -> str:
+    """Give a digest of all but the numbers of tensors, which have checksums in the file."""
+    return hashlib.sha256(repr(_plain(checkpoint)).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [(name, _plain(item)) for name, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else value
 
 
 def _refuse_damage(stream: IO[bytes]) -> None:

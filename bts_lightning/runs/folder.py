@@ -1,5 +1,6 @@
 """Run folders: where a training keeps its configuration, checkpoints, logs and evaluations."""
 
+import hashlib
 import os
 import re
 import time
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from bts_lightning.config.merge import join
 from bts_lightning.data.splits import PARTS, Part, Split
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.files import expanded, write_whole
+from bts_lightning.files import content, expanded, write_whole
 
 # How one process tells those that Lightning starts for the other devices where the run lives.
 RUN_VARIABLE = "BTS_RUN"
@@ -23,6 +24,7 @@ _FILES = (
     *("config.yaml", "provenance.json", "split.json", "logs/metrics.csv"),
     *("output.log", "worker.json", "trained.txt", "temperature.json", ".lock"),
 )
+_SEAL = "# checksum: "
 # What helps where a study or a sweep would mix with another one.
 OTHER_NAME = "name this one with --name, or delete that folder"
 
@@ -139,8 +141,20 @@ def config_file(run: Path) -> Path:
 
 
 def save_config(run: Path, config: DictConfig) -> None:
-    """Keep the merged configuration with the run."""
-    write_whole(run / "config.yaml", OmegaConf.to_yaml(config))
+    """Keep the merged configuration with the run, below a line that tells of later changes."""
+    text = OmegaConf.to_yaml(config)
+    write_whole(config_file(run), f"{_SEAL}{_checksum(text.encode())}\n{text}")
+
+
+def was_edited(run: Path) -> bool:
+    """Say whether the configuration is another one than was saved, by damage or by hand."""
+    # The line comes first: what was cut off at the end would take it along.
+    first, _, text = content(config_file(run)).partition(b"\n")
+    return first.startswith(_SEAL.encode()) and first != f"{_SEAL}{_checksum(text)}".encode()
+
+
+def _checksum(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def check_split(run: Path, data: Any, parts: Sequence[Part]) -> None:

@@ -22,8 +22,19 @@ def open_run(
     run: Path, words: Sequence[str] = (), allow: Sequence[str] = ()
 ) -> tuple[DictConfig, dict[str, Any]]:
     """Read the configuration of a run; give what it says, checked, as well."""
+    tell_if_edited(run)
     config = configuration.load([str(runs.config_file(run)), *words], allow=allow)
     return config, configuration.check(config, supplied=configuration.SUPPLIED)
+
+
+def tell_if_edited(run: Path) -> None:
+    """Say that a configuration is not the one that was trained: a changed letter may mean much."""
+    if runs.was_edited(run):
+        from bts_lightning.report.screen import Screen
+
+        Screen(stderr=True).print(
+            f"{runs.config_file(run)} was changed since the training wrote it", style="yellow"
+        )
 
 
 def load_task(config: "DictConfig | dict[str, Any]", checkpoint: Path) -> "SegmentationTask":

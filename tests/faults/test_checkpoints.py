@@ -33,9 +33,22 @@ def test_a_training_does_not_go_on_from_it(
     run = Path(shutil.copytree(trained, tmp_path / "runs" / "uhemis" / "1"))
     (file,) = (run / "checkpoints").glob("*.ckpt")
     content = torch.load(file, weights_only=True)
+    del content["checksum"]
     STRANGE[name](content)
     torch.save(content, file)
     assert main(["train", str(run), "trainer.max_epochs=2"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "checkpoint" in line
+
+
+def test_a_checkpoint_that_was_changed_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "runs" / "uhemis" / "1"))
+    (file,) = (run / "checkpoints").glob("*.ckpt")
+    content = torch.load(file, weights_only=True)
+    torch.save(content | {"global_step": 7}, file)
+    for verb in ("train", "evaluate"):
+        assert main([verb, str(run)]) == 2
+        assert "was changed after it was saved" in capsys.readouterr().err

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from bts_lightning.__main__ import main
 from bts_lightning.loggers import Csv, read_metrics
-from bts_lightning.runs import refuse_strangers
+from bts_lightning.runs import refuse_strangers, save_config, was_edited
 from bts_lightning.runs.processes import is_from_elsewhere, is_worked_on, leave_sign
 
 KINDS: dict[str, Callable[[Path], None]] = {
@@ -77,3 +78,42 @@ def test_rows_of_curves_that_are_damaged_are_left_out(tmp_path: Path, damage: by
     logger.rewind(3)
     assert read_metrics(logger.file) == {"a": expected[:3]}
     assert logger.file.read_bytes() == b"".join(lines[:4])
+
+
+def test_a_configuration_that_was_changed_is_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    file = run / "config.yaml"
+    text = file.read_text()
+    assert not was_edited(run)
+    # From before there was a checksum.
+    file.write_text(text.partition("\n")[2])
+    assert not was_edited(run)
+    other = text.replace("overlap: 0.0", "overlap: 0.5")
+    for changed in (other, text[:-9], text.replace("\n", "", 1)):
+        file.write_text(changed)
+        assert was_edited(run)
+    file.write_text(other)
+    assert main(["evaluate", str(run), "evaluation.subsets=[flair]"]) == 0
+    assert f"{file} was changed since the training wrote it" in "".join(capsys.readouterr())
+    save_config(run, OmegaConf.create({"seed": 0}))
+    assert not was_edited(run)
+
+
+def test_rows_of_curves_that_have_changed_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = Csv(save_dir=str(tmp_path))
+    for step in range(4):
+        logger.log_metrics({"a": step / 3}, step)
+    seal = logger.seal(3)
+    logger.rewind(3, seal)
+    assert "was changed" not in caplog.text
+    logger.file.write_text(logger.file.read_text().replace("0.33", "0.32"))
+    with caplog.at_level("INFO"):
+        logger.rewind(3, seal)
+    assert f"{logger.file} was changed since the checkpoint was saved" in caplog.text
+    # What stands there in a checkpoint of somebody else is no seal.
+    for other in (None, 5, [], [1], ["a", "b"]):
+        logger.rewind(3, other)
