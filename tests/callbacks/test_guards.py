@@ -85,7 +85,7 @@ def test_a_checkpoint_deletes_nothing_but_checkpoints_of_its_run(
     named = [*map(str, victims), f"local://{victims[0]}", f"simplecache::file://{victims[0]}"]
     named.append(f"{folder}/../checkpoints/../../thesis.tex")
     (newest,) = folder.glob("epoch_*.ckpt")
-    content = torch.load(newest, weights_only=True)
+    content = read_checkpoint(newest)
     (state,) = [s for s in content["callbacks"].values() if "best_k_models" in s]
     state["best_k_models"] |= {name: torch.tensor(-1.0 - i) for i, name in enumerate(named)}
     state["kth_best_model_path"] = state["best_model_path"] = state["last_model_path"] = named[-1]

@@ -196,7 +196,7 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoint(phantom: Path) -> None:
     assert train(*words, "trainer.max_epochs=1") == 0
     run = the_run().rename("moved")
     newest = run / "checkpoints" / "epoch_0000.ckpt"
-    content = torch.load(newest, weights_only=True)
+    content = read_checkpoint(newest)
     for state in content["callbacks"].values():
         if state.get("monitor") == "val/dice/mean":  # as if no later epoch came near it
             state["best_model_score"] = state["kth_value"] = torch.tensor(1.0)
