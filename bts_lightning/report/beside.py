@@ -14,6 +14,7 @@ BESIDE = {
     "lesions": (*KEYS, "mm3", "counts", "found", "dice", "hd95"),
     "calibration": (*KEYS, "area", "bin", "voxels", "probability", "truth"),
 }
+TEXT = (*KEYS, "area")
 
 
 def asked_for(facts: Mapping[str, Any]) -> list[str]:
@@ -27,6 +28,10 @@ def read_beside(file: Path, kind: str, skip: int = 0) -> pd.DataFrame:
     absent = [column for column in BESIDE[kind] if column not in table]
     if absent:
         raise DataError(f"{file}: no column {', '.join(absent)}; delete it and evaluate again")
+    try:
+        table[[column for column in BESIDE[kind] if column not in TEXT]].astype(float)
+    except ValueError as fault:
+        raise DataError(f"{file}: {fault}; delete it and evaluate again") from fault
     return table
 
 

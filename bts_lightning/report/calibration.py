@@ -6,6 +6,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
+from bts_lightning.errors import DataError
 from bts_lightning.metrics.calibration.counts import (
     AREAS,
     BAND_MM,
@@ -73,7 +74,7 @@ def _diagrams(summary: Summary, counted: pd.DataFrame) -> str:
                 figure(
                     region,
                     reliability(pooled[r], region),
-                    f"error {error[r]:.1f} %" if np.isfinite(error[r]) else "no voxel",
+                    f"error {error[r]:.1f} %" if np.isfinite(error[r]) else "no value",
                 )
                 for r, region in enumerate(REGION_NAMES)
             )
@@ -93,13 +94,15 @@ def _diagrams(summary: Summary, counted: pd.DataFrame) -> str:
 def _sums(counted: pd.DataFrame, subsets: Sequence[str]) -> np.ndarray:
     """Add up the counts of all cases, subsets × regions × areas × bins × 3."""
     sums = np.zeros((len(subsets), len(REGION_NAMES), len(AREAS), BINS, 3))
-    names = (subsets, REGION_NAMES, AREAS)
+    known = {"subset": subsets, "region": REGION_NAMES, "area": AREAS, "bin": range(BINS)}
     places = [
-        counted[column].map({name: i for i, name in enumerate(known)}).to_numpy(int)
-        for column, known in zip(("subset", "region", "area"), names, strict=True)
+        pd.Index(list(names)).get_indexer(pd.Index(counted[key])) for key, names in known.items()
     ]
-    values = counted[["voxels", "probability", "truth"]].to_numpy(float)
-    np.add.at(sums, (*places, counted["bin"].to_numpy(int)), values)
+    if np.min(places, initial=0) < 0:
+        raise DataError(
+            f"calibration.csv holds a {', '.join(known)} that its evaluation lacks; evaluate again"
+        )
+    np.add.at(sums, tuple(places), counted[["voxels", "probability", "truth"]].to_numpy(float))
     return sums
 
 
@@ -108,7 +111,7 @@ def _risks(summary: Summary) -> str:
     for title, subset, areas, cases in risk_rows(summary.table):
         head = dot_cells(subset) if subset else f'<th scope="row" colspan="4">{escape(title)}</th>'
         cells = "".join(
-            f"<td>{100 * area[AURC]:.1f}<small>{100 * area[CHANCE]:.1f}, {100 * area[BEST]:.1f}"
+            f"<td>{100 * area[AURC]:.1f} <small>{100 * area[CHANCE]:.1f}, {100 * area[BEST]:.1f}"
             f"</small></td><td>{n}</td>"
             if n
             else "<td>–</td><td>0</td>"

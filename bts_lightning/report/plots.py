@@ -128,7 +128,7 @@ def reliability(bins: np.ndarray, region: str) -> str:
             text(left - 6, y(tick) + 4, f"{tick:g}", "dim", "end"),
             text(x(tick), bottom + foot + 14, f"{tick:g}", "dim", "middle"),
         ]
-    there = bins[bins[:, 0] > 0]
+    there = bins[(bins[:, 0] > 0) & np.isfinite(bins[:, 1])]
     most = np.log1p(bins[:, 0].max())
     width = (right - left) / len(bins)
     for i, voxels in enumerate(bins[:, 0]):

@@ -16,7 +16,8 @@ KEYS = ("case", "subset", "region")
 VALUES = (*METRICS, *VOLUMES, *COUNTS)
 # What a table always had; metrics that came later may be absent.
 NEEDED = (*KEYS, "dice", "hd95", *VOLUMES)
-MISSING = {column: ["", "nan", "NaN"] for column in VALUES}
+# The sum of probabilities, of a file beside the table, is no number where one of them is none.
+MISSING = {column: ["", "nan", "NaN"] for column in (*VALUES, "probability")}
 REGION_NAMES: tuple[str, ...] = tuple(REGIONS)
 SUBSET_NAMES: tuple[str, ...] = tuple(subset_name(subset) for subset in SUBSETS)
 
