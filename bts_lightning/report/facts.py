@@ -69,7 +69,7 @@ def read_protocol(folder: Path) -> dict[str, Any]:
         raise DataError(f"{file}: holds a {type(protocol).__name__}, not a mapping; evaluate again")
     # Tables from before, and those of other programs, have none.
     seal = protocol.pop(_SEAL, None)
-    if seal is not None and seal != checksum(protocol):
+    if (seal or _TABLE in protocol) and seal != checksum(protocol):
         raise DataError(f"{file}: damaged, or changed by hand; evaluate again")
     rows, told = folder / "cases.csv", protocol.pop(_TABLE, None)
     if told and rows.is_file() and told != checksum(content(rows).hex()):
