@@ -9,11 +9,15 @@ from typing import Any
 from bts_lightning.errors import UserError
 from bts_lightning.files import content, sha256, write_whole
 from bts_lightning.inference import Protocol
+from bts_lightning.report.facts import checksum
+
+_SEAL = "checksum"
 
 
 def keep_temperature(run: Path, facts: Mapping[str, Any]) -> Path:
-    """Write down a temperature and what it was fitted on."""
-    return write_whole(run / "temperature.json", json.dumps(facts, indent=2) + "\n")
+    """Write down a temperature and what it was fitted on, so that damage is noticed."""
+    sealed = {**facts, _SEAL: checksum(facts)}
+    return write_whole(run / "temperature.json", json.dumps(sealed, indent=2) + "\n")
 
 
 def with_temperature(protocol: Protocol, run: Path, checkpoint: Path) -> Protocol:
@@ -23,12 +27,14 @@ def with_temperature(protocol: Protocol, run: Path, checkpoint: Path) -> Protoco
     file, again = run / "temperature.json", f"`bts evaluate {run} --part val --fit-temperature`"
     try:
         kept = json.loads(content(file))
-        temperature, fitted_to = float(kept["temperature"]), kept["checkpoint_sha256"]
-        known = replace(protocol, temperature=temperature)
+        if kept.pop(_SEAL) != checksum(kept):
+            raise ValueError("changed after it was written")
+        fitted_to = kept["checkpoint_sha256"]
+        known = replace(protocol, temperature=float(kept["temperature"]))
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; {again} fits a temperature") from error
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{file} holds no temperature; {again} fits one") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} holds no temperature as one was kept; {again} fits one") from error
     if fitted_to != sha256(checkpoint):
         raise UserError(f"{file} was fitted to another checkpoint than {checkpoint}; do {again}")
     return known

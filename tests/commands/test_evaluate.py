@@ -212,11 +212,11 @@ def test_a_temperature_is_fitted_on_validation_cases_and_kept_with_the_run(
         evaluate(run, device="cpu", words=words[:1])
     # Another checkpoint has another one.
     (file,) = (run / "checkpoints").glob("*.ckpt")
-    content = torch.load(file, weights_only=True)
-    torch.save(content | {"epoch": 7}, run / "checkpoints" / "best.ckpt")
+    torch.save(read_checkpoint(file) | {"epoch": 7}, run / "checkpoints" / "best.ckpt")
     with pytest.raises(UserError, match=r"fitted to another checkpoint than .*best\.ckpt"):
         evaluate(run, device="cpu", words=words)
-    for damaged in ("", "[]", '{"temperature": "warm"}', '{"temperature": 1.5}'):
+    edited = json.dumps(kept | {"temperature": 1.5})
+    for damaged in ("", "[]", "{}", '{"temperature": 1.5}', edited):
         (run / "temperature.json").write_text(damaged)
         with pytest.raises(UserError, match="holds no temperature"):
             evaluate(run, device="cpu", words=words)
