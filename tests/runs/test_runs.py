@@ -1,5 +1,6 @@
 """Run folders and their checkpoints."""
 
+import gc
 import os
 import re
 import socket
@@ -19,6 +20,7 @@ from bts_lightning.files import write_whole
 from bts_lightning.runs import quiet, refuse_links
 from bts_lightning.runs.checkpoints import check_resumable, load_weights, read_checkpoint
 from bts_lightning.runs.lock import only_one
+from bts_lightning.runs.processes import Process
 
 
 @pytest.fixture(autouse=True)
@@ -240,3 +242,23 @@ def test_a_text_file_is_replaced_whole(tmp_path: Path):
     write_whole(file, "new")
     assert file.read_text() == "new"
     assert [p.name for p in file.parent.iterdir()] == ["table.csv"]
+
+
+# Nobody is left to wait for the process, as after a kill.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_command_begins_once_its_worker_has_written_down_whose_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    command = ["touch", str(tmp_path / "begun")]
+    assert Process(command, tmp_path / "run", {}).wait() == 0
+    (tmp_path / "begun").unlink()
+
+    def die(process: Process) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Process, "beat", die)
+    with pytest.raises(KeyboardInterrupt):
+        Process(command, tmp_path / "run", {})
+    gc.collect()
+    time.sleep(0.3)
+    assert not (tmp_path / "begun").exists()
