@@ -1,5 +1,6 @@
 """mmFormer: transformers within each modality, then across those that are present."""
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -28,7 +29,107 @@ OFFICIAL_ORDER = [MODALITIES.index(name) for name in ("flair", "t1c", "t1", "t2"
 RAW, TOKENS = 4, 5
 
 
-class MMFormer(Backbone):
+class TokenPyramid(Backbone):
+    """mmFormer's encoders, transformers within each modality, and decoder; others fuse anew.
+
+    A subclass adds what `fuse_tokens` and `fuse` need, then calls `add_decoder`.
+
+    Args:
+        width: channels of the finest level.
+        patch: edge of the cube of voxels that the position tables are made for; the network takes
+            no other.
+        token_width: channels of a token.
+        hidden: hidden channels of the transformers' perceptrons.
+    """
+
+    divisor = 16
+    learns_from_dropped = True  # the head of single modalities sees all that the case has
+    fused_levels: tuple[int, ...] = (0, 1, 2, 3, TOKENS)
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        patch: int,
+        token_width: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        out_channels: int,
+    ) -> None:
+        super().__init__(
+            out_channels, width=width, token_width=token_width, heads=heads, hidden=hidden
+        )
+        self.bind(patch)
+        if token_width % heads:
+            raise ConfigError(f"token_width {token_width} is not a multiple of heads {heads}")
+        self.widths = [width * 2**level for level in range(5)]
+        self.tokens = (patch // self.divisor) ** 3
+
+        def transformer() -> TransformerLayer:
+            return TransformerLayer(token_width, heads=heads, hidden=hidden, dropout=dropout)
+
+        self.encoders = nn.ModuleList(Encoder(self.widths, order="pre") for _ in MODALITIES)
+        self.embed = nn.ModuleList(nn.Conv3d(self.widths[-1], token_width, 1) for _ in MODALITIES)
+        self.positions = nn.ParameterList(
+            torch.zeros(1, self.tokens, token_width) for _ in MODALITIES
+        )
+        self.within = nn.ModuleList(transformer() for _ in MODALITIES)
+        self.across = transformer()
+
+    @abstractmethod
+    def fuse_tokens(self, features: Features) -> Tensor:
+        """Fuse the deepest level, B×width×d×h×w."""
+
+    @abstractmethod
+    def fuse(self, features: Features, level: int) -> Tensor | None:
+        """Fuse a finer level for the decoder; None where it gets nothing."""
+
+    def add_decoder(self) -> None:
+        """Build what comes after the fusions."""
+        widths = self.widths
+        self.enlarge = nn.ModuleList(enlarging(2 * w, w, order="pre") for w in widths[:-1])
+        self.join = nn.ModuleList(joining(w, order="pre") for w in widths[:-1])
+        self.head = nn.Conv3d(widths[0], self.out_channels, 1)
+        self.coarse_heads = nn.ModuleList(nn.Conv3d(w, self.out_channels, 1) for w in widths[1:])
+        self.modality_decoder = ModalityDecoder(widths, self.out_channels, order="pre")
+
+    @classmethod
+    def small(cls) -> dict[str, Any]:
+        """Give arguments of the same wiring that run in a blink."""
+        return {"width": 4, "patch": 32, "token_width": 16, "heads": 2, "hidden": 32}
+
+    def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+        levels = encode_each(self.encoders, image)
+        raw = levels[RAW]
+        attended = [
+            to_volume(within(to_tokens(embed(raw[:, m])) + position), raw.shape[3:])
+            for m, (embed, position, within) in enumerate(
+                zip(self.embed, self.positions, self.within, strict=True)
+            )
+        ]
+        return *levels, torch.stack(attended, dim=1)
+
+    def decode(self, features: Features) -> Output:
+        x = self.fuse_tokens(features)
+        coarse = {RAW: x}
+        for level in reversed(range(RAW)):
+            x = self.enlarge[level](x)
+            fused = self.fuse(features, level)
+            x = self.join[level](x if fused is None else torch.cat([fused, x], dim=1))
+            coarse[level] = x
+        logits = self.head(x)
+        if not self.training:
+            return Output(logits, embedding=x)
+        deep = tuple(
+            enlarged_head(f"deep/{level}", to_maps(head(coarse[level])), 2**level)
+            for level, head in enumerate(self.coarse_heads, start=1)
+        )
+        modalities = modality_auxiliaries(self.modality_decoder, features, range(RAW + 1))
+        return Output(logits, auxiliary=modalities + deep, embedding=x)
+
+
+class MMFormer(TokenPyramid):
     """Attend over the tokens of each modality, then over the tokens of all.
 
     Zhang et al.: mmFormer: Multimodal Medical Transformer for Incomplete Multimodal Learning of
@@ -56,10 +157,6 @@ class MMFormer(Backbone):
         torch.Size([1, 4, 32, 32, 32])
     """
 
-    divisor = 16
-    learns_from_dropped = True  # the head of single modalities sees all that the case has
-    fused_levels = (0, 1, 2, 3, TOKENS)
-
     def __init__(
         self,
         *,
@@ -73,68 +170,31 @@ class MMFormer(Backbone):
         out_channels: int = 4,
     ) -> None:
         super().__init__(
-            out_channels, width=width, token_width=token_width, heads=heads, hidden=hidden
+            width=width,
+            patch=patch,
+            token_width=token_width,
+            heads=heads,
+            hidden=hidden,
+            dropout=dropout,
+            out_channels=out_channels,
         )
-        self.bind(patch)
-        if token_width % heads:
-            raise ConfigError(f"token_width {token_width} is not a multiple of heads {heads}")
         self.legacy_token_layout = legacy_token_layout
-        widths = [width * 2**level for level in range(5)]
-        deepest, modalities = widths[-1], len(MODALITIES)
-        tokens = (patch // self.divisor) ** 3
-
-        def transformer() -> TransformerLayer:
-            return TransformerLayer(token_width, heads=heads, hidden=hidden, dropout=dropout)
-
-        self.encoders = nn.ModuleList(Encoder(widths, order="pre") for _ in MODALITIES)
-        self.embed = nn.ModuleList(nn.Conv3d(deepest, token_width, 1) for _ in MODALITIES)
-        self.positions = nn.ParameterList(torch.zeros(1, tokens, token_width) for _ in MODALITIES)
-        self.within = nn.ModuleList(transformer() for _ in MODALITIES)
-        self.across = transformer()
-        self.gather = nn.Conv3d(modalities * token_width, modalities * deepest, 1)
+        modalities = len(MODALITIES)
+        self.gather = nn.Conv3d(modalities * token_width, modalities * self.widths[-1], 1)
         # The fusions alone see zeros beyond the border, all other convolutions a mirror image.
         self.fusions = nn.ModuleList(
-            bottleneck(modalities * w, w, w, order="pre", border="zeros") for w in widths
+            bottleneck(modalities * w, w, w, order="pre", border="zeros") for w in self.widths
         )
-        self.enlarge = nn.ModuleList(enlarging(2 * w, w, order="pre") for w in widths[:-1])
-        self.join = nn.ModuleList(joining(w, order="pre") for w in widths[:-1])
-        self.head = nn.Conv3d(width, out_channels, 1)
-        self.coarse_heads = nn.ModuleList(nn.Conv3d(w, out_channels, 1) for w in widths[1:])
-        self.modality_decoder = ModalityDecoder(widths, out_channels, order="pre")
+        self.add_decoder()
         initialise(self, nn.Conv3d)
 
-    @classmethod
-    def small(cls) -> dict[str, Any]:
-        """Give arguments of the same wiring that run in a blink."""
-        return {"width": 4, "patch": 32, "token_width": 16, "heads": 2, "hidden": 32}
+    def fuse_tokens(self, features: Features) -> Tensor:
+        fused: Tensor = self.fusions[-1](self.attend_across(features.selected(TOKENS)))
+        return fused
 
-    def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
-        levels = encode_each(self.encoders, image)
-        raw = levels[RAW]
-        attended = [
-            to_volume(within(to_tokens(embed(raw[:, m])) + position), raw.shape[3:])
-            for m, (embed, position, within) in enumerate(
-                zip(self.embed, self.positions, self.within, strict=True)
-            )
-        ]
-        return *levels, torch.stack(attended, dim=1)
-
-    def decode(self, features: Features) -> Output:
-        x = self.fusions[-1](self.attend_across(features.selected(TOKENS)))
-        coarse = {RAW: x}
-        for level in reversed(range(RAW)):
-            fused = self.fusions[level](features.selected(level).flatten(1, 2))
-            x = self.join[level](torch.cat([fused, self.enlarge[level](x)], dim=1))
-            coarse[level] = x
-        logits = self.head(x)
-        if not self.training:
-            return Output(logits, embedding=x)
-        deep = tuple(
-            enlarged_head(f"deep/{level}", to_maps(head(coarse[level])), 2**level)
-            for level, head in enumerate(self.coarse_heads, start=1)
-        )
-        modalities = modality_auxiliaries(self.modality_decoder, features, range(RAW + 1))
-        return Output(logits, auxiliary=modalities + deep, embedding=x)
+    def fuse(self, features: Features, level: int) -> Tensor:
+        fused: Tensor = self.fusions[level](features.selected(level).flatten(1, 2))
+        return fused
 
     def attend_across(self, modalities: Tensor) -> Tensor:
         """Let the tokens of all modalities attend to each other; absent ones are zeros that answer.

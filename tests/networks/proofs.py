@@ -24,6 +24,7 @@ NETWORKS = {
     "amoe": "AMoE-BTS",
     "demoseg": "DeMoSeg",
     "gmd": "GMD",
+    "imfuse": "IM-Fuse",
     "m2ftrans": "M2FTrans",
     "medmap": "MedMAP",
     "mfi": "U-Net-MFI",
@@ -58,6 +59,7 @@ JUDGED = {
         "flips as published, on z-scores in place of 0…1",
         "differs: windows over whole cases, not one centre crop",
     ),
+    "IM-Fuse": ("proven", "as RFNet", "proven; differs: ET below 500 voxels is kept"),
     "M2FTrans": (
         "proven for v1; differs: v2 draws a subset for the batch, ours for each sample",
         "v1 as RFNet; v2 flips alone, as published",

@@ -33,6 +33,9 @@ UNTRAINED: dict[str, tuple[str, str]] = {
 # Their small forms have hundreds of layers, which the compiler follows one by one.
 SLOW_TO_TRACE = {"amoe_bts", "m2ftrans", "mifpn", "mmformer", "shaspec"}
 
+# A row of 160,000 tokens even in its small form: every law of it is a slow test.
+SLOW = {"imfuse"}
+
 # Rows of a batch go through other kernels (blocking, vector width) than single samples, so sums are
 # rounded in another order; norms over few voxels amplify that (mmFormer: 2e-4, none in double
 # precision). A leak between rows would be of the size of the signal.
@@ -43,7 +46,7 @@ def forms(also_slow: Collection[str] = ()) -> list[Any]:
     """List the networks; the quick tests take the first form of each class."""
     cases, met = [], set()
     for name, node in networks().items():
-        slow = node._target_ in met or name in also_slow
+        slow = node._target_ in met or name in SLOW or name in also_slow
         met.add(node._target_)
         cases.append(pytest.param(node, id=name, marks=[pytest.mark.slow] if slow else []))
     return cases

@@ -26,6 +26,7 @@ FACTS: dict[str, Any] = json.loads(
     [
         ("rfnet", 0, [1 / 15] * 4),
         ("mmformer", 3, [1 / 15] * 4),
+        ("imfuse", 0, [1 / 15] * 4),
         ("m2ftrans_v1", 5, [1 / 15] * 4),
         ("mfi", 0, [1 / 15] * 4),
         ("robustseg", 0, [1 / 15] * 4),
