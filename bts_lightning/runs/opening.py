@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
+from bts_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
     from bts_lightning.task import SegmentationTask
@@ -24,7 +25,13 @@ def open_run(
     """Read the configuration of a run; give what it says, checked, as well."""
     tell_if_edited(run)
     config = configuration.load([str(runs.config_file(run)), *words], allow=allow)
-    return config, configuration.check(config, supplied=configuration.SUPPLIED)
+    nodes = configuration.check(config, supplied=configuration.SUPPLIED)
+    if nodes["evaluation"] is None:
+        raise ConfigError(
+            "evaluation is null, so nothing says how cases are segmented; give it, as "
+            "evaluation._target_=bts_lightning.inference.Protocol"
+        )
+    return config, nodes
 
 
 def tell_if_edited(run: Path) -> None:

@@ -121,6 +121,12 @@ def test_a_table_that_was_changed_is_not_reported(run: Path) -> None:
     assert (folder / "cases.csv").read_text() == text
 
 
+def test_a_run_that_does_not_say_how_it_is_evaluated_is_refused(run: Path) -> None:
+    words = ["evaluation=null", "callbacks.subsets=null", "callbacks.overlays=null"]
+    with pytest.raises(UserError, match="evaluation is null"):
+        evaluate(run, device="cpu", words=words)
+
+
 def test_an_option_taken_back_makes_another_protocol(run: Path) -> None:
     words = ["evaluation.subsets=[flair]"]
     evaluate(run, device="cpu", words=[*words, "evaluation.et_minimum=5"])

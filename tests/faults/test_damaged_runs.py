@@ -37,7 +37,12 @@ DAMAGED = {
 }
 # By these words a user learns that a result may differ.
 TOLD = ("was changed since", "cannot be read; left out")
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_an_empty_folder")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("in_an_empty_folder"),
+    # Lightning's, where a callback is gone from a configuration; a user reads it.
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
+]
 
 
 @pytest.fixture
