@@ -346,6 +346,7 @@ def test_a_window_larger_than_the_case_is_padded(run: Path) -> None:
         ([], "name one run"),
         (["--part", "tset"], "there is no 'tset'; did you mean test?"),
         (["--name", "../elsewhere"], "--name '../elsewhere': give the name of a folder in"),
+        (["--fit-temperature", "--name", "x"], "scores nothing: leave --name and --predictions"),
         (["--device", "cpu:1"], "--device cpu:1 is not here; choose cpu"),
         (["--device", "abacus"], "--device abacus is not here; choose cpu"),
         (["evaluation.overlap=2"], "overlap=2"),
