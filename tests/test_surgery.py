@@ -92,6 +92,7 @@ def as_a_rank(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_conflicts_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(as_a_rank, (str(tmp_path),), nprocs=2)
     expected = operated(shares().mean(dim=0))

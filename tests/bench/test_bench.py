@@ -197,6 +197,7 @@ def test_one_row_comes_with_what_it_is_compared_with() -> None:
     assert chosen(names, "medpy") == []
 
 
+@pytest.mark.slow
 def test_one_row_leaves_the_results_of_the_whole_alone(tmp_path: Path) -> None:
     words = ["metrics", "--size=24x24x20", "--rounds=1", "--only", "ours, directed"]
     assert bench(*words, "--no-peers", f"--results={tmp_path}", "--device=cpu") == 0

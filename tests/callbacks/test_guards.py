@@ -28,10 +28,20 @@ AVERAGED = "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveragin
 @pytest.mark.parametrize(
     ("number", "step", "words"),
     [
-        pytest.param(signal.SIGTERM, 1, [*TINY, AVERAGED, *NOT_VALIDATED], id="averaged weights"),
+        pytest.param(
+            signal.SIGTERM,
+            1,
+            [*TINY, AVERAGED, *NOT_VALIDATED],
+            id="averaged weights",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(signal.SIGINT, 3, [*TINY, *NOT_VALIDATED], id="first step of an epoch"),
         pytest.param(
-            signal.SIGTERM, 2, [*TINY, "trainer.check_val_every_n_epoch=1"], id="last step"
+            signal.SIGTERM,
+            2,
+            [*TINY, "trainer.check_val_every_n_epoch=1"],
+            id="last step",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             signal.SIGTERM,
@@ -40,10 +50,18 @@ AVERAGED = "callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveragin
             id="gradients under way",
         ),
         pytest.param(
-            signal.SIGTERM, 2, [*TINY, *NOT_VALIDATED, "task.gradients=surgery"], id="surgery"
+            signal.SIGTERM,
+            2,
+            [*TINY, *NOT_VALIDATED, "task.gradients=surgery"],
+            id="surgery",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
-            signal.SIGINT, 0, [*SAMPLING, *NOT_VALIDATED], id="a network that draws samples"
+            signal.SIGINT,
+            0,
+            [*SAMPLING, *NOT_VALIDATED],
+            id="a network that draws samples",
+            marks=pytest.mark.slow,
         ),
     ],
 )

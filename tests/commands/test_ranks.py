@@ -234,6 +234,7 @@ def test_the_table_does_not_depend_on_the_ranks_nor_on_an_interruption(two_ranks
     pd.testing.assert_frame_equal(one, cut)
 
 
+@pytest.mark.slow
 def test_ranks_may_lack_different_modalities(phantom: Path, tmp_path: Path) -> None:
     present = "callbacks.present._target_=tests.training_parts.Present"
     words = [*TINY, *TWO, *NOT_VALIDATED, "--allow", "tests", present, f"data.root={phantom}"]
@@ -242,6 +243,7 @@ def test_ranks_may_lack_different_modalities(phantom: Path, tmp_path: Path) -> N
     assert read_metrics(the_run(tmp_path) / "logs" / "metrics.csv")["train/loss_epoch"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_rank_is_told_once_by_the_first(
     phantom: Path, tmp_path: Path
 ) -> None:
@@ -252,6 +254,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_told_once_by_the_first(
     assert re.search(r"the loss is nan in epoch 0, step 1, for BraTS2021_\d+ \([^)]*\);", line)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the others wait")
 def test_when_the_first_rank_fails_alone_the_others_end_with_it(
     phantom: Path, tmp_path: Path

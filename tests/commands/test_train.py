@@ -47,10 +47,8 @@ MIXED = {
 # `torch.compile` takes a while, and torch 2.13 imports on the way what it deprecates itself.
 MARKS: dict[str, list[pytest.MarkDecorator]] = {
     "fast": [
-        pytest.mark.slow,
         pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
     ],
-    "gmd": [pytest.mark.slow],  # learns by surgery, fifteen gradients a step
     "tensorboard": [pytest.mark.skipif(not find_spec("tensorboard"), reason="no tensorboard here")],
 }
 
@@ -64,15 +62,16 @@ def small(words: list[str]) -> list[str]:
     return [f"net.{k}={v}" for k, v in sizes.items() if not OmegaConf.is_interpolation(node, k)]
 
 
+# Those that the quick tests train: two recipes of networks, a mix-in around one, a chain's teacher.
+QUICK = ("a2fseg", "adaptor", "demoseg", "kd_anchor", "medmap", "uhved")
+
+
 def everything() -> list[Any]:
-    """List the experiments; the first of each network and task belongs to the quick tests."""
-    cases, met = [], set()
+    """List the experiments."""
+    cases = []
     for name in sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.stem != "base"):
         words = MIXED.get(name, [name])
-        node: Any = config.load(words)
-        kind = (node.net._target_, node.task._target_)
-        marks = [*MARKS.get(name, []), *([pytest.mark.slow] if kind in met else [])]
-        met.add(kind)
+        marks = [*MARKS.get(name, []), *([] if name in QUICK else [pytest.mark.slow])]
         cases.append(pytest.param(words, id=name, marks=marks))
     return cases
 

@@ -19,10 +19,10 @@ from bts_lightning.errors import DataError, UserError
 from bts_lightning.modalities import MODALITIES
 from tests.data import datasets
 from tests.data.datasets import tumour, volume, write_image
+from tests.faults.damage import WORDS, cut, flip, place
 
 CASES = 400
 FILES = ("case.json", "image.npy", "label.npy", "foreground.npy", "split.json", "manifest.csv")
-WORDS = ([], {}, "word", 5, -1, None, True, 1e300)
 
 
 @pytest.fixture
@@ -105,27 +105,14 @@ def _outcome(root: Path, before: dict[str, Any], verify: bool) -> str:
 
 def damage(file: Path, chance: random.Random) -> None:
     """Cut a file, flip a bit of it, change a type in it, or take something out."""
-    kinds: list[Callable[[Path, random.Random], None]] = [_cut, _flip, _retype, _remove]
+    kinds: list[Callable[[Path, random.Random], None]] = [cut, flip, _retype, _remove]
     chance.choice(kinds)(file, chance)
-
-
-def _cut(file: Path, chance: random.Random) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[: chance.randrange(len(content))])
-
-
-def _flip(file: Path, chance: random.Random) -> None:
-    content = bytearray(file.read_bytes())
-    # Half of them where a header is.
-    last = len(content) if chance.random() < 0.5 else min(len(content), 128)
-    content[chance.randrange(last)] ^= 1 << chance.randrange(8)
-    file.write_bytes(content)
 
 
 def _retype(file: Path, chance: random.Random) -> None:
     if file.suffix == ".json":
         content = json.loads(file.read_text())
-        holder, key = _place(content, chance)
+        holder, key = place(content, chance)
         holder[key] = chance.choice(WORDS)
         file.write_text(json.dumps(chance.choice([content, holder, holder[key]]), indent=1) + "\n")
     elif file.suffix == ".npy":
@@ -144,7 +131,7 @@ def _retype(file: Path, chance: random.Random) -> None:
 def _remove(file: Path, chance: random.Random) -> None:
     if file.suffix == ".json":
         content = json.loads(file.read_text())
-        holder, key = _place(content, chance)
+        holder, key = place(content, chance)
         del holder[key]
         file.write_text(json.dumps(content, indent=1) + "\n")
     elif file.suffix == ".npy":
@@ -155,15 +142,3 @@ def _remove(file: Path, chance: random.Random) -> None:
         for cells in rows if chance.random() < 0.5 else rows[row : row + 1]:
             del cells[column]
         file.write_text("\n".join(map(",".join, rows)) + "\n")
-
-
-def _place(content: Any, chance: random.Random) -> tuple[Any, Any]:
-    """Choose one place of all in a JSON."""
-    places = []
-    inside = [content]
-    while inside:
-        holder = inside.pop()
-        keys = range(len(holder)) if isinstance(holder, list) else list(holder)
-        places += [(holder, key) for key in keys]
-        inside += [holder[key] for key in keys if isinstance(holder[key], list | dict)]
-    return chance.choice(places)

@@ -18,7 +18,7 @@ import yaml
 
 from bts_lightning.__main__ import main
 from bts_lightning.loggers import read_metrics
-from tests.faults.test_damaged_data import WORDS, _cut, _flip, _place
+from tests.faults.damage import WORDS, cut, flip, place
 from tests.tiny_training import NOT_VALIDATED, TINY, final, the_run, train
 
 CASES = 600
@@ -72,7 +72,7 @@ def test_any_damage_of_a_run_is_mended_or_told(
         pattern, actions = list(DAMAGED.items())[seed % len(DAMAGED)]
         words = chance.choice(actions)
         file = chance.choice(sorted(run.rglob(pattern)))
-        kind = chance.choice([_cut, _flip, _retype, _remove])
+        kind = chance.choice([cut, flip, _retype, _remove])
         kind(file, chance)
         damaged = file.read_bytes()
         begin = time.perf_counter()
@@ -152,19 +152,19 @@ def _change(file: Path, chance: random.Random, change: Callable[[Any, Any], None
     """Change one place of what a file holds."""
     if file.suffix == ".ckpt":
         content = torch.load(file, weights_only=True)
-        change(*_place(content, chance))
+        change(*place(content, chance))
         torch.save(content, file)
     elif file.suffix == ".json":
         content = json.loads(file.read_text())
-        change(*_place(content, chance))
+        change(*place(content, chance))
         file.write_text(json.dumps(content))
     elif file.suffix == ".yaml":
         first, _, rest = file.read_text().partition("\n")
         content = yaml.safe_load(rest)
-        change(*_place(content, chance))
+        change(*place(content, chance))
         file.write_text(f"{first}\n{yaml.safe_dump(content, sort_keys=False)}")
     else:
         rows = list(csv.reader(file.read_text().splitlines()))
-        change(*_place(rows, chance))
+        change(*place(rows, chance))
         rows = [row if isinstance(row, list) else [row] for row in rows]
         file.write_text("".join(f"{','.join(map(str, row))}\n" for row in rows))

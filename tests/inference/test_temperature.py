@@ -15,7 +15,7 @@ from bts_lightning.losses.segmentation import SegmentationLoss
 from bts_lightning.metrics.calibration.counts import ALL as BRAIN
 from bts_lightning.metrics.calibration.tally import Tally
 from bts_lightning.modalities import parse_subset
-from tests.inference.test_inference import ALL, case, make
+from tests.inference.parts import ALL, case, make
 
 COUNT = 40_000
 

@@ -30,11 +30,11 @@ UNTRAINED: dict[str, tuple[str, str]] = {
     "AMoEBTS": (r"\.squeeze\.|\.experts\.", "a ReLU is off, or no voxel asks an expert, by chance"),
 }
 
-# Their small forms have hundreds of layers, which the compiler follows one by one.
-SLOW_TO_TRACE = {"amoe_bts", "m2ftrans", "mifpn", "mmformer", "shaspec"}
+# To trace costs more than all other laws: the quick tests do it for a few that differ much.
+TRACED = {"a2fseg", "rfnet", "uhved", "unet_small"}
 
-# A row of 160,000 tokens even in its small form: every law of it is a slow test.
-SLOW = {"imfuse"}
+# Each takes half a minute of the laws, even in its small form: all of them are slow tests.
+SLOW = {"amoe_bts", "gmd", "imfuse", "m2ftrans", "mifpn", "mmformer", "shaspec"}
 
 # Rows of a batch go through other kernels (blocking, vector width) than single samples, so sums are
 # rounded in another order; norms over few voxels amplify that (mmFormer: 2e-4, none in double
@@ -58,8 +58,7 @@ def net(request: pytest.FixtureRequest) -> Backbone:
     return build(request.param)
 
 
-# To trace costs more than all other laws.
-compiled = pytest.mark.parametrize("net", forms(SLOW_TO_TRACE), indirect=True)
+compiled = pytest.mark.parametrize("net", forms(networks().keys() - TRACED), indirect=True)
 
 
 @pytest.fixture(autouse=True)

@@ -256,7 +256,15 @@ def test_an_average_of_one_modality_is_no_idle_level(anchor: Any) -> None:
 # Around every network
 
 
-@pytest.fixture(params=sorted(HOSTS, key=str), ids=lambda host: host.__name__)
+QUICK = ("A2FSeg", "RFNet", "UHeMIS", "UHVED", "DeMoSeg")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(h, id=h.__name__, marks=[] if h.__name__ in QUICK else [pytest.mark.slow])
+        for h in sorted(HOSTS, key=str)
+    ]
+)
 def host(request: pytest.FixtureRequest) -> Callable[[], Backbone]:
     def fresh() -> Backbone:
         torch.manual_seed(0)

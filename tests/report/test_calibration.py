@@ -17,8 +17,8 @@ from bts_lightning.report.page import page
 from bts_lightning.report.risk import risk_coverage
 from bts_lightning.report.summary import markdown, summarise
 from bts_lightning.report.table import SUBSET_NAMES, EvaluationTable
+from tests.report.balance import Balance
 from tests.report.synthetic import protocol, rows
-from tests.report.test_page import Balance
 
 
 def with_entropy(**changes: float) -> EvaluationTable:

@@ -1,6 +1,5 @@
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +12,10 @@ from bts_lightning.report.page import findings, page
 from bts_lightning.report.summary import summarise
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.report.write import choose_cases, write_report
+from tests.report.balance import Balance
 from tests.report.synthetic import protocol, rows, slices
 
 EVIL = "</script><b>&\"'"
-
-
-class Balance(HTMLParser):
-    """Hold the tags that are open, and fail on a wrong end."""
-
-    EMPTY = frozenset({"meta", "input", "br", "wbr"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in self.EMPTY and tag not in ("path", "circle", "rect"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def written(made=None, pictures=(), **changes) -> str:

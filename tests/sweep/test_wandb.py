@@ -45,6 +45,7 @@ def sweep(folder: Path, address: str, *words: str, seconds: float = 240) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_agent_runs_every_cell_though_one_fails(tmp_path: Path):
     (tmp_path / "program.py").write_text(PROGRAM)
     file = tmp_path / "mine.yaml"
