@@ -405,6 +405,7 @@ def test_ours_delivers_whole_batches(tmp_path: Path) -> None:
             assert next(arrivals) == loader.BATCH
 
 
+@pytest.mark.slow
 def test_gpu_rows_need_little_more_than_torch(tmp_path: Path) -> None:
     script = f"""
 import sys

@@ -119,6 +119,7 @@ def untimed(curves: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[
     return {name: curve for name, curve in curves.items() if not name.startswith("speed/")}
 
 
+@pytest.mark.slow
 def test_a_training_killed_after_a_checkpoint_repeats_exactly(
     phantom: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,7 @@ def every(step: int) -> Callable[[int], Iterable[int]]:
     return lambda changes: range(1 + step // 2, changes + 1, step)
 
 
-@pytest.mark.parametrize(("verb", "step"), [("prepare", 50), ("train", 20), ("evaluate", 20)])
+@pytest.mark.parametrize(("verb", "step"), [("prepare", 50), ("train", 20)])
 def test_killed_before_some_changes(
     verb: str, step: int, verbs: dict[str, Verb], zygote: Zygote, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ print("offline" if logger.experiment.offline else "online")
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_stops_no_training(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", LOGGING],
