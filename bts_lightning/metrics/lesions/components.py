@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from bts_lightning.compiled import compiled
 from bts_lightning.metrics.distances import Spacing
 
 Places = NDArray[np.int64]
@@ -65,7 +65,7 @@ def components(places: Places, grid: Grid) -> Tags:
     return _connect(places, flat(_BEFORE, grid.shape), grid.size)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _connect(places: Places, before: Places, size: int) -> Tags:
     tags = np.zeros(size, np.int32)
     parent = np.zeros(places.size + 1, np.int32)
@@ -95,7 +95,7 @@ def _connect(places: Places, before: Places, size: int) -> Tags:
     return numbers
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _unite(parent: Tags, a: np.int32, b: np.int32) -> np.int32:
     while parent[a] != a:
         a = parent[a]
@@ -126,7 +126,7 @@ def grown(places: Places, steps: int, grid: Grid) -> Places:
     return np.flatnonzero(states == 1)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _grow(inside: NDArray[np.uint8], places: Places, around: Places, steps: int) -> None:
     for place in places:
         inside[place] = 1

@@ -7,9 +7,9 @@ from functools import lru_cache
 from itertools import combinations, product
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from bts_lightning.compiled import compiled
 from bts_lightning.metrics.distances import Spacing, outward_steps, surface_distances
 from bts_lightning.metrics.lesions.components import Grid, Places, Tags, flat
 from bts_lightning.metrics.policies import Floats
@@ -46,7 +46,7 @@ def corner_surface(places: Places, numbers: Tags, grid: Grid) -> Surface:
     return Surface(corners[order], tags[order], _areas(grid.spacing)[kinds[order]])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _corners(
     places: Places, numbers: Tags, corners: Places, size: int
 ) -> tuple[Places, NDArray[np.uint8], Tags]:
