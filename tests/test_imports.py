@@ -272,3 +272,9 @@ def test_the_checks_above_see_what_they_look_for():
     assert "bench.step" in imports("commands.bench"), "one that is put together"
     assert "Backbone" in names_in("task")
     assert floor("__main__") > floor("commands.train") > floor("task") > floor("losses")
+
+
+def test_numba_is_asked_in_one_place() -> None:
+    # Its own decorator fails where nothing can be cached, as in a container.
+    wrong = [m for m in MODULES if m != "compiled" and any(n.startswith("numba") for n in named(m))]
+    assert not wrong, "\n".join(wrong)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from math import log2
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from bts_lightning.compiled import compiled
 from bts_lightning.metrics.calibration.counts import BAND_MM, BINS, Calibration
 from bts_lightning.metrics.masks import MEMBERS, LabelMaps
 from bts_lightning.metrics.policies import Floats
@@ -70,7 +70,7 @@ def _band(there: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.bool
     return near
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _count(
     probability: NDArray[np.float32],
     labels: LabelMaps,
