@@ -46,6 +46,17 @@ _ORDER = (
     "data_fingerprint",
     "versions",
 )
+# What a protocol leaves out where it is so, as tables do from before these options.
+LEFT_OUT: dict[str, object] = {
+    "leak": "none",
+    "windows": "even",
+    "average": "probabilities",
+    "et_minimum": 0,
+    "draw": "all",
+    "lesions": "not scored",
+    "temperature": 1,
+    "calibration": False,
+}
 _SEAL, _TABLE = "checksum", "checksum_of_cases"
 # These are told in sentences, not in the list of facts.
 _TOLD = (

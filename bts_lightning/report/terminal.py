@@ -11,7 +11,7 @@ from bts_lightning.metrics.table import METRICS, Metric
 from bts_lightning.modalities import dots, parse_subset
 from bts_lightning.report.comparison import Comparison, cell, write_comparison
 from bts_lightning.report.evaluations import Evaluation, check_comparable
-from bts_lightning.report.facts import as_text
+from bts_lightning.report.facts import LEFT_OUT, as_text
 from bts_lightning.report.paired import Paired, pair
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.table import REGION_NAMES
@@ -71,10 +71,9 @@ def _asked_by(metric: Metric) -> str:
 
 def _against(reference: Evaluation, other: Evaluation, metrics: Sequence[Metric]) -> Comparison:
     keys = sorted(set(reference.protocol) | set(other.protocol))
+    first, second = ({**LEFT_OUT, **evaluation.protocol} for evaluation in (reference, other))
     texts = {
-        key: (as_text(reference.protocol.get(key)), as_text(other.protocol.get(key)))
-        for key in keys
-        if key not in _OWN
+        key: (as_text(first.get(key)), as_text(second.get(key))) for key in keys if key not in _OWN
     }
     return Comparison(
         reference.name,
