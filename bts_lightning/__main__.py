@@ -21,7 +21,6 @@ from importlib import import_module
 
 from bts_lightning.commands.streams import open_streams
 from bts_lightning.errors import Parser, UserError, did_you_mean, visible
-from bts_lightning.files import NotAFileError
 
 # Each is a module of `bts_lightning.commands` with `add_arguments(parser)` and `run(args)`.
 VERBS = {
@@ -81,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        from bts_lightning.files import NotAFileError
+
         if error.errno not in _OF_THE_DISK and not isinstance(error, NotAFileError):
             raise
         name = visible(str(error.filename or "a file"))

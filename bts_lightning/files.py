@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import stat
 import uuid
@@ -184,3 +185,8 @@ def sha256(file: Path) -> str:
     """Give the digest of a file's bytes."""
     with regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def checksum(facts: object) -> str:
+    """Give a short digest of plain values, by which damage and edits are noticed."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from bts_lightning.errors import UserError
-from bts_lightning.files import content, expanded, write_whole
+from bts_lightning.files import checksum, content, expanded, write_whole
 
 # W&B's own servers, before its move and since.
 _PUBLIC_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
@@ -163,7 +163,7 @@ class Csv(Logger):
         # Lightning counts the row of a step from 0, `global_step` the steps that are done.
         kept = [row for row in rows if int(row[0]) < step]
         match seal:
-            case [int() as count, str() as told] if told != _checksum(_lasting(kept)[:count]):
+            case [int() as count, str() as told] if told != checksum(_lasting(kept)[:count]):
                 rank_zero_info(f"{self.file} was changed since the checkpoint was saved")
         table = io.StringIO()
         csv.writer(table).writerows([_HEADER, *kept])
@@ -172,7 +172,7 @@ class Csv(Logger):
     def seal(self, step: int) -> tuple[int, str]:
         """Give count and checksum of the rows before a step, but for those that measure time."""
         rows = _lasting([row for row in _read_rows(self.file)[0] if int(row[0]) < step])
-        return len(rows), _checksum(rows)
+        return len(rows), checksum(rows)
 
 
 def read_metrics(file: Path) -> dict[str, list[tuple[int, float]]]:
@@ -196,10 +196,6 @@ def _read_rows(file: Path) -> tuple[list[list[str]], int]:
 def _lasting(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
     # A checkpoint of the same training is the same on a slower machine.
     return [row for row in rows if not row[1].startswith("speed/")]
-
-
-def _checksum(rows: Sequence[Sequence[str]]) -> str:
-    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
 def _row(line: str) -> list[str] | None:

@@ -14,7 +14,7 @@ from bts_lightning.bench.machine import start
 from bts_lightning.bench.result import Cell, Claim, Result, Table, chosen
 from bts_lightning.bench.timing import Timing, failures, take_turns
 from bts_lightning.errors import UserError
-from bts_lightning.metrics.lesions.cases import Case
+from bts_lightning.metrics.lesions.cases import CutCase
 from bts_lightning.metrics.lesions.tasks import TASKS
 from bts_lightning.metrics.score import score
 from bts_lightning.modalities import REGIONS
@@ -102,7 +102,7 @@ def _lesions(predicted: NDArray[np.uint8], truth: NDArray[np.uint8]) -> Scorer:
 
     def work() -> None:
         task = TASKS["brats2023", "gli"]
-        case = Case(truth, predicted, (1.0, 1.0, 1.0), task, threads=min(4, os.cpu_count() or 1))
+        case = CutCase(truth, predicted, (1.0, 1.0, 1.0), task, threads=min(4, os.cpu_count() or 1))
         for r, region in enumerate(REGIONS):
             for s, scored in enumerate(case.scored(region)):
                 contender.dice[s, r], contender.hd95[s, r] = scored.dice, scored.hd95

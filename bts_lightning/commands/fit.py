@@ -75,7 +75,7 @@ def _fit(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> None:
     seed_everything(nodes["seed"], workers=True, verbose=False)
     data = build(nodes["data"])
     check_load(data)
-    build(nodes["evaluation"])
+    build(nodes["evaluation"])  # refuses what the first validation would stumble over
     with within_memory("net"):
         task: SegmentationTask = build(nodes["task"])
     task.prepare_fit()

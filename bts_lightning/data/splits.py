@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from bts_lightning.errors import ConfigError, DataError, did_you_mean
-from bts_lightning.files import content, write_whole
+from bts_lightning.files import checksum, content, write_whole
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -52,12 +52,12 @@ class Split:
     def lists_fingerprint(self) -> str:
         """Name the lists of cases themselves, whatever they are called and wherever they lie."""
         lists = [getattr(self, part) for part in PARTS]
-        return hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:16]
+        return checksum(lists)
 
     @property
     def checksum(self) -> str:
         """Name all that is saved, so that a damaged file is not taken for another split."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+        return checksum(asdict(self))
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""

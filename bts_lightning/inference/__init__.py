@@ -2,6 +2,6 @@
 
 from bts_lightning.inference.clock import Clock
 from bts_lightning.inference.protocol import Protocol
-from bts_lightning.inference.sliding import each_subset, label_map, probabilities, segment
+from bts_lightning.inference.sliding import each_subset, label_map, segment
 
-__all__ = ["Clock", "Protocol", "each_subset", "label_map", "probabilities", "segment"]
+__all__ = ["Clock", "Protocol", "each_subset", "label_map", "segment"]

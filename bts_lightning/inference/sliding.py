@@ -104,20 +104,6 @@ def each_logits(
         yield averages.inside(s), averages.said(s)
 
 
-def probabilities(
-    net: Backbone,
-    loss: SegmentationLoss,
-    image: NDArray[Any],
-    available: Sequence[bool],
-    protocol: Protocol,
-    subset: Subset,
-    device: torch.device | str = "cpu",
-) -> NDArray[np.float32]:
-    """Predict the averaged probabilities of one subset, C×D×H×W; see `segment`."""
-    ((_, averaged),) = each_subset(net, loss, image, available, protocol, [subset], device)
-    return averaged[0].cpu().numpy()
-
-
 def label_map(loss: SegmentationLoss, averaged: Tensor, protocol: Protocol) -> NDArray[np.uint8]:
     """Read the label map D×H×W off averaged probabilities 1×C×D×H×W, as the protocol wants it."""
     labels: NDArray[np.uint8] = loss.labels(averaged)[0].cpu().numpy()

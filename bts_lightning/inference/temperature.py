@@ -1,13 +1,14 @@
 """One temperature for all logits of a network, so that its probabilities mean what they say."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +22,6 @@ from bts_lightning.networks.backbone import Backbone
 LOWEST, HIGHEST = 0.05, 20.0
 # Of the logarithm: four digits of a temperature near 1.
 _CLOSE = 1e-4
-_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def sample(
@@ -62,25 +62,10 @@ def fit(loss: SegmentationLoss, logits: Tensor, labels: Tensor) -> tuple[float, 
     truth = regions_of(labels[None, :, None, None]).double()
 
     def nll(of_log: float) -> float:
-        found = loss.of_regions(loss.probabilities(spread / math.exp(of_log)))
+        inside = loss.of_regions(loss.probabilities(spread / math.exp(of_log)))
         # Rounded sums of labels may lie a little above 1.
-        return float(F.binary_cross_entropy(found.clamp(1e-12, 1 - 1e-12), truth))
+        return float(F.binary_cross_entropy(inside.clamp(1e-12, 1 - 1e-12), truth))
 
-    best = _least(nll, math.log(LOWEST), math.log(HIGHEST))
-    return math.exp(best), nll(0.0), nll(best)
-
-
-def _least(function: Callable[[float], float], low: float, high: float) -> float:
-    """Find the least value between two ends by golden sections; there must be one valley."""
-    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    at_left, at_right = function(left), function(right)
-    while high - low > _CLOSE:
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - _GOLDEN * (high - low)
-            at_left = function(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + _GOLDEN * (high - low)
-            at_right = function(right)
-    return (low + high) / 2
+    ends = math.log(LOWEST), math.log(HIGHEST)
+    found = minimize_scalar(nll, bounds=ends, method="bounded", options={"xatol": _CLOSE})
+    return math.exp(found.x), nll(0.0), float(found.fun)

@@ -1,13 +1,12 @@
 """How an evaluation was made, in words: the file `protocol.json` beside the table."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bts_lightning.errors import DataError
-from bts_lightning.files import NotAFileError, content, write_whole
+from bts_lightning.files import NotAFileError, checksum, content, write_whole
 from bts_lightning.metrics.calibration.counts import BINS
 from bts_lightning.metrics.lesions.tasks import TASKS
 
@@ -93,11 +92,6 @@ def write_protocol(folder: Path, facts: Mapping[str, Any], table: str | None = N
     told = {**facts, _TABLE: table and checksum(table.encode().hex())}
     sealed = {**told, _SEAL: checksum(told)}
     write_whole(folder / "protocol.json", json.dumps(sealed, indent=2) + "\n")
-
-
-def checksum(facts: object) -> str:
-    """Give a short digest of plain values."""
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def policy(protocol: Mapping[str, Any]) -> str:

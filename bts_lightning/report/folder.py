@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from bts_lightning.errors import DataError, UserError
-from bts_lightning.files import content, write_whole
+from bts_lightning.files import checksum, content, write_whole
 from bts_lightning.modalities import Subset, subset_name
 from bts_lightning.report.beside import BESIDE, asked_for, read_beside
-from bts_lightning.report.facts import checksum, read_protocol, write_protocol
+from bts_lightning.report.facts import read_protocol, write_protocol
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.slices import keep_slices
 from bts_lightning.report.table import KEYS, REGION_NAMES, VALUES, EvaluationTable, read_rows

@@ -1,7 +1,6 @@
 """Checkpoint files that appear whole or not at all, on any disk."""
 
 import errno
-import hashlib
 import os
 import shutil
 import traceback
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from bts_lightning.config.merge import one_line
 from bts_lightning.errors import UserError
-from bts_lightning.files import NotAFileError, regular, whole
+from bts_lightning.files import NotAFileError, checksum, regular, whole
 
 ALMOST_NOTHING = 2**20  # bytes
 
@@ -121,7 +120,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 def _checksum(checkpoint: dict[str, Any]) -> str:
     """Give a digest of all but the numbers of tensors, which have checksums in the file."""
-    return hashlib.sha256(repr(_plain(checkpoint)).encode()).hexdigest()[:16]
+    return checksum(repr(_plain(checkpoint)))
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """Run folders: where a training keeps its configuration, checkpoints, logs and evaluations."""
 
-import hashlib
 import os
 import re
 import time
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from bts_lightning.config.merge import join
 from bts_lightning.data.splits import PARTS, Part, Split
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.files import content, expanded, write_whole
+from bts_lightning.files import checksum, content, expanded, write_whole
 
 # How one process tells those that Lightning starts for the other devices where the run lives.
 RUN_VARIABLE = "BTS_RUN"
@@ -143,18 +142,15 @@ def config_file(run: Path) -> Path:
 def save_config(run: Path, config: DictConfig) -> None:
     """Keep the merged configuration with the run, below a line that tells of later changes."""
     text = OmegaConf.to_yaml(config)
-    write_whole(config_file(run), f"{_SEAL}{_checksum(text.encode())}\n{text}")
+    write_whole(config_file(run), f"{_SEAL}{checksum(text)}\n{text}")
 
 
 def was_edited(run: Path) -> bool:
     """Say whether the configuration is another one than was saved, by damage or by hand."""
     # The line comes first: what was cut off at the end would take it along.
-    first, _, text = content(config_file(run)).partition(b"\n")
-    return first.startswith(_SEAL.encode()) and first != f"{_SEAL}{_checksum(text)}".encode()
-
-
-def _checksum(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()[:16]
+    text = content(config_file(run)).decode(errors="surrogateescape")
+    first, _, rest = text.partition("\n")
+    return first.startswith(_SEAL) and first != f"{_SEAL}{checksum(rest)}"
 
 
 def check_split(run: Path, data: Any, parts: Sequence[Part]) -> None:

@@ -22,7 +22,7 @@ _sockets: WeakSet[socket.socket] = WeakSet()
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostRank:
     """A rank that cannot go on."""
 
     rank: int
@@ -81,11 +81,11 @@ class Heart:
         self,
         rank: int,
         links: Iterable[Link],
-        end: Callable[[Loss], None],
+        end: Callable[[LostRank], None],
         silent_after: float = SILENT_AFTER,
     ) -> None:
         self.rank, self.links = rank, {link.rank: link for link in links}
-        self.lost: Loss | None = None
+        self.lost: LostRank | None = None
         # Whether it was found out here, and nobody else is going to tell of it.
         self.is_witness = False
         self._end, self._silent_after = end, silent_after
@@ -98,11 +98,11 @@ class Heart:
             link.send(_BYE)
             self._forget(link)
 
-    def fail(self, why: str) -> Loss:
+    def fail(self, why: str) -> LostRank:
         """Tell the others that this rank cannot go on; give the one that was the first."""
         # What failed here may have failed because another one is gone.
         if not self._noted.wait(2.0):
-            self._note(Loss(self.rank, socket.gethostname(), why), is_witness=True)
+            self._note(LostRank(self.rank, socket.gethostname(), why), is_witness=True)
         # Never given back: once the thread ends the process, nothing else is said.
         self._taken.acquire()
         assert self.lost is not None
@@ -121,7 +121,7 @@ class Heart:
                     link.send(b"")
                 if now - link.heard > self._silent_after:
                     why = f"gave no sign of life for {self._silent_after:g} s"
-                    self._note(Loss(link.rank, link.host, why), is_witness=True)
+                    self._note(LostRank(link.rank, link.host, why), is_witness=True)
             beaten = now if now - beaten > _BEAT_EVERY / 2 else beaten
             looked = now
         if self.lost is None or self.lost.rank == self.rank:
@@ -138,15 +138,17 @@ class Heart:
         for link in heard:
             lines = link.receive()
             if lines is None and link.rank in self.links:
-                self._note(Loss(link.rank, link.host, "was killed, or its machine is gone"), True)
+                self._note(
+                    LostRank(link.rank, link.host, "was killed, or its machine is gone"), True
+                )
             for line in lines or ():
                 if line == _BYE:
                     self._forget(link)
                 elif line:
                     # The first rank tells of all, and has been told of itself by nobody.
-                    self._note(Loss(**json.loads(line)), is_witness=self.rank == 0)
+                    self._note(LostRank(**json.loads(line)), is_witness=self.rank == 0)
 
-    def _note(self, loss: Loss, is_witness: bool) -> None:
+    def _note(self, loss: LostRank, is_witness: bool) -> None:
         with self._lock:
             if self.lost is not None:
                 return

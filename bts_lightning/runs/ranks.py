@@ -20,7 +20,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from bts_lightning.errors import EveryRankError, UserError, visible
-from bts_lightning.runs.heart import Heart, Link, Loss
+from bts_lightning.runs.heart import Heart, Link, LostRank
 from bts_lightning.runs.processes import end_with_parent, outlive_parent
 
 # How many seconds the ranks wait for each other at the start.
@@ -29,6 +29,8 @@ _WAIT = 300.0
 # So long the ranks that were told of a loss may take to end by themselves.
 _PATIENCE = 4.0
 _INTERRUPTED = "was interrupted"
+# Bytes.
+_LONGEST_GREETING = 1024
 _meetings = count()
 
 
@@ -128,7 +130,7 @@ class _Ranks(_SubprocessScriptLauncher):
         if self._rank == 0 and not isinstance(error, UserError | SystemExit):
             self._print(loss)
 
-    def _end(self, loss: Loss) -> NoReturn:
+    def _end(self, loss: LostRank) -> NoReturn:
         """End the process from beside its main thread, which waits for the lost rank."""
         if self._speaks(loss):
             self._print(loss)
@@ -137,13 +139,13 @@ class _Ranks(_SubprocessScriptLauncher):
             sys.stdout.flush()
         os._exit(2)
 
-    def _print(self, loss: Loss) -> None:
+    def _print(self, loss: LostRank) -> None:
         print(f"error: {visible(self._line(loss))}", file=sys.stderr, flush=True)
 
-    def _line(self, loss: Loss) -> str:
+    def _line(self, loss: LostRank) -> str:
         return f"{loss}; {self._go_on}"
 
-    def _speaks(self, loss: Loss) -> bool:
+    def _speaks(self, loss: LostRank) -> bool:
         """Choose one of a machine, and the first rank alone while it is there."""
         assert self._heart is not None
         first = self._local_rank == (1 if self._node == 0 and self._rank else 0)
@@ -190,7 +192,7 @@ class _Ranks(_SubprocessScriptLauncher):
         for local_rank, child in enumerate(self.procs, start=1):
             if child.poll() is not None and local_rank in missing:
                 why = f"ended with status {child.returncode} before the start"
-                raise UserError(self._line(Loss(local_rank, socket.gethostname(), why)))
+                raise UserError(self._line(LostRank(local_rank, socket.gethostname(), why)))
         if time.monotonic() > until:
             some = sorted(missing)[:8]
             named = ", ".join(map(str, some)) + (", …" if len(missing) > len(some) else "")
@@ -275,9 +277,12 @@ def _greeted(connection: socket.socket, token: str) -> Link | None:
 
 
 def _first_line(connection: socket.socket, seconds: float) -> bytes:
-    connection.settimeout(seconds)
-    line = b""
-    while not line.endswith(b"\n") and (piece := connection.recv(1)):
+    """Read what a rank says first; a stranger may say anything, and for ever."""
+    until, line = time.monotonic() + seconds, b""
+    while not line.endswith(b"\n") and len(line) < _LONGEST_GREETING:
+        connection.settimeout(max(0.001, until - time.monotonic()))
+        if not (piece := connection.recv(1)):
+            break
         line += piece
     return line
 

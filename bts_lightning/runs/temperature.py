@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bts_lightning.errors import UserError
-from bts_lightning.files import content, sha256, write_whole
+from bts_lightning.files import checksum, content, sha256, write_whole
 from bts_lightning.inference import Protocol
-from bts_lightning.report.facts import checksum
 
 _SEAL = "checksum"
 

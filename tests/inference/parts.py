@@ -5,6 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bts_lightning.inference import Protocol, each_subset
+from bts_lightning.losses import SegmentationLoss
+from bts_lightning.modalities import Subset
 from bts_lightning.networks.backbone import Backbone, Features, Output
 
 ALL = (True, True, True, True)
@@ -54,3 +57,16 @@ def make(kind: type[Blur] = Blur, **arguments: int) -> Blur:
 
 def case(*size: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((4, *size)).astype(np.float16)
+
+
+def averaged_over(
+    net: Backbone,
+    loss: SegmentationLoss,
+    image: np.ndarray,
+    protocol: Protocol,
+    shown: Subset,
+    available: Subset = ALL,
+) -> np.ndarray:
+    """Give the averaged probabilities of one subset, C×D×H×W."""
+    ((_, averaged),) = each_subset(net, loss, image, available, protocol, [shown])
+    return averaged[0].numpy()

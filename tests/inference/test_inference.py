@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.inference import Clock, Protocol, label_map, probabilities, segment, sliding
+from bts_lightning.inference import Clock, Protocol, label_map, segment, sliding
 from bts_lightning.inference.convolutions import OneDNN
 from bts_lightning.inference.windows import axis_starts, importance
 from bts_lightning.losses import LabelLoss, RegionLoss
 from bts_lightning.modalities import SUBSETS, parse_subset, subsets_within
 from bts_lightning.networks.backbone import Features, Output
 from bts_lightning.networks.hemis import UHeMIS
-from tests.inference.parts import ALL, Blur, Forgetful, Sharing, case, make
+from tests.inference.parts import ALL, Blur, Forgetful, Sharing, averaged_over, case, make
 
 
 def test_one_pass_gives_what_naive_passes_give() -> None:
@@ -61,13 +61,13 @@ def test_network_without_context_does_not_see_the_windows(weighting: str) -> Non
                 torch.tensor([ALL]),
             )
         ).logits
-    averaged = probabilities(net, loss, image, ALL, protocol, ALL)
+    averaged = averaged_over(net, loss, image, protocol, ALL)
     np.testing.assert_allclose(averaged, loss.probabilities(logits)[0].numpy(), atol=1e-6)
 
 
 def test_labels_are_those_of_the_averaged_probabilities() -> None:
     net, loss, image = make(), RegionLoss(), case(12, 12, 12)
-    averaged = probabilities(net, loss, image, ALL, Protocol(window=8), ALL)
+    averaged = averaged_over(net, loss, image, Protocol(window=8), ALL)
     labels = segment(net, loss, image, ALL, Protocol(window=8), [ALL])
     expected = loss.labels(torch.from_numpy(averaged)[None])
     np.testing.assert_array_equal(labels, expected.numpy())
@@ -80,9 +80,8 @@ def test_constant_windows_average_evenly_where_two_overlap() -> None:
             ramp = torch.linspace(0, math.log(7), 8).view(1, 1, 8, 1, 1)
             return Output(ramp.expand(len(features.real), 3, 8, 8, 8))
 
-    averaged = probabilities(
-        make(Ramp), RegionLoss(), case(12, 8, 8), ALL, Protocol(window=8, weighting="constant"), ALL
-    )[0, :, 0, 0]
+    protocol = Protocol(window=8, weighting="constant")
+    averaged = averaged_over(make(Ramp), RegionLoss(), case(12, 8, 8), protocol, ALL)[0, :, 0, 0]
     alone = torch.linspace(0, math.log(7), 8).sigmoid().numpy()
     np.testing.assert_allclose(averaged[:4], alone[:4], atol=1e-6)
     np.testing.assert_allclose(averaged[4:8], (alone[4:] + alone[:4]) / 2, atol=1e-6)
@@ -154,17 +153,17 @@ def test_case_without_any_brain_is_background() -> None:
 def test_mirrored_views_make_mirrored_volumes_agree() -> None:
     net, loss, image = make(), RegionLoss(), case(12, 8, 8)
     protocol = Protocol(window=8, mirror=True)
-    straight = probabilities(net, loss, image, ALL, protocol, ALL)
-    mirrored = probabilities(net, loss, image[:, ::-1, :, ::-1], ALL, protocol, ALL)
+    straight = averaged_over(net, loss, image, protocol, ALL)
+    mirrored = averaged_over(net, loss, image[:, ::-1, :, ::-1], protocol, ALL)
     np.testing.assert_allclose(straight, mirrored[:, ::-1, :, ::-1], atol=1e-6)
-    plain = probabilities(net, loss, image, ALL, Protocol(window=8), ALL)
+    plain = averaged_over(net, loss, image, Protocol(window=8), ALL)
     assert abs(plain - straight).max() > 1e-3
 
 
 def test_half_precision_network_stays_near() -> None:
     net, loss, image = make(), RegionLoss(), case(8, 8, 8)
-    full = probabilities(net, loss, image, ALL, Protocol(window=8), ALL)
-    half = probabilities(net, loss, image, ALL, Protocol(window=8, precision="bf16"), ALL)
+    full = averaged_over(net, loss, image, Protocol(window=8), ALL)
+    half = averaged_over(net, loss, image, Protocol(window=8, precision="bf16"), ALL)
     assert half.dtype == np.float32
     assert 0 < abs(full - half).max() < 0.05
 
@@ -350,7 +349,7 @@ def test_logits_of_overlapping_windows_are_averaged() -> None:
             for a in (0, 4)
         ]
     expected = ((parts[0][:, 4:] + parts[1][:, :4]) / 2).sigmoid()
-    averaged = probabilities(net, RegionLoss(), image, ALL, by_logits, ALL)
+    averaged = averaged_over(net, RegionLoss(), image, by_logits, ALL)
     np.testing.assert_allclose(averaged[:, 4:8], expected.numpy(), atol=1e-5)
     labels = segment(net, RegionLoss(), image, ALL, by_logits, [ALL])
     np.testing.assert_array_equal(labels, RegionLoss().labels(torch.from_numpy(averaged)[None]))
@@ -360,7 +359,7 @@ def test_where_nothing_was_shown_averaged_logits_say_nothing() -> None:
     image = case(24, 8, 8)
     image[:, 8:] = 0
     protocol = Protocol(window=8, overlap=0, average="logits")
-    averaged = probabilities(make().eval(), RegionLoss(), image, ALL, protocol, ALL)
+    averaged = averaged_over(make().eval(), RegionLoss(), image, protocol, ALL)
     assert averaged[:, :8].all()
     assert not averaged[:, 8:].any()
 

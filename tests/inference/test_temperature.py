@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from bts_lightning.errors import ConfigError
-from bts_lightning.inference import Protocol, each_subset, probabilities
+from bts_lightning.inference import Protocol, each_subset
 from bts_lightning.inference.temperature import fit, sample
 from bts_lightning.losses import LabelLoss, RegionLoss
 from bts_lightning.losses.segmentation import SegmentationLoss
 from bts_lightning.metrics.calibration.counts import ALL as BRAIN
 from bts_lightning.metrics.calibration.tally import Tally
 from bts_lightning.modalities import parse_subset
-from tests.inference.parts import ALL, case, make
+from tests.inference.parts import ALL, averaged_over, case, make
 
 COUNT = 40_000
 
@@ -60,8 +60,8 @@ def test_the_surer_the_larger_temperature_and_error(kind: type[SegmentationLoss]
 
 def test_logits_of_every_window_are_divided() -> None:
     net, loss, image = make(), RegionLoss(), case(8, 8, 8)
-    plain = probabilities(net, loss, image, ALL, Protocol(window=8), ALL)
-    warm = probabilities(net, loss, image, ALL, Protocol(window=8, temperature=2.0), ALL)
+    plain = averaged_over(net, loss, image, Protocol(window=8), ALL)
+    warm = averaged_over(net, loss, image, Protocol(window=8, temperature=2.0), ALL)
     np.testing.assert_allclose(warm, torch.from_numpy(plain).logit().div(2).sigmoid(), atol=1e-6)
     for protocol in (Protocol(window=8), Protocol(window=8, temperature=2.0)):
         ((labels, _),) = each_subset(net, loss, image, ALL, protocol, [ALL])
@@ -82,7 +82,7 @@ def test_what_is_fitted_on_are_the_averaged_logits_of_the_brain() -> None:
     some = list(sample(net, loss, image, available, label, protocol, subsets, 10**6))
     by_logits = Protocol(window=4, overlap=0, average="logits")
     for (logits, labels), subset, depth in zip(some, subsets, (4, 12), strict=True):
-        p = probabilities(net, loss, image, available, by_logits, subset)[:, :depth, :, :4]
+        p = averaged_over(net, loss, image, by_logits, subset, available)[:, :depth, :, :4]
         np.testing.assert_allclose(logits.sigmoid(), p.reshape(3, -1), atol=1e-6)
         np.testing.assert_array_equal(labels, label[:depth, :, :4].ravel())
     few = list(sample(net, loss, image, available, label, protocol, subsets[1:], 10))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bts_lightning.metrics.lesions.cases import Case
+from bts_lightning.metrics.lesions.cases import CutCase
 from bts_lightning.metrics.lesions.tasks import TASKS
 
 # The files' own README asks for this; only counts and places are exact.
@@ -30,7 +30,7 @@ def worst_of(file: Path) -> float:
         expected = official.get(policy, {}).get(name)
         if expected is None or policy == "brats2025":
             continue
-        case = Case(truth, prediction[None], spacing, TASKS[policy, task])
+        case = CutCase(truth, prediction[None], spacing, TASKS[policy, task])
         for region, values in expected.items():
             ours = case.scored(region)[0]
             worst = max(worst, _merged(ours, values))
@@ -38,7 +38,7 @@ def worst_of(file: Path) -> float:
     # The released program swaps the axes of the spacing.
     for tables, used in ((known, spacing[::-1]), (known.get("true_spacing", {}), spacing)):
         for task in ("gli", "ped"):
-            case = Case(truth, prediction[None], used, TASKS["brats2025", task])
+            case = CutCase(truth, prediction[None], used, TASKS["brats2025", task])
             for region, values in tables.get(task, {}).items():
                 worst = max(worst, _matched(case.matched(region.upper())[0], values))
     return worst

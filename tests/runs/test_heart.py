@@ -10,7 +10,7 @@ from queue import Empty, Queue
 import pytest
 
 from bts_lightning.runs import heart
-from bts_lightning.runs.heart import Heart, Link, Loss
+from bts_lightning.runs.heart import Heart, Link, LostRank
 
 SILENT_AFTER = 0.4
 _begun: list[Heart] = []
@@ -22,7 +22,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heart, "_GRACE", 0.05)
 
 
-class Ends(Queue[Loss]):
+class Ends(Queue[LostRank]):
     """Collects what a heart ends its process for."""
 
     def nothing(self) -> None:
@@ -109,7 +109,7 @@ def test_what_fails_is_told_by_the_first_rank(
 ) -> None:
     hearts = [first_rank(pair[0], ends), second_rank(pair[1], ends)]
     said = hearts[1].fail("failed: no memory")
-    assert said == Loss(1, socket.gethostname(), "failed: no memory")
+    assert said == LostRank(1, socket.gethostname(), "failed: no memory")
     assert ends.get(timeout=5) == said
     assert hearts[0].is_witness
 
@@ -120,6 +120,6 @@ def test_who_fails_for_want_of_another_learns_whose(
     monkeypatch.setattr(heart, "_GRACE", 1.0)
     second = second_rank(pair[1], ends)
     pair[0].sendall(json.dumps({"rank": 2, "host": "x", "why": "was killed"}).encode() + b"\n")
-    assert second.fail("failed: connection closed by peer") == Loss(2, "x", "was killed")
+    assert second.fail("failed: connection closed by peer") == LostRank(2, "x", "was killed")
     assert not second.is_witness, "the first rank tells it"
     ends.nothing()

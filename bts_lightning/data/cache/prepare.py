@@ -1,7 +1,6 @@
 """Build the cache of a data set, many cases at once, and hand out its cases."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from bts_lightning.data.cache.storage import check_place, ensure, is_current
 from bts_lightning.data.layouts.case import Case, DataSet, Fault
 from bts_lightning.data.layouts.find import find_cases, whole_path
 from bts_lightning.errors import DataError
+from bts_lightning.files import checksum
 
 # All that the rest of the package needs of a data set on disk, from one place.
 __all__ = [
@@ -135,7 +135,7 @@ def fingerprint(cases: Sequence[CachedCase]) -> str:
         images = {modality: digests[file] for modality, file in request["images"].items()}
         label = digests[request["label"]] if request["label"] else None
         lines.append([case.name, images, label, request["label_values"], request["channels"]])
-    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
+    return checksum(lines)
 
 
 def _place(found: DataSet, cache: Path | str | None) -> tuple[Path, Path]:

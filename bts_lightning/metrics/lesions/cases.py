@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from bts_lightning.metrics.distances import Spacing
-from bts_lightning.metrics.lesions.components import Grid
+from bts_lightning.metrics.lesions.components import Frame
 from bts_lightning.metrics.lesions.matched import Matches, match
 from bts_lightning.metrics.lesions.merged import RegionScore, score_region
 from bts_lightning.metrics.lesions.parts import Labels, cut_prediction, cut_truth
@@ -13,7 +13,7 @@ from bts_lightning.metrics.lesions.tasks import Task
 from bts_lightning.metrics.threads import in_threads
 
 
-class Case:
+class CutCase:
     """The label maps of some subsets beside their truth, cut into lesions."""
 
     def __init__(
@@ -32,16 +32,18 @@ class Case:
         self.threads = threads
         self.diagonal = math.sqrt(sum(length**2 for length in truth.shape))
         box = _box(truth, predicted, max(task.dilation, *task.dilations.values(), 0))
-        grid = Grid(
+        frame = Frame(
             (len(box[0]) + 2, len(box[1]) + 2, len(box[2]) + 2),
             (box[0].start, box[1].start, box[2].start),
             (truth.shape[0], truth.shape[1], truth.shape[2]),
             spacing,
         )
         inside = tuple(slice(part.start, part.stop) for part in box)
-        self.truth = cut_truth(np.pad(truth[inside], 1), task, grid)
+        self.truth = cut_truth(np.pad(truth[inside], 1), task, frame)
         self.predicted = in_threads(
-            lambda labels: cut_prediction(np.pad(labels[inside], 1), task, grid), predicted, threads
+            lambda labels: cut_prediction(np.pad(labels[inside], 1), task, frame),
+            predicted,
+            threads,
         )
 
     def scored(self, region: str) -> list[RegionScore]:

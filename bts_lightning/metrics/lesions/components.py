@@ -29,7 +29,7 @@ _EIGHTEEN = [step for step in _CUBE if sum(map(abs, step)) <= 2]
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class Frame:
     """The box of a case in which all is measured.
 
     Attributes:
@@ -60,9 +60,9 @@ def flat(steps: Sequence[tuple[int, ...]], shape: Shape) -> Places:
     return np.array(steps, np.int64) @ np.array([shape[1] * shape[2], shape[2], 1], np.int64)
 
 
-def components(places: Places, grid: Grid) -> Tags:
+def components(places: Places, frame: Frame) -> Tags:
     """Number what is connected by face, edge or corner, from 1, by its first voxel."""
-    return _connect(places, flat(_BEFORE, grid.shape), grid.size)
+    return _connect(places, flat(_BEFORE, frame.shape), frame.size)
 
 
 @compiled
@@ -107,22 +107,22 @@ def _unite(parent: Tags, a: np.int32, b: np.int32) -> np.int32:
     return root
 
 
-def volume(places: Places, numbers: Tags, grid: Grid) -> Tags:
+def volume(places: Places, numbers: Tags, frame: Frame) -> Tags:
     """Give each voxel of the box its number, 0 elsewhere; flat."""
-    tags = np.zeros(grid.size, np.int32)
+    tags = np.zeros(frame.size, np.int32)
     tags[places] = numbers
     return tags
 
 
-def grown(places: Places, steps: int, grid: Grid) -> Places:
+def grown(places: Places, steps: int, frame: Frame) -> Places:
     """Dilate a mask by some steps to 18 neighbours, but not into the margin."""
-    inside = np.zeros(grid.shape, np.uint8)
+    inside = np.zeros(frame.shape, np.uint8)
     for axis in range(3):
         for side in (0, -1):
             inside[(slice(None),) * axis + (side,)] = 2
     # Of the same memory.
     states = inside.ravel()
-    _grow(states, places, flat(_EIGHTEEN, grid.shape), steps)
+    _grow(states, places, flat(_EIGHTEEN, frame.shape), steps)
     return np.flatnonzero(states == 1)
 
 
@@ -143,10 +143,10 @@ def _grow(inside: NDArray[np.uint8], places: Places, around: Places, steps: int)
         front = reached[:count]
 
 
-def contacts(places: Places, numbers: Tags, other: Tags, grid: Grid) -> dict[int, set[int]]:
+def contacts(places: Places, numbers: Tags, other: Tags, frame: Frame) -> dict[int, set[int]]:
     """Find which components of another tissue share a face or an edge with each of ours."""
     met: dict[int, set[int]] = {}
-    for step in flat(_EIGHTEEN, grid.shape):
+    for step in flat(_EIGHTEEN, frame.shape):
         theirs = other[places + step]
         pairs = np.stack([numbers, theirs])[:, theirs > 0]
         for mine, partner in np.unique(pairs, axis=1).T.tolist():

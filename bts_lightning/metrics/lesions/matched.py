@@ -69,22 +69,22 @@ class Matches:
 
 def match(true: Truth, predicted: Sequence[Parts], threads: int) -> list[Matches]:
     """Assign each subset's components to those of the truth, for the greatest Dice in all."""
-    truth, grid = true.parts, true.parts.grid
+    truth, frame = true.parts, true.parts.frame
     lesions = list(truth.firsts)
     chosen = [_assign(true, lesions, parts) for parts in predicted]
     matches: list[list[Match]] = [[] for _ in predicted]
     for lesion in lesions:
-        mm3 = int(truth.sizes[lesion]) * math.prod(grid.spacing)
+        mm3 = int(truth.sizes[lesion]) * math.prod(frame.spacing)
         hits = [s for s, found in enumerate(chosen) if lesion in found]
         voxels = [predicted[s].voxels.of([chosen[s][lesion][0]]) for s in hits]
         mine = truth.voxels.of([lesion])
-        both = dict(zip(hits, distances(mine, voxels, grid, threads), strict=True))
+        both = dict(zip(hits, distances(mine, voxels, frame, threads), strict=True))
         for s, row in enumerate(matches):
             if s not in both:
                 row.append(Match(mm3, is_matched=False))
                 continue
             there, back = both[s]
-            within = min(grid.spacing)
+            within = min(frame.spacing)
             nsd = float((there <= within).mean() + (back <= within).mean()) / 2
             hd95 = float(np.percentile(np.concatenate([there, back]), 95))
             row.append(Match(mm3, True, chosen[s][lesion][1], nsd, hd95))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bts_lightning.metrics.distances import Spacing
-from bts_lightning.metrics.lesions.cases import Case
+from bts_lightning.metrics.lesions.cases import CutCase
 from bts_lightning.metrics.lesions.parts import Labels
 from bts_lightning.metrics.lesions.tasks import TASKS, LesionRules
 from bts_lightning.metrics.policies import Floats
@@ -48,7 +48,7 @@ def measure(
     """Score the lesions of some subsets of a case for all columns."""
     policy, name = rules.policy, rules.task
     task = TASKS[policy, name].only(tuple(REGIONS))
-    case = Case(truth, predicted, spacing, task, threads)
+    case = CutCase(truth, predicted, spacing, task, threads)
     shape = len(predicted), len(REGIONS)
     dice, hd95, nsd, lesions, found, false = np.full((6, *shape), np.nan)
     scores = LesionScores(dice, hd95, nsd, lesions, found, false, [])

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bts_lightning.metrics.lesions.components import Grid
+from bts_lightning.metrics.lesions.components import Frame
 from bts_lightning.metrics.lesions.parts import Parts, Truth, pairs
 from bts_lightning.metrics.lesions.surfaces import Surface, distances, weighted95
 from bts_lightning.metrics.lesions.tasks import Task
@@ -17,7 +17,7 @@ _EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
-class Lesion:
+class ScoredLesion:
     """A lesion of the truth beside what was predicted for it.
 
     Attributes:
@@ -48,11 +48,11 @@ class RegionScore:
     dice: float
     hd95: float
     nsd: tuple[float, ...] | None
-    lesions: tuple[Lesion, ...]
+    lesions: tuple[ScoredLesion, ...]
     false: tuple[int, ...]
 
     @property
-    def counted(self) -> tuple[Lesion, ...]:
+    def counted(self) -> tuple[ScoredLesion, ...]:
         """Those that are large enough."""
         return tuple(lesion for lesion in self.lesions if lesion.counts)
 
@@ -76,31 +76,30 @@ def score_region(
     Args:
         penalty: mm, the HD95 of a lesion that is missed or invented.
     """
-    grid = truth.parts.grid
+    frame = truth.parts.frame
     least = task.leasts.get(region, task.least)
     touched = [pairs(truth.reach[parts.places], parts.numbers) for parts in predicted]
     common = [pairs(truth.tags[parts.places], parts.numbers) for parts in predicted]
     belongs = [_by_lesion(pairs_of) for pairs_of in touched]
-    scored: list[list[Lesion]] = [[] for _ in predicted]
+    scored: list[list[ScoredLesion]] = [[] for _ in predicted]
     for number, first in sorted(truth.parts.firsts.items(), key=lambda known: known[1]):
         mine = [found.get(number, []) for found in belongs]
         hits = [s for s, numbers in enumerate(mine) if numbers]
         corners = [predicted[s].corners.of(mine[s]) for s in hits]
         hd95 = dict(
-            zip(hits, _hd95(truth.parts.corners.of([number]), corners, grid, threads), strict=True)
+            zip(hits, _hd95(truth.parts.corners.of([number]), corners, frame, threads), strict=True)
         )
         nsd: dict[int, tuple[float, ...]] = {}
         if task.has_nsd:
             voxels = [predicted[s].voxels.of(mine[s]) for s in hits]
-            nsd = dict(
-                zip(hits, _nsd(truth.parts.voxels.of([number]), voxels, grid, threads), strict=True)
-            )
+            own = truth.parts.voxels.of([number])
+            nsd = dict(zip(hits, _nsd(own, voxels, frame, threads), strict=True))
         size = int(truth.parts.sizes[number])
-        mm3 = size * math.prod(grid.spacing)
+        mm3 = size * math.prod(frame.spacing)
         for s, parts in enumerate(predicted):
             both = sum(common[s].get((number, part), 0) for part in mine[s])
             scored[s].append(
-                Lesion(
+                ScoredLesion(
                     first,
                     mm3,
                     mm3 > least,
@@ -129,7 +128,7 @@ def _false(parts: Parts, touched: Mapping[tuple[int, int], int]) -> tuple[int, .
 
 
 def _average(
-    scored: Sequence[Lesion],
+    scored: Sequence[ScoredLesion],
     false: tuple[int, ...],
     penalty: float,
     task: Task,
@@ -146,8 +145,8 @@ def _average(
     return RegionScore(dice, hd95, nsd if task.has_nsd else None, tuple(scored), false)
 
 
-def _hd95(truth: Surface, predicted: Sequence[Surface], grid: Grid, threads: int) -> list[float]:
-    both = distances(truth, predicted, grid, threads)
+def _hd95(truth: Surface, predicted: Sequence[Surface], frame: Frame, threads: int) -> list[float]:
+    both = distances(truth, predicted, frame, threads)
     return [
         max(weighted95(there, surface.areas), weighted95(back, truth.areas))
         for surface, (there, back) in zip(predicted, both, strict=True)
@@ -155,10 +154,10 @@ def _hd95(truth: Surface, predicted: Sequence[Surface], grid: Grid, threads: int
 
 
 def _nsd(
-    truth: Surface, predicted: Sequence[Surface], grid: Grid, threads: int
+    truth: Surface, predicted: Sequence[Surface], frame: Frame, threads: int
 ) -> list[tuple[float, ...]]:
     def at(there: Floats, back: Floats, mm: float) -> float:
         return float((there <= mm).mean() + (back <= mm).mean()) / (2 + _EPSILON)
 
-    both = distances(truth, predicted, grid, threads)
+    both = distances(truth, predicted, frame, threads)
     return [tuple(at(there, back, mm) for mm in TOLERANCES) for there, back in both]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bts_lightning.metrics.lesions.components import (
-    Grid,
+    Frame,
     Places,
     Tags,
     components,
@@ -25,26 +25,26 @@ Labels = NDArray[np.uint8]
 class Parts:
     """A region of one label map, cut into lesions; numbers may be missing."""
 
-    def __init__(self, places: Places, numbers: Tags, grid: Grid) -> None:
+    def __init__(self, places: Places, numbers: Tags, frame: Frame) -> None:
         """Take a number a voxel."""
         self.places = places
         self.numbers = numbers
-        self.grid = grid
+        self.frame = frame
         self.sizes = np.bincount(numbers, minlength=1)
         # Places are in C order: the first of a number is its first voxel.
         kept, at = np.unique(numbers, return_index=True)
-        firsts = grid.outside(places[at])
+        firsts = frame.outside(places[at])
         self.firsts: dict[int, int] = dict(zip(kept.tolist(), firsts.tolist(), strict=True))
 
     @cached_property
     def corners(self) -> Surface:
         """For HD95."""
-        return corner_surface(self.places, self.numbers, self.grid)
+        return corner_surface(self.places, self.numbers, self.frame)
 
     @cached_property
     def voxels(self) -> Surface:
         """For NSD."""
-        return voxel_surface(self.places, self.numbers, self.grid)
+        return voxel_surface(self.places, self.numbers, self.frame)
 
 
 class Truth:
@@ -54,44 +54,44 @@ class Truth:
         """Take the lesions, and the volume of the same numbers dilated."""
         self.parts = parts
         self.reach = reach
-        self.tags = volume(parts.places, parts.numbers, parts.grid)
+        self.tags = volume(parts.places, parts.numbers, parts.frame)
 
 
-def cut_truth(labels: Labels, task: Task, grid: Grid) -> dict[str, Truth]:
+def cut_truth(labels: Labels, task: Task, frame: Frame) -> dict[str, Truth]:
     """Cut each region of the truth into lesions: what dilation joins is one."""
     cuts, reaches = {}, {}
     for region, places in _regions(labels, task).items():
-        reach = grown(places, task.dilations.get(region, task.dilation), grid)
-        reached = components(reach, grid)
-        cuts[region] = places, volume(reach, reached, grid)[places]
+        reach = grown(places, task.dilations.get(region, task.dilation), frame)
+        reached = components(reach, frame)
+        cuts[region] = places, volume(reach, reached, frame)[places]
         reaches[region] = reach, reached
     result = {}
     for region, (places, numbers) in cuts.items():
-        become = _joined(region, cuts, task, grid)
+        become = _joined(region, cuts, task, frame)
         reach, reached = reaches[region]
-        dilated = volume(reach, become[reached], grid)
-        result[region] = Truth(Parts(places, become[numbers], grid), dilated)
+        dilated = volume(reach, become[reached], frame)
+        result[region] = Truth(Parts(places, become[numbers], frame), dilated)
     return result
 
 
-def cut_prediction(labels: Labels, task: Task, grid: Grid) -> dict[str, Parts]:
+def cut_prediction(labels: Labels, task: Task, frame: Frame) -> dict[str, Parts]:
     """Cut each region of a prediction into components, or into lesions as the task says."""
     cuts = {}
     for region, places in _regions(labels, task).items():
         if not task.merges_predictions:
-            cuts[region] = places, components(places, grid)
+            cuts[region] = places, components(places, frame)
             continue
-        reach = grown(places, task.dilations.get(region, task.dilation), grid)
-        numbers = volume(reach, components(reach, grid), grid)[places]
+        reach = grown(places, task.dilations.get(region, task.dilation), frame)
+        numbers = volume(reach, components(reach, frame), frame)[places]
         # Voxels, not mm³ (but for meningiomas of radiotherapy).
         least = task.leasts.get(region, task.least)
         if not task.counts_false:
-            least /= math.prod(grid.spacing)
+            least /= math.prod(frame.spacing)
         keeps = (np.bincount(numbers, minlength=1) > least)[numbers]
         cuts[region] = places[keeps], numbers[keeps]
     result = {}
     for region, (places, numbers) in cuts.items():
-        result[region] = Parts(places, _joined(region, cuts, task, grid)[numbers], grid)
+        result[region] = Parts(places, _joined(region, cuts, task, frame)[numbers], frame)
     return result
 
 
@@ -105,7 +105,7 @@ def _regions(labels: Labels, task: Task) -> dict[str, Places]:
 
 
 def _joined(
-    region: str, cuts: Mapping[str, tuple[Places, Tags]], task: Task, grid: Grid
+    region: str, cuts: Mapping[str, tuple[Places, Tags]], task: Task, frame: Frame
 ) -> NDArray[np.int32]:
     """Tell what number each lesion takes when other tissues join it to those beside it.
 
@@ -118,7 +118,7 @@ def _joined(
         if other not in cuts:
             # The region is here for another one's sake, and nobody asks for its lesions.
             continue
-        met = contacts(places, become[numbers], volume(*cuts[other], grid), grid)
+        met = contacts(places, become[numbers], volume(*cuts[other], frame), frame)
         if sum(map(len, met.values())) < 2:
             continue
         lowest: dict[int, int] = {}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bts_lightning.compiled import compiled
 from bts_lightning.metrics.distances import Spacing, outward_steps, surface_distances
-from bts_lightning.metrics.lesions.components import Grid, Places, Tags, flat
+from bts_lightning.metrics.lesions.components import Frame, Places, Tags, flat
 from bts_lightning.metrics.policies import Floats
 
 _CUBE = list(product((0, 1), repeat=3))
@@ -36,14 +36,14 @@ class Surface:
         return Surface(self.places[kept], self.tags[kept], self.areas[kept])
 
 
-def corner_surface(places: Places, numbers: Tags, grid: Grid) -> Surface:
+def corner_surface(places: Places, numbers: Tags, frame: Frame) -> Surface:
     """Take the corners of voxels that lie in the mask and outside of it, weighed by area.
 
     Neighbours through a corner are one component, so each corner belongs to exactly one.
     """
-    corners, kinds, tags = _corners(places, numbers, flat(_CUBE, grid.shape), grid.size)
+    corners, kinds, tags = _corners(places, numbers, flat(_CUBE, frame.shape), frame.size)
     order = np.argsort(corners)
-    return Surface(corners[order], tags[order], _areas(grid.spacing)[kinds[order]])
+    return Surface(corners[order], tags[order], _areas(frame.spacing)[kinds[order]])
 
 
 @compiled
@@ -73,18 +73,18 @@ def _corners(
     return points[:count].copy(), kinds[:count].copy(), tags[:count].copy()
 
 
-def voxel_surface(places: Places, numbers: Tags, grid: Grid) -> Surface:
+def voxel_surface(places: Places, numbers: Tags, frame: Frame) -> Surface:
     """Take the voxels with a face neighbour outside the mask; each counts as one."""
-    is_inside = np.zeros(grid.size, np.bool_)
+    is_inside = np.zeros(frame.size, np.bool_)
     is_inside[places] = True
     is_border = np.zeros(places.size, np.bool_)
-    for step in flat(_FACES, grid.shape):
+    for step in flat(_FACES, frame.shape):
         is_border |= ~is_inside[places + step]
     return Surface(places[is_border], numbers[is_border], np.ones(int(is_border.sum())))
 
 
 def distances(
-    truth: Surface, predicted: Sequence[Surface], grid: Grid, threads: int
+    truth: Surface, predicted: Sequence[Surface], frame: Frame, threads: int
 ) -> list[tuple[Floats, Floats]]:
     """Give the mm from each point of some surfaces to the truth's, and back from all of its own.
 
@@ -92,8 +92,8 @@ def distances(
     """
     if not predicted:
         return []
-    halo = np.array(outward_steps(grid.spacing).halo)
-    found = [np.stack(np.unravel_index(s.places, grid.shape)) for s in (*predicted, truth)]
+    halo = np.array(outward_steps(frame.spacing).halo)
+    found = [np.stack(np.unravel_index(s.places, frame.shape)) for s in (*predicted, truth)]
     first = np.min([points.min(axis=1) for points in found], axis=0)
     last = np.max([points.max(axis=1) for points in found], axis=0)
     words = np.zeros(last - first + 1 + 2 * halo, np.uint64)
@@ -103,7 +103,7 @@ def distances(
         words,
         np.flatnonzero(words),
         np.ones((len(predicted), 1), np.bool_),
-        grid.spacing,
+        frame.spacing,
         threads,
     )
     return [(np.sqrt(there), np.sqrt(back)) for there, back in squares.values()]
