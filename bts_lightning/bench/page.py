@@ -25,9 +25,9 @@ bts bench page bench gpu   # joins the results of folders into this page
 A machine with torch, Lightning, NumPy, SciPy, numba, OmegaConf and rich can measure the GPU rows
 from a checkout, without an installation: `python -m bts_lightning bench subsets --device cuda`.
 
-The peers of the loader are set up as their documentation says, on files as they come. On prepared data of
-the same type, with memory kept alike, they come much nearer; that is not measured here yet, so read those
-ratios as what you gain over the documented way.
+The peers of the loader are set up as their documentation says, on files as they come. On prepared
+data of the same type, with memory kept alike, they come much nearer. That is not measured here yet:
+read those ratios as what you gain over the documented way.
 """
 
 
