@@ -31,7 +31,7 @@ UNTRAINED: dict[str, tuple[str, str]] = {
 }
 
 # To trace costs more than all other laws: the quick tests do it for a few that differ much.
-TRACED = {"a2fseg", "rfnet", "uhved", "unet_small"}
+TRACED = {"a2fseg", "rfnet", "unet_small"}
 
 # Each takes half a minute of the laws, even in its small form: all of them are slow tests.
 SLOW = {"amoe_bts", "gmd", "imfuse", "m2ftrans", "mifpn", "mmformer", "shaspec"}

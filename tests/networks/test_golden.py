@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 from tests.golden.fill_rule import fill, make_input
-from tests.networks.conformity import Check, files, is_slow, mask_name
+from tests.networks.conformity import Check, config_of, files, is_slow, mask_name
 
 
 def marks(path: Path, index: int, count: int) -> list[pytest.MarkDecorator]:
-    """Leave one mask of a small file to the quick tests."""
-    quick = not is_slow(path) and index == count // 2
+    """Leave one mask of a small file of each network to the quick tests."""
+    quick = path in QUICK and index == count // 2
     return [] if quick else [pytest.mark.slow]
+
+
+# The last small file of each network.
+QUICK = {config_of(path)["network"]: path for path, _ in files() if not is_slow(path)}.values()
 
 
 CASES = [

@@ -353,6 +353,7 @@ def test_size_is_checked_by_the_network_inside() -> None:
         net(torch.zeros(1, 4, 48, 48, 48), ALL)
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_break() -> None:
     net = aligned(levels="all").train()
     image = torch.randn(1, 4, 16, 16, 16)
