@@ -18,12 +18,18 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--folds", type=int, help="of cross-validation (the experiment's split)")
     parser.add_argument("--name", help="folder below studies (from the experiments)")
     parser.add_argument("--folder", type=Path, default=STUDIES, help="of studies (%(default)s)")
+    parser.add_argument("--published", default="", metavar="SOURCE", help="averages to show beside")
     parser.add_argument("--slurm", action="store_true", help="print a job array, run nothing")
     parser.add_argument("--only", type=int, metavar="I", help="one training, for a job array")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run what is left of a study, and write its table."""
+    if args.published:
+        # Before anything is trained; it needs pandas, as what follows below.
+        from bts_lightning.report.published import averages
+
+        averages(args.published)
     folder, trainings = plan_study(args)
     if args.slurm:
         print(slurm_script(args.typed, folder, len(trainings)))
@@ -47,5 +53,5 @@ def run(args: argparse.Namespace) -> int:
     if not done:
         raise UserError(f"no training of the study in {folder} has come to its evaluation")
     results = [Outcome.read(t.experiment, t.seed, t.fold, t.evaluation or t.run) for t in done]
-    write_study(folder, results, len(trainings), console)
+    write_study(folder, results, len(trainings), console, args.published)
     return failed

@@ -6,6 +6,7 @@ from importlib.resources import files
 
 import numpy as np
 
+from bts_lightning.errors import UserError, did_you_mean
 from bts_lightning.modalities import parse_subset, subset_name
 from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES
 
@@ -30,9 +31,8 @@ class Published:
 
 def read_published() -> list[Published]:
     """Read every published table that ships with the package."""
-    text = files("bts_lightning.report").joinpath("published.csv").read_text(encoding="utf-8")
     tables: dict[tuple[str, str, str, str], Published] = {}
-    for row in csv.DictReader(text.splitlines()):
+    for row in _rows("published.csv"):
         key = (row["dataset"], row["method"], row["source"], row["protocol"])
         table = tables.setdefault(
             key, Published(*key, np.full((len(SUBSET_NAMES), len(REGION_NAMES)), np.nan))
@@ -42,3 +42,22 @@ def read_published() -> list[Published]:
         subset = SUBSET_NAMES.index(subset_name(parse_subset("+".join(parts))))
         table.dice[subset, REGION_NAMES.index(row["region"])] = float(row["dice_percent"])
     return list(tables.values())
+
+
+def averages(source: str) -> list[tuple[str, list[float]]]:
+    """Give each method's Dice in percent, by region, as the mean over the 15 subsets."""
+    found: dict[str, list[tuple[str, list[float]]]] = {}
+    for table in read_published():
+        means = [float(value) for value in table.dice.mean(axis=0)]
+        found.setdefault(table.source, []).append((table.method, means))
+    for row in _rows("published_averages.csv"):
+        means = [float(row[region]) for region in REGION_NAMES]
+        found.setdefault(row["source"], []).append((row["method"], means))
+    if source not in found:
+        raise UserError(f"--published {source}: {did_you_mean(source, found)}")
+    return found[source]
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    text = files("bts_lightning.report").joinpath(name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))

@@ -16,6 +16,7 @@ from bts_lightning.modalities import marked
 from bts_lightning.report.document import Document, Sheet
 from bts_lightning.report.evaluations import Evaluation
 from bts_lightning.report.facts import policy, read_protocol
+from bts_lightning.report.published import WARNING, averages
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.statistics import groups, mean
 from bts_lightning.report.table import KEYS, REGION_NAMES, VALUES, EvaluationTable
@@ -42,8 +43,13 @@ class Outcome:
         return metric.factor * mean(self.table.grid(metric.name), axis=0)
 
 
-def write_study(folder: Path, results: Sequence[Outcome], planned: int, console: Screen) -> Path:
-    """Print the table and the comparisons; write study.md, study.html and comparison/."""
+def write_study(
+    folder: Path, results: Sequence[Outcome], planned: int, console: Screen, published: str = ""
+) -> Path:
+    """Print the table and the comparisons; write study.md, study.html and comparison/.
+
+    `published` names the source of averages that stand beside ours.
+    """
     subsets = {result.table.subsets for result in results}
     if len(subsets) > 1:
         raise UserError(
@@ -53,15 +59,18 @@ def write_study(folder: Path, results: Sequence[Outcome], planned: int, console:
     said = remarks(results, planned)
     for metric in shown(results):
         console.print(_terminal_table(results, metric))
+    beside = [_published(published)] if published else []
+    for sheet in beside:
+        console.print(f"{sheet.title}: {'; '.join(' '.join(row) for row in sheet.rows)}")
     for line in said:
         console.print(line)
     evaluations = pooled(results)
     if len(evaluations) > 1:
         compare_evaluations(evaluations, folder / "comparison", console)
-    sheets = _sheets(results)
+    first, *others = _sheets(results)
     several = len(_by_experiment(results)) > 1
-    beside = {"Paired tests": "comparison/comparison"} if several else {}
-    page = Document("Study", said, sheets, beside).write(folder / "study")
+    links = {"Paired tests": "comparison/comparison"} if several else {}
+    page = Document("Study", said, [first, *beside, *others], links).write(folder / "study")
     console.print(f"study   {page}")
     return page
 
@@ -175,6 +184,13 @@ def _terminal_table(results: Sequence[Outcome], metric: Metric) -> Table:
     for row in _rows(results):
         table.add_row(row[0], row[1], *row[first : first + len(REGION_NAMES)])
     return table
+
+
+def _published(source: str) -> Sheet:
+    """Show what others printed."""
+    rows = [[name, *(f"{value:.2f}" for value in means)] for name, means in averages(source)]
+    heads = ["method", *(f"{region} Dice %" for region in REGION_NAMES)]
+    return Sheet(f"{source}, mean over 15 subsets", heads, rows, [WARNING])
 
 
 def _subset_rows(results: Sequence[Outcome], metric: Metric, region: int) -> list[list[str]]:

@@ -31,7 +31,7 @@ DEAD = 14_025_120  # the fusion decoder's unused encoder, as counted in the offi
 )
 def test_full_width_has_the_official_number_of_weights(variant: Variant, official: int) -> None:
     with torch.device("meta"):
-        net = A2FSeg(variant=variant)
+        net = A2FSeg(variant=variant, deep_supervision=True)
     assert sum(p.numel() for p in net.parameters()) == official
     assert sum(p.numel() for p in net.unets[0].parameters()) == 31_195_584
 
@@ -74,9 +74,18 @@ def test_absent_modalities_are_not_supervised(variant: Variant) -> None:
     averages = {"average"} if variant in ("official", "decoder", "paper") else set()
     assert supervised == {"modality/t1c", "modality/flair"} | averages
     # That of the finest of three heads: poolings decide it, as in the official code.
-    assert output.weight == pytest.approx(2 / 3)
+    weights = [1.0] if variant == "paper" else [2 / 3, 1 / 3, 0]
+    assert output.weight == pytest.approx(weights[0])
     deep = [a.weight for a in output.auxiliary if a.name == "modality/t1c"]
-    assert deep == pytest.approx([2 / 3, 1 / 3, 0])
+    assert deep == pytest.approx(weights)
+
+
+def test_without_deep_supervision_each_decoder_has_one_head() -> None:
+    output = small(deep_supervision=False).train()(torch.randn(1, 4, 16, 16, 16), flags(1, 3))
+    heads = {a.name: a.weight for a in output.auxiliary if a.valid is None or bool(a.valid)}
+    assert heads == {"modality/t1c": 1, "modality/flair": 1, "average": 1}
+    assert len(output.auxiliary) == 5
+    assert output.weight == 1
 
 
 def test_the_paper_supervises_its_average_like_its_final_prediction() -> None:

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
-from bts_lightning.report.published import read_published
+from bts_lightning.errors import UserError
+from bts_lightning.report.published import averages, read_published
 from bts_lightning.report.table import SUBSET_NAMES
 
 
@@ -19,3 +21,16 @@ def test_f_means_flair() -> None:
     (table,) = [t for t in read_published() if (t.dataset, t.method) == ("BraTS2018", "DeMoSeg")]
     assert table.dice[SUBSET_NAMES.index("flair"), 0] == 89.53
     assert table.dice[SUBSET_NAMES.index("t2+flair"), 0] == 90.5
+
+
+def test_averages_are_those_of_both_tables() -> None:
+    one, two = (dict(averages(f"A2FSeg paper, Table {n}")) for n in (1, 2))
+    # The paper prints two of the rows in both.
+    np.testing.assert_allclose(one["A2FSeg"], two["+ adaptive fusion module"], atol=0.006)
+    np.testing.assert_allclose(one["MFI"], two["MFI"], atol=0.006)
+    assert two["baseline (average fusion module only)"] == [89.29, 82.00, 66.00]
+
+
+def test_a_source_that_nobody_printed_is_refused() -> None:
+    with pytest.raises(UserError, match="did you mean A2FSeg paper, Table 2"):
+        averages("A2FSeg paper, table 22")

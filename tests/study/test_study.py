@@ -213,13 +213,17 @@ def test_the_table_is_printed_and_written(tmp_path: Path):
         for fold in (1, 2, 3)
     ]
     text = StringIO()
-    write_study(tmp_path, results, 14, Screen(file=text, width=80, color_system=None))
+    screen = Screen(file=text, width=80, color_system=None)
+    write_study(tmp_path, results, 14, screen, "A2FSeg paper, Table 2")
     mean, deviation = mean_and_deviation(results[:6], METRICS["dice"])
     cell = f"{mean[0, 0]:.2f} ± {deviation[0, 0]:.2f}"
     row = next(line for line in text.getvalue().splitlines() if line.strip().startswith("base"))
     assert row.split()[:2] == ["base", "6"]
     assert cell in row
     assert "Incomplete: 12 of 14 trainings" in text.getvalue()
+    assert "only) 89.29 82.00 66.00;" in " ".join(text.getvalue().split())
+    published = "| baseline (average fusion module only) | 89.29 | 82.00 | 66.00 |"
+    assert published in (tmp_path / "study.md").read_text()
     assert "18 cases, paired by case and subset" in text.getvalue()
     assert f"| base | 6 | {cell} |" in (tmp_path / "study.md").read_text()
     assert "| &lt;other>\\| | 6 |" in (tmp_path / "study.md").read_text()

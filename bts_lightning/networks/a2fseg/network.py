@@ -58,9 +58,11 @@ class A2FSeg(Backbone):
         width: channels at full resolution; they double with each halving.
         poolings: how often the resolution is halved; sizes must be multiples of 2^poolings.
         width_limit: no level is wider.
-        final_head_weight: of the loss of the final head; by default the official code's, that of
-            the finest deeply supervised head, which the poolings decide: 0.5333 with five, 0.5714
-            with four, 0.6667 with three. 1 in the text of the paper.
+        deep_supervision: let the coarser levels of each decoder predict too, in training; by
+            default all variants do but `paper`, whose text has one head for each modality.
+        final_head_weight: of the loss of the final head; by default that of the finest head of a
+            decoder, as in the official code. With deep supervision the poolings decide it: 0.5333
+            with five, 0.5714 with four, 0.6667 with three; without, it is 1.
         skip_absent: do not run what nobody in the batch needs; a compiled graph runs it all.
         out_channels: 3 for regions, 4 for labels.
 
@@ -78,6 +80,7 @@ class A2FSeg(Backbone):
         width: int = 32,
         poolings: int = 5,
         width_limit: int = 320,
+        deep_supervision: bool | None = None,
         final_head_weight: float | None = None,
         skip_absent: bool = True,
         out_channels: int = 3,
@@ -85,15 +88,17 @@ class A2FSeg(Backbone):
         super().__init__(out_channels, width=width, poolings=poolings, width_limit=width_limit)
         self.variant = variant
         self.divisor = 2**poolings
+        is_deep = variant != "paper" if deep_supervision is None else deep_supervision
+        heads = poolings if is_deep else 1
         self.final_head_weight = (
-            deep_weights(poolings)[0] if final_head_weight is None else final_head_weight
+            deep_weights(heads)[0] if final_head_weight is None else final_head_weight
         )
         self.skip_absent = skip_absent
         deep = variant in ("official", "decoder")
         self.fused_levels = tuple(range(poolings + 1)) if deep else (0,)
         widths = halving_widths(width, poolings, width_limit)
-        self.unets = Modules(Branch(widths, out_channels) for _ in MODALITIES)
-        self.fusion_decoder = ExpandingPath(widths, out_channels) if deep else None
+        self.unets = Modules(Branch(widths, out_channels, heads) for _ in MODALITIES)
+        self.fusion_decoder = ExpandingPath(widths, out_channels, heads=heads) if deep else None
         initialise(self)  # what follows keeps PyTorch's default, as in the official code
         self.attention = (
             None if variant in ("decoder", "base") else ModalityAttention(width, variant)
@@ -220,10 +225,10 @@ class A2FSeg(Backbone):
 class Branch(nn.Module):
     """Decode one modality into features at full resolution: a U-Net without its last word."""
 
-    def __init__(self, widths: list[int], out_channels: int) -> None:
+    def __init__(self, widths: list[int], out_channels: int, heads: int) -> None:
         super().__init__()
         self.contract = ContractingPath(1, widths)
-        self.expand = ExpandingPath(widths, out_channels)
+        self.expand = ExpandingPath(widths, out_channels, heads=heads)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Give the decoded levels, finest first, and the bottleneck."""
