@@ -1,21 +1,85 @@
-"""The vocabulary of the product: four modalities, three regions, fifteen subsets."""
+"""The vocabulary of the product: four modalities, fifteen subsets, tissues and regions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 Modality = Literal["t1", "t1c", "t2", "flair"]
-Region = Literal["WT", "TC", "ET"]
 Subset = tuple[bool, bool, bool, bool]
 
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 SHOWN_AS: dict[Modality, str] = {"t1": "T1", "t1c": "T1c", "t2": "T2", "flair": "FLAIR"}
 
-# Stored label values; BraTS files say 4 (until 2021) or 3 (since 2023) for ET, `data/` maps them.
-BACKGROUND, NECROSIS, OEDEMA, ENHANCING = 0, 1, 2, 3
-REGIONS: dict[Region, tuple[int, ...]] = {
+# What labels tell apart. Files say it in numbers of their own, which `data/layouts` reads.
+BACKGROUND, NECROSIS, OEDEMA, ENHANCING, CAVITY, CYST, TARGET = range(7)
+TISSUES = {
+    BACKGROUND: "background",
+    NECROSIS: "necrosis",
+    OEDEMA: "oedema",
+    ENHANCING: "enhancing tumour",
+    CAVITY: "resection cavity",
+    CYST: "cyst",
+    TARGET: "gross tumour volume",
+}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is told apart, as which classes it is stored, and which regions are scored.
+
+    Attributes:
+        stored: the class of each tissue in the cache, in losses and in label maps; classes count
+            from 0 without a gap. A data set with any other tissue cannot be read by this scheme.
+        regions: the classes of each, from the outermost to the innermost.
+        paint: the class of a voxel that lies in a region, and in none of those that come later.
+    """
+
+    stored: Mapping[int, int]
+    regions: Mapping[str, tuple[int, ...]]
+    paint: Mapping[str, int]
+
+    @property
+    def classes(self) -> int:
+        """Count the stored classes, background included."""
+        return max(self.stored.values()) + 1
+
+
+_GLIOMA = {tissue: tissue for tissue in (BACKGROUND, NECROSIS, OEDEMA, ENHANCING)}
+_OF_GLIOMA = {
     "WT": (NECROSIS, OEDEMA, ENHANCING),
     "TC": (NECROSIS, ENHANCING),
     "ET": (ENHANCING,),
+}
+_PAINT = {"WT": OEDEMA, "TC": NECROSIS, "ET": ENHANCING}
+SCHEMES: dict[str, Scheme] = {
+    # The cavity belongs to none of WT, TC and ET, so as background it leaves all three as they are.
+    "brats": Scheme(_GLIOMA | {CAVITY: BACKGROUND}, _OF_GLIOMA, _PAINT),
+    # BraTS 2024 and 2025, glioma after treatment.
+    "cavity": Scheme(
+        _GLIOMA | {CAVITY: CAVITY}, _OF_GLIOMA | {"RC": (CAVITY,)}, _PAINT | {"RC": CAVITY}
+    ),
+    # BraTS 2024 and 2025, children; classes as in the files, which the challenge's rules name.
+    "ped": Scheme(
+        {BACKGROUND: 0, ENHANCING: 1, NECROSIS: 2, CYST: 3, OEDEMA: 4},
+        {"WT": (1, 2, 3, 4), "TC": (1, 2, 3), "ET": (1,), "NETC": (2,), "CC": (3,), "ED": (4,)},
+        {"WT": 4, "TC": 2, "ET": 1, "NETC": 2, "CC": 3, "ED": 4},
+    ),
+    # BraTS 2024, meningioma before radiotherapy: T1c alone, and what shall be irradiated.
+    "men_rt": Scheme({BACKGROUND: 0, TARGET: 1}, {"GTV": (1,)}, {"GTV": 1}),
+}
+BRATS = SCHEMES["brats"]
+# What every network and every table has, unless the experiment names another scheme.
+REGIONS = BRATS.regions
+# Of all schemes, in the order of their columns.
+REGION_WORDS = {
+    "WT": "whole tumour",
+    "TC": "tumour core",
+    "ET": "enhancing tumour",
+    "RC": "resection cavity",
+    "NETC": "non-enhancing core",
+    "CC": "cyst",
+    "ED": "oedema",
+    "GTV": "gross tumour volume",
 }
 
 # Binary counting order, T1 the high bit, as Table 1 of the A2FSeg paper: 0001 is FLAIR alone.

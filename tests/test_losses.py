@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bts_lightning.losses import LabelLoss, RegionLoss, SegmentationLoss, regions_of
+from bts_lightning.losses import (
+    LabelLoss,
+    RegionLoss,
+    SegmentationLoss,
+    SeparateLabelLoss,
+    regions_of,
+)
+from bts_lightning.modalities import SCHEMES
 
 # One 2×2×2 sample: one voxel each of NCR (1), ED (2), ET (3), five of background.
 LABEL = torch.tensor([1, 2, 3, 0, 0, 0, 0, 0], dtype=torch.uint8).view(1, 2, 2, 2)
@@ -170,3 +177,20 @@ def test_inner_regions_are_painted_over_outer_ones() -> None:
 def test_wrong_number_of_channels_names_the_right_one() -> None:
     with pytest.raises(ValueError, match="out_channels=4"):
         LabelLoss()(torch.zeros(REGION), LABEL)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("kind", [RegionLoss, LabelLoss, SeparateLabelLoss])
+def test_what_is_sure_gives_back_every_class_of_its_scheme(
+    name: str, kind: type[SegmentationLoss]
+) -> None:
+    scheme = SCHEMES[name]
+    label = torch.arange(scheme.classes, dtype=torch.uint8).view(1, 1, 1, -1)
+    loss = kind(scheme=name)
+    classes = torch.stack([label == value for value in range(scheme.classes)], dim=1)
+    inside = regions_of(label, scheme)
+    logits = torch.where(inside if kind is RegionLoss else classes, 50.0, -50.0)
+    assert logits.shape[1] == loss.channels
+    torch.testing.assert_close(loss.labels(loss.probabilities(logits)), label)
+    torch.testing.assert_close(loss.of_regions(loss.probabilities(logits)) > 0.5, inside)
+    assert loss(logits, label) < loss(torch.zeros_like(logits), label)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
-from bts_lightning.callbacks.whole_cases import score_case, segment_case, tally_of
+from bts_lightning.callbacks.whole_cases import network_of, score_case, segment_case, tally_of
 from bts_lightning.data.cache.prepare import CachedCase, write_prediction
 from bts_lightning.inference import Protocol
 from bts_lightning.metrics.calibration.counts import Calibration
@@ -56,38 +56,40 @@ class CaseScorer(Callback):
         if self._is_done(case, subsets):
             return
         if not subsets:
-            self._write(case, [], {})
+            self._write(case, [], (), {})
             return
-        tally = tally_of(case) if self.protocol.calibration and case.is_labelled else None
+        scheme = network_of(pl_module)[1].scheme
+        tally = tally_of(case, scheme) if self.protocol.calibration and case.is_labelled else None
         predicted = segment_case(pl_module, case, self.protocol, subsets, tally)
         if self._wants_predictions(case):
             for subset, label_map in zip(subsets, predicted, strict=True):
                 write_prediction(case, label_map, self._prediction(case, subset))
         if case.label is None:
-            self._write(case, [], {})
+            self._write(case, [], (), {})
             return
         self._keep_slices(case, subsets, predicted)
         each: list[Found] = []
         counts = tally.counts() if tally else None
-        scores = score_case(case, predicted, self.protocol, each=each, calibration=counts)
-        self._write(case, subsets, scores, each, counts)
+        scores = score_case(case, predicted, self.protocol, scheme, each=each, calibration=counts)
+        self._write(case, subsets, tuple(scheme.regions), scores, each, counts)
 
     def _write(
         self,
         case: CachedCase,
         subsets: Sequence[Subset],
+        regions: Sequence[str],
         scores: Mapping[str, np.ndarray],
         each: Sequence[Found] = (),
         counts: Calibration | None = None,
     ) -> None:
         names = [subset_name(subset) for subset in subsets]
         rows = {
-            "lesions": [lesion_row(case.name, names, one) for one in each],
-            "calibration": bin_rows(case.name, names, counts) if counts else [],
+            "lesions": [lesion_row(case.name, names, regions, one) for one in each],
+            "calibration": bin_rows(case.name, names, regions, counts) if counts else [],
         }
         for kind in self.beside:
             write_beside(self.folder, kind, case.name, rows[kind], self.made)
-        write_rows(self.folder, case.name, subsets, scores, self.made)
+        write_rows(self.folder, case.name, subsets, regions, scores, self.made)
 
     def _is_done(self, case: CachedCase, subsets: Sequence[Subset]) -> bool:
         """Say whether all that is wanted was written, predictions asked for later included."""

@@ -67,7 +67,9 @@ class Overlays(Callback):
                 logger.log_image("overlay", [str(file)], caption=[caption])
 
 
-_COLOURS = np.array([[0, 0, 0], [220, 60, 60], [80, 190, 90], [250, 210, 60]], dtype=np.float32)
+_COLOURS = np.array(
+    [[0, 0, 0], [220, 60, 60], [80, 190, 90], [250, 210, 60], [70, 130, 230]], dtype=np.float32
+)
 
 
 def _sheet(image: np.ndarray, label: np.ndarray, predicted: np.ndarray) -> Image.Image:

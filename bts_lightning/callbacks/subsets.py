@@ -32,12 +32,16 @@ class SubsetEvaluation(Callback):
         self.protocol = protocol
         self.cells = cells
         self.subsets: list[Subset] = protocol.chosen_subsets
+        self.regions: tuple[str, ...] = tuple(REGIONS)
         self.scores = SubsetScores(len(VALIDATED), len(self.subsets))
         self._asked: dict[str, list[Subset]] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse validation cases that cannot be scored, before a training that needs the score."""
-        self.protocol.admit(network_of(pl_module)[0])
+        net, loss = network_of(pl_module)
+        self.protocol.admit(net, loss.scheme_name)
+        self.regions = tuple(loss.scheme.regions)
+        self.scores = SubsetScores(len(VALIDATED), len(self.subsets), len(self.regions))
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._asked = self.protocol.subsets_of(data.split.val)
         cases = [data.cases[name] for name in data.split.val]
@@ -69,8 +73,9 @@ class SubsetEvaluation(Callback):
         subsets = subsets_within(case.available, self._asked.get(case.name, self.subsets))
         if not subsets:
             return
+        _, loss = network_of(pl_module)
         predicted = segment_case(pl_module, case, self.protocol, subsets)
-        scores = score_case(case, predicted, self.protocol, VALIDATED)
+        scores = score_case(case, predicted, self.protocol, loss.scheme, VALIDATED)
         rows = torch.tensor([self.subsets.index(subset) for subset in subsets])
         values = np.stack([scores[metric.name] for metric in VALIDATED])
         self.scores.update(rows, torch.from_numpy(values))
@@ -84,7 +89,7 @@ class SubsetEvaluation(Callback):
             logged[f"val/{name}/mean"] = means.nanmean()  # S R, NaN where no case has a value
             logged[f"val/{name}/with_t1c"] = means[with_t1c].nanmean()
             logged[f"val/{name}/without_t1c"] = means[~with_t1c].nanmean()
-            for r, region in enumerate(REGIONS):
+            for r, region in enumerate(self.regions):
                 logged[f"val/{name}/{region}"] = means[:, r].nanmean()
                 for s, subset in enumerate(self.subsets if self.cells else ()):
                     logged[f"val/{subset_name(subset)}/{name}/{region}"] = means[s, r]

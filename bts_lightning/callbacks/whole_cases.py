@@ -15,7 +15,7 @@ from bts_lightning.metrics.lesions.measure import Found
 from bts_lightning.metrics.policies import Floats
 from bts_lightning.metrics.score import score
 from bts_lightning.metrics.table import Metric
-from bts_lightning.modalities import Subset
+from bts_lightning.modalities import Scheme, Subset
 from bts_lightning.networks.backbone import Backbone
 
 
@@ -47,17 +47,18 @@ def segment_case(
     return labels
 
 
-def tally_of(case: CachedCase) -> Tally:
+def tally_of(case: CachedCase, scheme: Scheme) -> Tally:
     """Make ready to count the probabilities of a labelled case."""
     # What an absent modality holds says nothing.
     brain = (case.image[list(case.available)] != 0).any(axis=0)
-    return Tally(np.asarray(case.label), brain, case.geometry.spacing)
+    return Tally(np.asarray(case.label), brain, case.geometry.spacing, scheme)
 
 
 def score_case(
     case: CachedCase,
     predicted: NDArray[np.uint8],
     protocol: Protocol,
+    scheme: Scheme,
     metrics: Sequence[Metric] | None = None,
     each: list[Found] | None = None,
     calibration: Calibration | None = None,
@@ -73,4 +74,5 @@ def score_case(
         lesions=protocol.lesion_rules if metrics is None else None,
         each=each,
         calibration=calibration,
+        scheme=scheme,
     )

@@ -39,6 +39,7 @@ from bts_lightning.runs.checkpoints import (
 from bts_lightning.runs.devices import check_accelerator
 from bts_lightning.runs.limits import check_devices, check_load, within_memory
 from bts_lightning.runs.lock import only_one
+from bts_lightning.runs.opening import check_scheme
 from bts_lightning.runs.quiet import hush
 from bts_lightning.runs.ranks import together
 from bts_lightning.task import SegmentationTask
@@ -79,6 +80,7 @@ def _fit(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> None:
     with within_memory("net"):
         task: SegmentationTask = build(nodes["task"])
     task.prepare_fit()
+    check_scheme(task, data)
     _check_patch(task, data)
     trainer = _trainer(run, config, nodes)
     with (

@@ -11,14 +11,23 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--cases", type=int, default=40, help="how many patients (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (%(default)s)")
     parser.add_argument("--size", type=_size, default=(240, 240, 155), help="grid, as 96x96x80")
+    parser.add_argument("--cavities", action="store_true", help="after surgery, as BraTS 2024")
     parser.add_argument("--preview", action="store_true", help="also draw a contact sheet")
 
 
 def run(args: argparse.Namespace) -> int:
     from bts_lightning.data.phantom.write import write_phantom
 
-    write_phantom(args.out, cases=args.cases, seed=args.seed, size=args.size, preview=args.preview)
-    print(f"{args.cases} cases in {args.out}; next: bts prepare {args.out}")
+    write_phantom(
+        args.out,
+        cases=args.cases,
+        seed=args.seed,
+        size=args.size,
+        preview=args.preview,
+        cavities=args.cavities,
+    )
+    scheme = " --scheme cavity" if args.cavities else ""
+    print(f"{args.cases} cases in {args.out}; next: bts prepare {args.out}{scheme}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import get_args
@@ -13,7 +13,7 @@ from rich.table import Table
 from bts_lightning.data.cache.normalise import Crop, Normalisation, Recipe
 from bts_lightning.data.cache.prepare import CachedCase, Prepared, build, fingerprint
 from bts_lightning.errors import ConfigError, Parser
-from bts_lightning.modalities import MODALITIES, REGIONS, SHOWN_AS, dots, subset_name
+from bts_lightning.modalities import MODALITIES, SCHEMES, SHOWN_AS, dots, subset_name
 from bts_lightning.report.screen import Screen
 
 # More lines than this nobody reads; the rest are counted.
@@ -28,6 +28,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--verify", action="store_true", help="read all that is cached as well")
     parser.add_argument("--workers", type=int, help="processes (one a core)")
     parser.add_argument("--normalisation", choices=get_args(Normalisation), default="zscore")
+    parser.add_argument(
+        "--scheme", choices=SCHEMES, default="brats", help="of labels (%(default)s)"
+    )
     parser.add_argument("--crop", choices=get_args(Crop), default="brain")
 
 
@@ -35,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepare a data set, print what was found, give the exit status: 2 when a case is broken."""
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"workers is {args.workers}; give 1 or more")
-    recipe = Recipe(normalisation=args.normalisation, crop=args.crop)
+    recipe = Recipe(normalisation=args.normalisation, crop=args.crop, scheme=args.scheme)
     prepared = build(args.root, args.cache, recipe=recipe, workers=args.workers, verify=args.verify)
     console = Screen()
     if not console.is_terminal:
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(_summary(prepared))
     if prepared.cases:
         console.print(_modalities(prepared.cases))
-        console.print(_volumes(prepared.cases))
+        console.print(_volumes(prepared.cases, SCHEMES[args.scheme].regions))
     _print_ignored(console, prepared.found.ignored)
     if not prepared.faults:
         return 0
@@ -105,13 +108,13 @@ def _modalities(cases: Sequence[CachedCase]) -> Table:
     return table
 
 
-def _volumes(cases: Sequence[CachedCase]) -> Table:
+def _volumes(cases: Sequence[CachedCase], regions: Iterable[str]) -> Table:
     table = Table(title="Tumour volumes in ml", title_justify="left")
     table.add_column("region")
     for column in ("cases with it", "smallest", "median", "largest"):
         table.add_column(column, justify="right")
     measured = [case.volumes_ml for case in cases if case.volumes_ml is not None]
-    for region in REGIONS:
+    for region in regions:
         here = [volumes[region] for volumes in measured if volumes[region] > 0]
         figures = [f"{value:.2f}" for value in (min(here), median(here), max(here))] if here else []
         table.add_row(region, f"{len(here)} of {len(measured)}", *figures)

@@ -24,7 +24,7 @@ from bts_lightning.runs.devices import check_accelerator, chosen_device
 from bts_lightning.runs.facts import commit, versions
 from bts_lightning.runs.limits import check_devices
 from bts_lightning.runs.lock import only_one
-from bts_lightning.runs.opening import load_task
+from bts_lightning.runs.opening import check_scheme, load_task
 from bts_lightning.runs.quiet import hush
 from bts_lightning.runs.ranks import together
 from bts_lightning.runs.temperature import with_temperature
@@ -57,10 +57,14 @@ def score(
     keep_freed_memory()
     task = load_task(nodes, checkpoint)
     protocol = with_temperature(build(nodes["evaluation"]), run, checkpoint)
-    protocol.admit(task.net)
+    protocol.admit(task.net, task.loss.scheme_name)
     trainer = _trainer(nodes["trainer"].arguments, device)
     data = open_part(run, nodes, part)
+    check_scheme(task, data)
     facts = _protocol_facts(run, nodes, protocol, checkpoint, data, part)
+    scheme = task.loss.scheme_name
+    # Tables from before there were schemes read as they did.
+    facts |= {"scheme": scheme} if scheme != "brats" else {}
     cases = getattr(data.split, part)
     scorer = CaseScorer(folder, protocol, cases, making(facts), predictions=predictions)
     trainer.callbacks.append(scorer)  # type: ignore[attr-defined]

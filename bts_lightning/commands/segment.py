@@ -20,7 +20,7 @@ from bts_lightning.inference import each_subset
 from bts_lightning.modalities import Modality, subset_name
 from bts_lightning.report.screen import Screen
 from bts_lightning.runs.devices import chosen_device
-from bts_lightning.runs.opening import load_task
+from bts_lightning.runs.opening import check_scheme, load_task
 from bts_lightning.runs.temperature import with_temperature
 
 console = Screen()
@@ -44,7 +44,9 @@ class Segmenter:
         self.task.to(self.device)
         self.protocol = with_temperature(build(nodes["evaluation"]), run, checkpoint)
         # Images are normalised as those were that the network learned from.
-        self.recipe = build(nodes["data"]).recipe
+        data = build(nodes["data"])
+        check_scheme(self.task, data)
+        self.recipe = data.recipe
         self.with_probabilities = with_probabilities
 
     def patient(self, images: Mapping[Modality, Path], out: Path) -> Path:

@@ -15,7 +15,7 @@ from bts_lightning.inference.temperature import HIGHEST, LOWEST, fit, sample
 from bts_lightning.memory import keep_freed_memory
 from bts_lightning.modalities import subsets_within
 from bts_lightning.runs.devices import chosen_device
-from bts_lightning.runs.opening import load_task
+from bts_lightning.runs.opening import check_scheme, load_task
 from bts_lightning.runs.quiet import hush
 from bts_lightning.runs.temperature import keep_temperature
 
@@ -33,6 +33,7 @@ def fit_temperature(
     task = load_task(nodes, checkpoint).to(where)
     protocol: Protocol = build(nodes["evaluation"])
     data = open_part(run, nodes, part)
+    check_scheme(task, data)
     asked = protocol.subsets_of(getattr(data.split, part))
     shown = {
         case: subsets_within(data.cases[case].available, subsets)

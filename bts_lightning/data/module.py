@@ -37,10 +37,13 @@ class BratsDataModule(LightningDataModule):
     Attributes:
         cases: every usable case by name, after `setup`.
         fingerprint: names the content of the data set, after `setup`.
+        recipe: how cases are prepared.
 
     Args:
         root: a data set folder or manifest.
         cache: where prepared cases are kept; by default beside the data, or in the user's cache.
+        scheme: what labels tell apart: `brats`; `cavity`, which gives the resection cavity a region
+            of its own; `ped` or `men_rt`. The loss needs the same one.
         skip_broken: leave broken cases out in place of refusing the data set.
         split: `random`; `fold 1 of 5`; a saved split.json; or list files for train, val and test.
         missing_cases: what to do about names in a list that the data set does not have.
@@ -67,6 +70,7 @@ class BratsDataModule(LightningDataModule):
         cache: Path | str | None = None,
         normalisation: Normalisation = "zscore",
         crop: Crop = "brain",
+        scheme: str = "brats",
         skip_broken: bool = False,
         split: str | Mapping[str, str] = "random",
         split_seed: int = 0,
@@ -99,7 +103,8 @@ class BratsDataModule(LightningDataModule):
             if value is not None and value < lowest:
                 raise ValueError(f"{name} is {value}; the smallest is {lowest}")
         self.root, self.cache = Path(root), cache
-        self.normalisation, self.crop, self.skip_broken = normalisation, crop, skip_broken
+        self.recipe = Recipe(normalisation=normalisation, crop=crop, scheme=scheme)
+        self.skip_broken = skip_broken
         self.split_from, self.split_seed = split, split_seed
         self.missing_cases = missing_cases
         self.patch = triple(patch)
@@ -128,11 +133,6 @@ class BratsDataModule(LightningDataModule):
                 missing=self.missing_cases,
             )
         return self._split
-
-    @property
-    def recipe(self) -> Recipe:
-        """Tell how images are normalised and cropped."""
-        return Recipe(normalisation=self.normalisation, crop=self.crop)
 
     def prepare_data(self) -> None:
         """Build what the cache lacks, once on each machine."""
@@ -225,8 +225,9 @@ class BratsDataModule(LightningDataModule):
         return prepare(
             self.root,
             self.cache,
-            normalisation=self.normalisation,
-            crop=self.crop,
+            normalisation=self.recipe.normalisation,
+            crop=self.recipe.crop,
+            scheme=self.recipe.scheme,
             skip_broken=self.skip_broken,
         )
 

@@ -142,7 +142,7 @@ class PassionTask(SegmentationTask):
         """Give prototype maps of what the head read, and which labels have one."""
         read = Answer(self.net, output).embedding
         with torch.autocast(read.device.type, enabled=False):
-            maps, shown = similarities(read.float(), label)
+            maps, shown = similarities(read.float(), label, self.loss.scheme.classes)
         return maps, shown.all(dim=0, keepdim=True) if self.whole_batch else shown
 
     def _divergence(self, student: Output, teacher: Output) -> Tensor:

@@ -13,7 +13,6 @@ from bts_lightning.losses import SegmentationLoss
 from bts_lightning.networks.backbone import over
 
 # Background, NCR/NET, ED, ET: prototypes are those of the stored labels, whatever the loss reads.
-LABELS = 4
 
 
 class Term(ABC):
@@ -103,8 +102,8 @@ class PrototypeTerm(Term):
         self, student: Answer, teacher: Answer, label: Tensor, loss: SegmentationLoss
     ) -> Tensor:
         """Compare maps of the labels that the patch shows."""
-        taught, shown = similarities(teacher.embedding.float(), label)
-        learnt, _ = similarities(student.embedding.float(), label)
+        taught, shown = similarities(teacher.embedding.float(), label, loss.scheme.classes)
+        learnt, _ = similarities(student.embedding.float(), label, loss.scheme.classes)
         distance = (learnt - taught).square().mean(dim=2)  # B K
         return torch.where(shown, distance, 0.0).sum(dim=1) / shown.sum(dim=1)
 
@@ -178,12 +177,12 @@ def neighbourhood(label: Tensor, margin: int) -> Tensor:
     return near.squeeze(1) > 0
 
 
-def similarities(embedding: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+def similarities(embedding: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Give cosines between voxels and class means, B×K×V, and which labels are there, B×K."""
     if embedding.shape[2:] != label.shape[1:]:
         label = F.interpolate(label.unsqueeze(1), embedding.shape[2:], mode="nearest").squeeze(1)
     x = embedding.flatten(2)  # B E V
-    member = F.one_hot(label.long().flatten(1), LABELS).to(x.dtype)  # B V K
+    member = F.one_hot(label.long().flatten(1), classes).to(x.dtype)  # B V K
     count = member.sum(dim=1)  # B K
     means = torch.bmm(x, member) / count.clamp_min(1).unsqueeze(1)  # B E K
     cosines = torch.bmm(F.normalize(means, dim=1).mT, F.normalize(x, dim=1))  # B K V

@@ -1,7 +1,7 @@
 """How cases are segmented and scored: everything that can change a number of the table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -10,10 +10,11 @@ import torch
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.metrics.calibration.counts import BAND_MM
-from bts_lightning.metrics.lesions.tasks import LesionPolicy, LesionRules, LesionTask
+from bts_lightning.metrics.lesions.tasks import TASKS, LesionPolicy, LesionRules, LesionTask
 from bts_lightning.metrics.policies import EmptyPolicy, Hd95
 from bts_lightning.modalities import (
     MODALITIES,
+    SCHEMES,
     SUBSETS,
     Modality,
     Subset,
@@ -69,7 +70,8 @@ class Protocol:
         et_small: `erase` makes such an ET background; `relabel` makes it necrosis, so that WT and
             TC stay as they are (DeMoSeg).
         lesions: also score lesion by lesion: `brats2023`, `brats2024` or `brats2025`.
-        lesion_task: of that challenge: `gli`, `ssa`, `men` or `met`.
+        lesion_task: of that challenge: `gli`, `ssa`, `men` or `met`; `ped` or `men_rt` for data of
+            that scheme.
         calibration: also measure the probabilities of each region: expected calibration error and
             Brier score over the brain, and over a band around the region's own truth (voxels at
             most 5 mm from its surface), and the entropy inside what is predicted.
@@ -213,8 +215,12 @@ class Protocol:
             for case, number in zip(sorted(cases), drawn.tolist(), strict=True)
         }
 
-    def admit(self, net: Backbone) -> None:
-        """Refuse a network that sees what is absent, unless this protocol names that."""
+    def admit(self, net: Backbone, scheme: str = "brats") -> None:
+        """Refuse a network that sees what is absent, unless this protocol names that.
+
+        Args:
+            scheme: of the labels that it was, or will be, trained on.
+        """
         _ = self.divisor  # a training would learn of it at its first validation
         if net.leaks and self.leak == "none":
             raise ConfigError(
@@ -222,6 +228,15 @@ class Protocol:
                 "scores are not those of missing modalities; set net.leak=none and train again, "
                 "or name the leak: evaluation.leak=released"
             )
+
+        if rules := self.lesion_rules:
+            regions = {n: frozenset(c) for n, c in SCHEMES[scheme].regions.items()}
+            if not regions.items() <= rules.regions.items():
+                raise ConfigError(
+                    f"evaluation.lesions={self.lesions} with lesion_task={self.lesion_task} has no "
+                    f"rules for the regions of data.scheme={scheme} ({', '.join(regions)}); "
+                    f"{_fitting(regions)}"
+                )
 
     def facts(self) -> dict[str, Any]:
         """List what can change a table; how the work is batched is left out."""
@@ -250,6 +265,13 @@ class Protocol:
             **({"temperature": self.temperature} if self.temperature != 1 else {}),
             **({"calibration": True, "calibration_band": BAND_MM} if self.calibration else {}),
         }
+
+
+def _fitting(regions: Mapping[str, frozenset[int]]) -> str:
+    found = [
+        f"{p} with {t}" for (p, t), task in TASKS.items() if regions.items() <= task.regions.items()
+    ]
+    return f"take one of {', '.join(found)}" if found else "leave them out (null)"
 
 
 def without(missing: Modality) -> Subset:

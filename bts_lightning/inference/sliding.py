@@ -19,14 +19,7 @@ from bts_lightning.inference.protocol import AUTOCAST, Protocol
 from bts_lightning.inference.windows import lay_out
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.memory import give_back_freed_memory, is_out_of_memory
-from bts_lightning.modalities import (
-    BACKGROUND,
-    ENHANCING,
-    NECROSIS,
-    Subset,
-    subset_name,
-    subsets_within,
-)
+from bts_lightning.modalities import BACKGROUND, Subset, subset_name, subsets_within
 from bts_lightning.networks.backbone import Backbone, Features
 
 # Of the memory that is free when the first subset has been decoded; the rest is for fragmentation.
@@ -107,9 +100,11 @@ def each_logits(
 def label_map(loss: SegmentationLoss, averaged: Tensor, protocol: Protocol) -> NDArray[np.uint8]:
     """Read the label map D×H×W off averaged probabilities 1×C×D×H×W, as the protocol wants it."""
     labels: NDArray[np.uint8] = loss.labels(averaged)[0].cpu().numpy()
-    small = labels == ENHANCING
-    if 0 < np.count_nonzero(small) < protocol.et_minimum:
-        labels[small] = BACKGROUND if protocol.et_small == "erase" else NECROSIS
+    paint = loss.scheme.paint
+    if protocol.et_minimum and "ET" in paint:
+        small = labels == paint["ET"]
+        if 0 < np.count_nonzero(small) < protocol.et_minimum:
+            labels[small] = BACKGROUND if protocol.et_small == "erase" else paint["TC"]
     return labels
 
 

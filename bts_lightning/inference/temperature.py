@@ -59,7 +59,7 @@ def fit(loss: SegmentationLoss, logits: Tensor, labels: Tensor) -> tuple[float, 
         labels: N.
     """
     spread = logits.double()[None, :, :, None, None]  # B C D H W, of one plane of one row
-    truth = regions_of(labels[None, :, None, None]).double()
+    truth = regions_of(labels[None, :, None, None], loss.scheme).double()
 
     def nll(of_log: float) -> float:
         inside = loss.of_regions(loss.probabilities(spread / math.exp(of_log)))

@@ -8,20 +8,31 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from bts_lightning.modalities import ENHANCING, NECROSIS, OEDEMA, REGIONS
-
-# A label inside WT but outside TC, and so on: painted from the outermost region to the innermost.
-PAINT = {"WT": OEDEMA, "TC": NECROSIS, "ET": ENHANCING}
+from bts_lightning.errors import ConfigError, did_you_mean
+from bts_lightning.modalities import BRATS, SCHEMES, Scheme
 
 
 class SegmentationLoss(nn.Module, ABC):
     """Compare logits with stored labels; coarser logits meet a label of their own resolution.
 
     Attributes:
-        channels: how many logits per voxel it reads.
+        scheme: what the stored labels mean.
+
+    Args:
+        scheme: its name, that of the data.
     """
 
-    channels: int
+    def __init__(self, scheme: str = "brats") -> None:
+        super().__init__()
+        if scheme not in SCHEMES:
+            raise ConfigError(f"task.loss.scheme is {scheme!r}; {did_you_mean(scheme, SCHEMES)}")
+        self.scheme_name = scheme
+        self.scheme: Scheme = SCHEMES[scheme]
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Count the logits of a voxel that it reads."""
 
     def forward(self, logits: Tensor, label: Tensor, valid: Tensor | None = None) -> Tensor:
         """Give the loss of the valid samples (B bool, all by default), zero when there are none."""
@@ -53,7 +64,7 @@ class SegmentationLoss(nn.Module, ABC):
 
     @abstractmethod
     def of_regions(self, probabilities: Tensor) -> Tensor:
-        """Turn probabilities B×C×D×H×W into those of WT, TC and ET, B×3×D×H×W."""
+        """Turn probabilities B×C×D×H×W into those of the scheme's regions, B×R×D×H×W."""
 
     @abstractmethod
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -61,7 +72,7 @@ class SegmentationLoss(nn.Module, ABC):
 
 
 class RegionLoss(SegmentationLoss):
-    """Supervise WT, TC and ET as overlapping regions: cross entropy and soft Dice on sigmoids.
+    """Supervise regions (WT, TC, ET) that overlap: cross entropy and soft Dice on sigmoids.
 
     The defaults are A2FSeg's: no smoothing, Dice per sample and region. AMoE-BTS has `bce: 0` and
     `smooth: 1.0e-5`.
@@ -73,6 +84,7 @@ class RegionLoss(SegmentationLoss):
             all ranks together.
         smooth: added to numerator and denominator, so that an empty region found empty scores 1.
         epsilon: added to the denominator alone.
+        scheme: of the data.
 
     Example:
         >>> loss = RegionLoss()
@@ -80,8 +92,6 @@ class RegionLoss(SegmentationLoss):
         >>> loss(torch.randn(2, 3, 8, 8, 8), label).shape
         torch.Size([])
     """
-
-    channels = len(REGIONS)
 
     def __init__(
         self,
@@ -91,17 +101,23 @@ class RegionLoss(SegmentationLoss):
         batch_dice: bool = False,
         smooth: float = 0.0,
         epsilon: float = 1e-8,
+        scheme: str = "brats",
     ) -> None:
-        super().__init__()
+        super().__init__(scheme)
         self.bce = bce
         self.dice = dice
         self.batch_dice = batch_dice
         self.smooth = smooth
         self.epsilon = epsilon
 
+    @property
+    def channels(self) -> int:
+        """Count the regions."""
+        return len(self.scheme.regions)
+
     def compare(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         """Add cross entropy and Dice."""
-        truth = regions_of(label).to(logits.dtype)
+        truth = regions_of(label, self.scheme).to(logits.dtype)
         total = logits.new_zeros(())
         if self.bce:
             entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
@@ -126,8 +142,9 @@ class RegionLoss(SegmentationLoss):
         """Paint the label of each region where it is likelier than not, the innermost last."""
         b, _, *size = probabilities.shape
         painted = torch.zeros(b, *size, dtype=torch.uint8, device=probabilities.device)
-        for channel, region in enumerate(REGIONS):
-            painted = torch.where(probabilities[:, channel] > 0.5, PAINT[region], painted)
+        for channel, region in enumerate(self.scheme.regions):
+            inside = probabilities[:, channel] > 0.5
+            painted = torch.where(inside, self.scheme.paint[region], painted)
         return painted.to(torch.uint8)
 
     def of_regions(self, probabilities: Tensor) -> Tensor:
@@ -140,7 +157,7 @@ class RegionLoss(SegmentationLoss):
 
 
 class LabelLoss(SegmentationLoss):
-    """Supervise background and three labels: weighted cross entropy and soft Dice on a softmax.
+    """Supervise background and labels: weighted cross entropy and soft Dice on a softmax.
 
     The RFNet family weighs class c of a sample by 1 - its share of the voxels, averages over all
     voxels without dividing by the weights, and takes Dice over the whole batch, background
@@ -159,9 +176,8 @@ class LabelLoss(SegmentationLoss):
         squared: square the probabilities in the denominator of Dice.
         smooth: added to numerator and denominator of Dice; MONAI, nnU-Net and NiftyNet have 1.0e-5.
         epsilon: added to the denominator alone.
+        scheme: of the data.
     """
-
-    channels = 4
 
     def __init__(
         self,
@@ -175,8 +191,9 @@ class LabelLoss(SegmentationLoss):
         squared: bool = False,
         smooth: float = 0.0,
         epsilon: float = 1e-7,
+        scheme: str = "brats",
     ) -> None:
-        super().__init__()
+        super().__init__(scheme)
         self.cross_entropy = cross_entropy
         self.weighted = weighted
         self.ce = ce
@@ -186,6 +203,11 @@ class LabelLoss(SegmentationLoss):
         self.squared = squared
         self.smooth = smooth
         self.epsilon = epsilon
+
+    @property
+    def channels(self) -> int:
+        """Count the classes."""
+        return self.scheme.classes
 
     def compare(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         """Add cross entropy and Dice."""
@@ -229,8 +251,8 @@ class LabelLoss(SegmentationLoss):
 
     def of_regions(self, probabilities: Tensor) -> Tensor:
         """Add up the labels of each region."""
-        sums = [probabilities[:, list(labels)].sum(dim=1) for labels in REGIONS.values()]
-        return torch.stack(sums, dim=1)
+        regions = self.scheme.regions.values()
+        return torch.stack([probabilities[:, list(c)].sum(dim=1) for c in regions], dim=1)
 
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compare label by label; single parts may be negative, their sum is not."""
@@ -239,19 +261,23 @@ class LabelLoss(SegmentationLoss):
 
 
 class SeparateLabelLoss(SegmentationLoss):
-    """Supervise each label by a sigmoid of its own: the sum of 1 - Dice over the three of a tumour.
+    """Supervise each label by a sigmoid of its own: the sum of 1 - Dice over those of a tumour.
 
     ACN's; the sizes in the denominator are squares, and the map of the background has no target.
 
     Args:
         epsilon: added to the denominator.
+        scheme: of the data.
     """
 
-    channels = 4
-
-    def __init__(self, *, epsilon: float = 1e-7) -> None:
-        super().__init__()
+    def __init__(self, *, epsilon: float = 1e-7, scheme: str = "brats") -> None:
+        super().__init__(scheme)
         self.epsilon = epsilon
+
+    @property
+    def channels(self) -> int:
+        """Count the classes."""
+        return self.scheme.classes
 
     def compare(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         """Average the sum over the labels."""
@@ -272,8 +298,8 @@ class SeparateLabelLoss(SegmentationLoss):
 
     def of_regions(self, probabilities: Tensor) -> Tensor:
         """Take the likeliest label of each region, as `labels` does: they do not add up."""
-        most = [probabilities[:, list(labels)].amax(dim=1) for labels in REGIONS.values()]
-        return torch.stack(most, dim=1)
+        regions = self.scheme.regions.values()
+        return torch.stack([probabilities[:, list(c)].amax(dim=1) for c in regions], dim=1)
 
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compare inside and outside of each label, whose two parts are added."""
@@ -296,9 +322,9 @@ def shrunk(label: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(label.unsqueeze(1), tuple(size), mode="nearest-exact").squeeze(1)
 
 
-def regions_of(label: Tensor) -> Tensor:
-    """Give the regions of a label map, B×3×D×H×W bool."""
-    return torch.stack([is_one_of(label, values) for values in REGIONS.values()], dim=1)
+def regions_of(label: Tensor, scheme: Scheme = BRATS) -> Tensor:
+    """Give the regions of a label map, B×R×D×H×W bool."""
+    return torch.stack([is_one_of(label, c) for c in scheme.regions.values()], dim=1)
 
 
 def is_one_of(label: Tensor, values: tuple[int, ...]) -> Tensor:

@@ -13,18 +13,15 @@ from bts_lightning.metrics.lesions.tasks import LesionRules
 from bts_lightning.metrics.policies import Floats, Hd95
 from bts_lightning.metrics.surface import Words, occupied, pack, peel
 from bts_lightning.metrics.threads import in_threads, shares
-from bts_lightning.modalities import REGIONS
+from bts_lightning.modalities import Scheme
 
 LabelMaps = NDArray[np.uint8]
 Box = tuple[range, range, range]
 
-# Region × stored label: which values make up each region.
-MEMBERS = np.array([[label in labels for label in range(4)] for labels in REGIONS.values()])
-
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """Some predictions of a case beside its truth; arrays are subsets × regions (WT, TC, ET).
+    """Some predictions of a case beside its truth; arrays are subsets × regions.
 
     Attributes:
         overlap: voxels that prediction and truth have in common.
@@ -36,6 +33,7 @@ class Masks:
         truth: D×H×W.
         words: the bits of all masks, with a margin around.
         threads: how many may work.
+        scheme: what the values mean.
         lesions: how they are scored, if they are.
         calibration: what was counted of the probabilities, if it was.
     """
@@ -49,6 +47,7 @@ class Masks:
     truth: LabelMaps
     words: Words
     threads: int
+    scheme: Scheme
     lesions: LesionRules | None = None
     calibration: Calibration | None = None
 
@@ -61,26 +60,28 @@ class Masks:
         spacing: Spacing,
         hd95: Hd95,
         threads: int,
+        scheme: Scheme,
         lesions: LesionRules | None = None,
         calibration: Calibration | None = None,
     ) -> "Masks":
-        """Pack label maps, `surface.MOST_SUBSETS` at most, and count their voxels."""
+        """Pack label maps, `surface.most_subsets` at most, and count their voxels."""
         halo = outward_steps(spacing).halo
         corner = (box[0].start, box[1].start, box[2].start)
         words = np.zeros([len(b) + 2 * h for b, h in zip(box, halo, strict=True)], np.uint64)
+        members = members_of(scheme)
         counted = in_threads(
-            lambda z: pack(predicted, truth, MEMBERS, corner, halo, z.start, z.stop, words),
+            lambda z: pack(predicted, truth, members, corner, halo, z.start, z.stop, words),
             shares(len(box[0]), threads),
             threads,
         )
         pairs = np.sum(counted, axis=0).astype(np.float64)  # S prediction truth
-        member = MEMBERS.astype(np.float64)
+        member = members.astype(np.float64)
         overlap = np.einsum("spt,rp,rt->sr", pairs, member, member)
         found = np.einsum("spt,rp->sr", pairs, member)
         there = np.einsum("spt,rt->sr", pairs, member)
         counts = overlap, found, there
         maps = predicted, truth, words
-        return cls(*counts, spacing, hd95, *maps, threads, lesions, calibration)
+        return cls(*counts, spacing, hd95, *maps, threads, scheme, lesions, calibration)
 
     @cached_property
     def distances(self) -> dict[tuple[int, int], tuple[Floats, Floats]]:
@@ -103,16 +104,23 @@ class Masks:
     def lesion_scores(self) -> LesionScores:
         """What the metrics of lesions are read from."""
         assert self.lesions is not None
-        return measure(self.truth, self.predicted, self.spacing, self.lesions, self.threads)
+        return measure(
+            self.truth, self.predicted, self.spacing, self.lesions, self.threads, self.scheme
+        )
 
 
-def box_of(predicted: LabelMaps, truth: LabelMaps, threads: int) -> Box:
-    """Find the box of all foreground, one voxel if there is none; refuse values no label has."""
+def members_of(scheme: Scheme) -> NDArray[np.bool_]:
+    """Say which classes make up each region, region × class."""
+    regions = scheme.regions.values()
+    return np.array([[label in c for label in range(scheme.classes)] for c in regions])
+
+
+def box_of(predicted: LabelMaps, truth: LabelMaps, threads: int, most: int) -> Box:
+    """Find the box of all foreground, one voxel if there is none; refuse labels above `most`."""
     seen = in_threads(
         lambda z: occupied(predicted, truth, z.start, z.stop), shares(len(truth), threads), threads
     )
-    most = MEMBERS.shape[1] - 1
-    if int(np.bitwise_or.reduce([bits for *_, bits in seen])) > most:
+    if max(largest for *_, largest in seen) > most:
         raise ValueError(f"a label map holds a value above {most}; stored values are 0 to {most}")
     planes = np.concatenate([planes for planes, _, _, _ in seen])
     rows = np.logical_or.reduce([rows for _, rows, _, _ in seen])

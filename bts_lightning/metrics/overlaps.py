@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bts_lightning.metrics.policies import Floats
-from bts_lightning.modalities import REGIONS
 
 if TYPE_CHECKING:
     # A report reads the table of metrics and measures nothing: it need not wait for the compiler.
@@ -28,7 +27,9 @@ def dice_pp(masks: "Masks") -> Floats:
 
 def without_small_et(masks: "Masks") -> "Masks":
     """Take a predicted ET below 500 voxels for a false alarm; WT and TC stay as they are."""
-    is_small = (masks.found < SMALL_ET) & np.array([region == "ET" for region in REGIONS])
+    is_small = (masks.found < SMALL_ET) & np.array(
+        [region == "ET" for region in masks.scheme.regions]
+    )
     return replace(
         masks,
         overlap=np.where(is_small, 0, masks.overlap),

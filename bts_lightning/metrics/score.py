@@ -12,8 +12,9 @@ from bts_lightning.metrics.lesions.measure import Found
 from bts_lightning.metrics.lesions.tasks import LesionRules
 from bts_lightning.metrics.masks import LabelMaps, Masks, box_of
 from bts_lightning.metrics.policies import EmptyPolicy, Floats, Hd95, fill
-from bts_lightning.metrics.surface import MOST_SUBSETS
+from bts_lightning.metrics.surface import most_subsets
 from bts_lightning.metrics.table import VOLUMES, Metric, counted_by, measured_by
+from bts_lightning.modalities import BRATS, Scheme
 
 
 def score(
@@ -27,6 +28,7 @@ def score(
     lesions: LesionRules | None = None,
     each: list[Found] | None = None,
     calibration: Calibration | None = None,
+    scheme: Scheme = BRATS,
     threads: int | None = None,
 ) -> dict[str, Floats]:
     """Measure S×D×H×W label maps against one D×H×W truth: subsets × regions by name.
@@ -42,8 +44,8 @@ def score(
     a voxel apart elsewhere.
 
     Args:
-        predicted: values 0 to 3.
-        truth: values 0 to 3.
+        predicted: in stored classes of the scheme.
+        truth: likewise.
         spacing: millimetres between voxels along D, H, W.
         metrics: rows of the table of metrics; by default all that `lesions` admits.
         hd95: which of the two definitions.
@@ -51,6 +53,7 @@ def score(
         lesions: also score lesion by lesion, by the rules of a challenge.
         each: takes every lesion of the truth in every subset.
         calibration: what was counted of the probabilities, to be measured too.
+        scheme: which classes there are, and which regions are scored.
         threads: by default the machine's cores, four at most.
 
     Example:
@@ -63,13 +66,14 @@ def score(
     predicted, truth = np.ascontiguousarray(predicted), np.ascontiguousarray(truth)
     millimetres = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
     threads = threads or min(4, os.cpu_count() or 1)
-    box = box_of(predicted, truth, threads)
+    box = box_of(predicted, truth, threads, scheme.classes - 1)
+    at_once = most_subsets(len(scheme.regions))
     parts = []
     metrics = measured_by(lesions, calibration is not None) if metrics is None else metrics
-    for i in range(0, max(1, len(predicted)), MOST_SUBSETS):
-        some = predicted[i : i + MOST_SUBSETS]
-        bins = calibration and calibration.some(slice(i, i + MOST_SUBSETS))
-        masks = Masks.of(some, truth, box, millimetres, hd95, threads, lesions, bins)
+    for i in range(0, max(1, len(predicted)), at_once):
+        some = predicted[i : i + at_once]
+        bins = calibration and calibration.some(slice(i, i + at_once))
+        masks = Masks.of(some, truth, box, millimetres, hd95, threads, scheme, lesions, bins)
         parts.append(_measure(masks, metrics, empty))
         if lesions and each is not None:
             each += [replace(one, subset=one.subset + i) for one in masks.lesion_scores.each]

@@ -9,8 +9,6 @@ Words = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Three truth bits sit above the 3·S predicted ones: 20 subsets and the truth fill 63 of 64 bits.
-MOST_SUBSETS = 20
 # De Bruijn sequence B(2, 6): times a power of two, its top six bits tell which power, so a small
 # table gives the place of a single bit (Leiserson, Prokop, Randall 1998).
 _SEQUENCE = 0x03F79D71B4CB0A89
@@ -18,6 +16,11 @@ _PLACES = np.zeros(64, np.int64)
 for _bit in range(64):
     _PLACES[((_SEQUENCE << _bit) & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
 _MULTIPLIER, _TOP, _ONE = np.uint64(_SEQUENCE), np.uint64(58), np.uint64(1)
+
+
+def most_subsets(regions: int) -> int:
+    """Count the subsets whose bits, and those of the truth above them, fit into a word of 64."""
+    return 64 // regions - 1
 
 
 # Compiled code is kept beside each file and renewed when that file changes, not when this one does:
@@ -33,31 +36,31 @@ def lowest(bits: np.uint64) -> tuple[np.uint64, int]:
 def occupied(
     predicted: NDArray[np.uint8], truth: NDArray[np.uint8], first: int, last: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_], int]:
-    """Tell which planes, rows and columns hold anything, and the union of all labels' bits."""
+    """Tell which planes, rows and columns hold anything, and the largest label."""
     subsets, _, height, width = predicted.shape
     planes = np.zeros(last - first, np.bool_)
     rows = np.zeros(height, np.bool_)
     columns = np.zeros(width, np.bool_)
-    bits = np.uint8(0)
+    largest = np.uint8(0)
     plane = np.empty(height * width, np.uint8)
     for z in range(first, last):
         plane[:] = truth[z].ravel()
         for s in range(subsets):
             layer = predicted[s, z].ravel()
             for i in range(plane.size):
-                plane[i] |= layer[i]
-        together = np.uint8(0)
+                plane[i] = max(plane[i], layer[i])
+        most = np.uint8(0)
         for i in range(plane.size):
-            together |= plane[i]
-        if together:
-            bits |= together
+            most = max(most, plane[i])
+        if most:
+            largest = max(largest, most)
             planes[z - first] = True
             for y in range(height):
                 for x in range(width):
                     if plane[y * width + x]:
                         rows[y] = True
                         columns[x] = True
-    return planes, rows, columns, int(bits)
+    return planes, rows, columns, int(largest)
 
 
 @compiled
@@ -79,15 +82,15 @@ def pack(
     """
     subsets = predicted.shape[0]
     height, width = words.shape[1] - 2 * halo[1], words.shape[2] - 2 * halo[2]
-    count = regions.shape[0]
-    table = np.zeros((subsets + 1, 4), np.uint64)  # the last row is the truth's
+    count, classes = regions.shape
+    table = np.zeros((subsets + 1, classes), np.uint64)  # the last row is the truth's
     for s in range(subsets + 1):
-        for label in range(4):
+        for label in range(classes):
             for r in range(count):
                 if regions[r, label]:
                     bit = r * subsets + s if s < subsets else count * subsets + r
                     table[s, label] |= _ONE << np.uint64(bit)
-    pairs = np.zeros((subsets, 4, 4), np.int64)
+    pairs = np.zeros((subsets, classes, classes), np.int64)
     for z in range(first, last):
         for y in range(height):
             row = words[z + halo[0], y + halo[1], halo[2] : halo[2] + width]

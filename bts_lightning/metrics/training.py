@@ -16,6 +16,7 @@ class SubsetScores(Metric):
     Args:
         metrics: how many.
         subsets: how many rows.
+        regions: how many columns.
 
     Example:
         >>> scores = SubsetScores(metrics=2)
@@ -28,10 +29,12 @@ class SubsetScores(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, metrics: int, subsets: int = len(SUBSETS)) -> None:
+    def __init__(
+        self, metrics: int, subsets: int = len(SUBSETS), regions: int = len(REGIONS)
+    ) -> None:
         super().__init__()
         # Single precision, because not every accelerator has double.
-        zeros = torch.zeros(metrics, subsets, len(REGIONS))
+        zeros = torch.zeros(metrics, subsets, regions)
         self.add_state("sums", default=zeros, dist_reduce_fx="sum")
         self.add_state("counts", default=zeros.clone(), dist_reduce_fx="sum")
 

@@ -21,18 +21,19 @@ from bts_lightning.report.plots import reliability
 from bts_lightning.report.risk import AURC, BEST, CHANCE, risk_rows
 from bts_lightning.report.sections import choice, figure
 from bts_lightning.report.summary import Summary
-from bts_lightning.report.table import REGION_NAMES
 
 _AREAS = {"band": f"within {BAND_MM:g} mm of the truth's surface", "all": "the whole brain"}
 
 
-def bin_rows(case: str, subsets: Sequence[str], counted: Calibration) -> list[dict[str, object]]:
+def bin_rows(
+    case: str, subsets: Sequence[str], regions: Sequence[str], counted: Calibration
+) -> list[dict[str, object]]:
     """Write down the bins of a case that hold any voxel."""
     return [
         {
             "case": case,
             "subset": subsets[s],
-            "region": REGION_NAMES[r],
+            "region": regions[r],
             "area": AREAS[a],
             "bin": b,
             "voxels": int(counted.bins[s, r, a, b, 0]),
@@ -59,12 +60,12 @@ def section(summary: Summary, counted: pd.DataFrame | None) -> str:
 
 
 def _diagrams(summary: Summary, counted: pd.DataFrame) -> str:
-    subsets = summary.table.subsets
+    subsets, regions = summary.table.subsets, summary.regions
     chosen = {f"all {len(subsets)} subsets": list(range(len(subsets)))}
     chosen |= dict(list(summary.groups.items())[1:])
     if (complete := subset_name(COMPLETE)) in subsets:
         chosen["all four sequences"] = [subsets.index(complete)]
-    sums = _sums(counted, subsets)
+    sums = _sums(counted, subsets, regions)
     panels: list[str] = []
     for g, indices in enumerate(chosen.values()):
         for a, area in enumerate(AREAS):
@@ -76,7 +77,7 @@ def _diagrams(summary: Summary, counted: pd.DataFrame) -> str:
                     reliability(pooled[r], region),
                     f"error {error[r]:.1f} %" if np.isfinite(error[r]) else "no value",
                 )
-                for r, region in enumerate(REGION_NAMES)
+                for r, region in enumerate(regions)
             )
             hidden = " hidden" if panels else ""
             panels.append(
@@ -91,10 +92,10 @@ def _diagrams(summary: Summary, counted: pd.DataFrame) -> str:
     )
 
 
-def _sums(counted: pd.DataFrame, subsets: Sequence[str]) -> np.ndarray:
+def _sums(counted: pd.DataFrame, subsets: Sequence[str], regions: Sequence[str]) -> np.ndarray:
     """Add up the counts of all cases, subsets × regions × areas × bins × 3."""
-    sums = np.zeros((len(subsets), len(REGION_NAMES), len(AREAS), BINS, 3))
-    known = {"subset": subsets, "region": REGION_NAMES, "area": AREAS, "bin": range(BINS)}
+    sums = np.zeros((len(subsets), len(regions), len(AREAS), BINS, 3))
+    known = {"subset": subsets, "region": regions, "area": AREAS, "bin": range(BINS)}
     places = [
         pd.Index(list(names)).get_indexer(pd.Index(counted[key])) for key, names in known.items()
     ]
@@ -118,6 +119,6 @@ def _risks(summary: Summary) -> str:
             for area, n in zip(areas, cases, strict=True)
         )
         body.append(f"<tr{'' if subset else ' class=sum'}>{head}{cells}</tr>")
-    heads = columns(name for region in REGION_NAMES for name in (region, "n"))
+    heads = columns(name for region in summary.regions for name in (region, "n"))
     caption = "Area under risk and coverage (× 100): by entropy; small: any order, best order"
     return subset_table("aurc", "all", True, caption, heads, body)

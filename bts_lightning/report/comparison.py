@@ -13,7 +13,6 @@ from bts_lightning.report.document import columns, findings, grid, heat, item, p
 from bts_lightning.report.paired import ALPHA, Paired, remarks
 from bts_lightning.report.plots import forest, shown
 from bts_lightning.report.statistics import Estimate
-from bts_lightning.report.table import REGION_NAMES
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,8 @@ def p_value(p: float) -> str:
 
 
 def _markdown(comparisons: Sequence[Comparison]) -> str:
-    heads = ["T1 T1c T2 FLAIR", *(h for region in REGION_NAMES for h in (region, "p (Holm)")), "n"]
+    regions = comparisons[0].metrics[0].regions
+    heads = ["T1 T1c T2 FLAIR", *(h for region in regions for h in (region, "p (Holm)")), "n"]
     aligned = ["---", *["---:"] * (len(heads) - 1)]
     lines = ["# Comparison of runs", ""]
     for number, comparison in enumerate(comparisons, 1):
@@ -92,7 +92,7 @@ def _markdown(comparisons: Sequence[Comparison]) -> str:
                 head = marked(subset) if subset else f"**{title}**"
                 cells = [
                     text
-                    for r in range(len(REGION_NAMES))
+                    for r in range(len(regions))
                     for text in (cell(line, corrected, r), p_value(corrected[r]))
                 ]
                 rows.append([head, *cells, str(line.count.min())])
@@ -129,13 +129,13 @@ def _grid(paired: Paired) -> str:
         name = shown(subset) if subset else title
         marks = marked(subset) if subset else escape(title)
         cells = "".join(
-            _cell(paired, line, corrected, region, top) for region in range(len(REGION_NAMES))
+            _cell(paired, line, corrected, region, top) for region in range(len(paired.regions))
         )
         body.append(
             f"<tr{'' if subset else ' class=sum'}><th scope=row title='{escape(name)}'>{marks}</th>"
             f"{cells}<td>{int(line.count.min())}</td></tr>"
         )
-    heads = columns(["T1 T1c T2 FL", *REGION_NAMES, "n"])
+    heads = columns(["T1 T1c T2 FL", *paired.regions, "n"])
     return grid(heads, body, "Mean difference, 95 % interval, corrected p")
 
 
@@ -161,6 +161,6 @@ def _figure(paired: Paired) -> str:
                 for title, subset, line, corrected in rows
             ],
         )
-        for r, region in enumerate(REGION_NAMES)
+        for r, region in enumerate(paired.regions)
     ]
     return forest(panels, paired.metric.difference)

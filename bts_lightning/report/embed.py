@@ -30,12 +30,12 @@ def embed(slices: Iterable[CaseSlices], budget: int = BUDGET) -> dict[str, dict[
 
 
 def run_lengths(labels: np.ndarray) -> bytes:
-    """Code a label map (values 0..3) as runs: length × 4 + label, 7 bits a byte, lowest first."""
+    """Code a label map (values 0..7) as runs: length × 8 + label, 7 bits a byte, lowest first."""
     flat = labels.ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=flat[0] + 1))
     lengths = np.diff(starts, append=len(flat))
     coded = bytearray()
-    for token in (lengths.astype(np.int64) * 4 + flat[starts]).tolist():
+    for token in (lengths.astype(np.int64) * 8 + flat[starts]).tolist():
         while token > 127:
             coded.append(token & 127 | 128)
             token >>= 7

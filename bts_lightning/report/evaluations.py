@@ -9,10 +9,14 @@ import numpy as np
 
 from bts_lightning.errors import UserError
 from bts_lightning.report.facts import as_text, read_protocol
-from bts_lightning.report.table import REGION_NAMES, EvaluationTable, evaluation_folder
+from bts_lightning.report.table import EvaluationTable, evaluation_folder
 
 # What two comparable evaluations must share, and how it is called in the refusal.
-POLICIES = {"hd95": "definitions of HD95", "empty": "policies for empty regions"}
+POLICIES = {
+    "scheme": "schemes of labels",
+    "hd95": "definitions of HD95",
+    "empty": "policies for empty regions",
+}
 # Where both score lesions, also these.
 LESION_POLICIES = {"lesions": "policies for lesions", "lesion_task": "tasks for lesions"}
 # Volumes are written with a few digits; labels that differ do so by whole voxels, mostly 0.001 ml.
@@ -89,7 +93,7 @@ def _check_labels(who: str, first: EvaluationTable, second: EvaluationTable) -> 
         case, region = differing[0]
         told = " and ".join(f"{v[case, region]:.3f} ml" for v in volumes)
         raise UserError(
-            f"{who} were scored against different labels: {REGION_NAMES[region]} of case "
+            f"{who} were scored against different labels: {first.regions[region]} of case "
             f"{first.cases[case]!r} has {told}; evaluate both on the same data"
         )
 

@@ -47,6 +47,7 @@ _ORDER = (
 )
 # What a protocol leaves out where it is so, as tables do from before these options.
 LEFT_OUT: dict[str, object] = {
+    "scheme": "brats",
     "leak": "none",
     "windows": "even",
     "average": "probabilities",

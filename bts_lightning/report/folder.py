@@ -1,7 +1,7 @@
 """The folder of an evaluation: its protocol, the rows of each case, and what is made of them."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +16,7 @@ from bts_lightning.report.beside import BESIDE, asked_for, read_beside
 from bts_lightning.report.facts import read_protocol, write_protocol
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.slices import keep_slices
-from bts_lightning.report.table import KEYS, REGION_NAMES, VALUES, EvaluationTable, read_rows
+from bts_lightning.report.table import KEYS, VALUES, EvaluationTable, read_rows
 from bts_lightning.report.write import choose_cases, write_report
 
 # What may differ between the start of an evaluation and its continuation.
@@ -60,6 +60,7 @@ def write_rows(
     folder: Path,
     case: str,
     subsets: Sequence[Subset],
+    regions: Iterable[str],
     scores: Mapping[str, np.ndarray],
     made: str,
 ) -> None:
@@ -68,7 +69,7 @@ def write_rows(
         {"case": case, "subset": subset_name(subset), "region": region}
         | {column: float(values[s, r]) for column, values in scores.items()}
         for s, subset in enumerate(subsets)
-        for r, region in enumerate(REGION_NAMES)
+        for r, region in enumerate(regions)
     ]
     table = pd.DataFrame(rows, columns=[*KEYS, *scores])
     _write_sealed(_file(folder, "rows", case), case, table, made)

@@ -6,14 +6,14 @@ from html import escape
 import numpy as np
 
 from bts_lightning.metrics.table import Metric
-from bts_lightning.modalities import MODALITIES, SHOWN_AS, parse_subset
+from bts_lightning.modalities import MODALITIES, REGIONS, SHOWN_AS, parse_subset
 from bts_lightning.report.document import columns, grid, heat
 from bts_lightning.report.plots import shown, signed
 from bts_lightning.report.published import Published
 from bts_lightning.report.shapley import one_more
 from bts_lightning.report.statistics import Estimate, bootstrap
 from bts_lightning.report.summary import Summary, count_cases
-from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES
+from bts_lightning.report.table import SUBSET_NAMES
 
 _HEADS = "".join(
     f'<th scope="col" class="m" title="{SHOWN_AS[m]}">{name}</th>'
@@ -38,7 +38,7 @@ def gain_tables(summary: Summary) -> str:
     starts = [name for name in summary.table.subsets if any(g.subset == name for g in gains)]
     top = max([0.1, *np.abs(cells.mean[np.isfinite(cells.mean)])])
     tables = []
-    for region, region_name in enumerate(REGION_NAMES):
+    for region, region_name in enumerate(summary.regions):
         body = []
         for name in starts:
             row = [dot_cells(name)]
@@ -57,14 +57,15 @@ def gain_tables(summary: Summary) -> str:
 def published_tables(summary: Summary, published: Sequence[Published]) -> str:
     """Show our means beside the published ones, a table per data set and region."""
     mean = 100 * summary.metrics["dice"].mean
-    ours = np.full((len(SUBSET_NAMES), len(REGION_NAMES)), np.nan)
+    regions = [name for name in summary.regions if name in REGIONS]
+    ours = np.full((len(SUBSET_NAMES), len(summary.regions)), np.nan)
     for i, name in enumerate(summary.table.subsets):
         ours[SUBSET_NAMES.index(name)] = mean[i]
     datasets = sorted({table.dataset for table in published}, reverse=True)
     parts = []
     for number, dataset in enumerate(datasets):
         tables = [table for table in published if table.dataset == dataset]
-        for region, name in enumerate(REGION_NAMES):
+        for region, name in enumerate(regions):
             columns = [ours[:, region], *(table.dice[:, region] for table in tables)]
             heads = '<th scope="col" class="ours">this run</th>' + "".join(
                 f'<th scope="col">{escape(table.method)}<sup>{_source(tables, table)}</sup></th>'
@@ -97,10 +98,12 @@ def _heat_map(summary: Summary, metric: Metric, first: bool) -> str:
     body = []
     for title, subset, line in rows:
         head = dot_cells(subset) if subset else f'<th scope="row" colspan="4">{escape(title)}</th>'
-        cells = "".join(_heat(line, region, metric, means) for region in range(len(REGION_NAMES)))
+        cells = "".join(
+            _heat(line, region, metric, means) for region in range(len(summary.regions))
+        )
         count = f"<td>{_counts(line)}</td>" if len(counts) > 1 else ""
         body.append(f"<tr{'' if subset else ' class=sum'}>{head}{cells}{count}</tr>")
-    heads = columns([*REGION_NAMES, *(["n"] if len(counts) > 1 else [])])
+    heads = columns([*summary.regions, *(["n"] if len(counts) > 1 else [])])
     everywhere = f", {count_cases(counts.pop())}" if len(counts) == 1 else ""
     caption = f"{metric.heading}: mean and 95 % interval{everywhere}"
     return subset_table("metric", metric.name, first, caption, heads, body)

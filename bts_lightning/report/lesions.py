@@ -12,7 +12,6 @@ from bts_lightning.report.document import columns
 from bts_lightning.report.grids import dot_cells, subset_table
 from bts_lightning.report.sections import choice
 from bts_lightning.report.summary import Summary
-from bts_lightning.report.table import REGION_NAMES
 
 if TYPE_CHECKING:
     # A report measures nothing: it need not wait for the compiler.
@@ -22,12 +21,14 @@ if TYPE_CHECKING:
 ENDS = (0.0, 0.1, 1.0, 10.0, np.inf)
 
 
-def lesion_row(case: str, subsets: Sequence[str], one: "Found") -> dict[str, object]:
+def lesion_row(
+    case: str, subsets: Sequence[str], regions: Sequence[str], one: "Found"
+) -> dict[str, object]:
     """Write down a lesion in one subset."""
     return {
         "case": case,
         "subset": subsets[one.subset],
-        "region": REGION_NAMES[one.region],
+        "region": regions[one.region],
         "mm3": one.mm3,
         "counts": int(one.counts),
         "found": int(one.is_found),
@@ -40,17 +41,17 @@ def section(summary: Summary, lesions: pd.DataFrame | None) -> str:
     """Show how many lesions were found in every subset, and of which size; nothing without them."""
     if "lesions" not in summary.table.rows:
         return ""
-    counts = "".join(_counts(summary, region, i == 0) for i, region in enumerate(REGION_NAMES))
+    counts = "".join(_counts(summary, region, i == 0) for i, region in enumerate(summary.regions))
     sizes = (
         ""
         if lesions is None
-        else "".join(_sizes(summary, lesions, i) for i in range(len(REGION_NAMES)))
+        else "".join(_sizes(summary, lesions, i) for i in range(len(summary.regions)))
     )
     return (
         '<section id="lesions"><h2>Lesions</h2><p>What the challenge counts as a lesion, and '
         "whether anything was predicted for it. The table of sizes counts every lesion of the "
         "truth, also those that are too small to be scored.</p>"
-        f"{choice('lesion', 'Region', {region: region for region in REGION_NAMES})}"
+        f"{choice('lesion', 'Region', {region: region for region in summary.regions})}"
         f'<div class="split even"><div>{counts}</div><div>{sizes}</div></div></section>'
     )
 
@@ -71,7 +72,7 @@ def _counts(summary: Summary, region: str, first: bool) -> str:
 
 def _sizes(summary: Summary, lesions: pd.DataFrame, number: int) -> str:
     """Show the share of lesions found, by their volume."""
-    region = REGION_NAMES[number]
+    region = summary.regions[number]
     mine = lesions[lesions["region"] == region]
     bins = np.searchsorted(ENDS, mine["mm3"].to_numpy(float) / 1000, side="right") - 1
     body = []

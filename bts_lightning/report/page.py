@@ -11,7 +11,14 @@ import numpy as np
 import pandas as pd
 
 from bts_lightning.metrics.table import VOLUMES
-from bts_lightning.modalities import COMPLETE, MODALITIES, SHOWN_AS, subset_name
+from bts_lightning.modalities import (
+    COMPLETE,
+    MODALITIES,
+    REGION_WORDS,
+    SCHEMES,
+    SHOWN_AS,
+    subset_name,
+)
 from bts_lightning.report import calibration, grids, lesions, sections
 from bts_lightning.report.document import asset, shell
 from bts_lightning.report.embed import embed
@@ -21,7 +28,6 @@ from bts_lightning.report.published import WARNING, read_published
 from bts_lightning.report.shapley import case_values
 from bts_lightning.report.slices import CaseSlices
 from bts_lightning.report.summary import Summary, count_cases, notes
-from bts_lightning.report.table import REGION_NAMES
 
 
 def page(
@@ -38,7 +44,7 @@ def page(
     """
     published = read_published()
     embedded = embed(slices)
-    regions = {region: region for region in REGION_NAMES}
+    regions = {region: region for region in summary.regions}
     datasets = sorted({table.dataset for table in published}, reverse=True)
     title = str(summary.protocol.get("experiment") or "Evaluation")
     parts = {
@@ -66,6 +72,12 @@ def page(
         "metric_heads": "".join(
             f'<th scope="col">{escape(metric.heading)}</th>' for metric in summary.main
         ),
+        "region_heads": "".join(f'<th scope="col">{region}</th>' for region in regions),
+        "legend": "".join(
+            f'<span class="key {region.lower()}" style="--key:{COLOURS[region]}">{region} '
+            f"{REGION_WORDS[region]}</span>"
+            for region in regions
+        ),
         "brief": escape(brief(summary.protocol)),
         "warning": escape(WARNING).replace("`bts compare`", "<code>bts compare</code>"),
         "choose_published": sections.choice(
@@ -85,16 +97,16 @@ def page(
 
 def findings(summary: Summary) -> list[str]:
     """Say the main results in full sentences."""
-    subsets = summary.table.subsets
+    subsets, regions = summary.table.subsets, summary.regions
     mean = 100 * summary.metrics["dice"].mean
     # A region without any value (policy `nan`, no such tumour) has nothing to say.
-    there = [r for r in range(len(REGION_NAMES)) if np.isfinite(mean[:, r]).all()]
+    there = [r for r in range(len(regions)) if np.isfinite(mean[:, r]).all()]
     groups = list(summary.groups.values())
     single = [i for i, name in enumerate(subsets) if "+" not in name]
     complete = subset_name(COMPLETE)
     gaps, best, losses = [], [], []
     for r in there:
-        dice, region = mean[:, r], REGION_NAMES[r]
+        dice, region = mean[:, r], regions[r]
         if len(groups) == 3:
             gaps.append(f"{region} {signed(dice[groups[1]].mean() - dice[groups[2]].mean())}")
         if len(single) > 1:
@@ -145,7 +157,8 @@ def _script_data(summary: Summary, slices: dict[str, dict[str, Any]]) -> str:
     ]
     data = {
         "modalities": {modality: SHOWN_AS[modality] for modality in MODALITIES},
-        "colours": COLOURS,
+        "colours": {region: COLOURS[region] for region in table.regions},
+        "inside": _insides(summary),
         "metrics": {metric.name: metric.factor for metric in summary.main},
         "subsets": table.subsets,
         "first": next((name for name in slices if name in table.cases), table.cases[0]),
@@ -154,6 +167,15 @@ def _script_data(summary: Summary, slices: dict[str, dict[str, Any]]) -> str:
     }
     # A case named </script> must not end the script.
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _insides(summary: Summary) -> dict[str, list[int]]:
+    """Say of each region which of the values of a label map belong to it."""
+    scheme = SCHEMES[str(summary.protocol.get("scheme", "brats"))]
+    return {
+        region: [int(label in labels) for label in range(scheme.classes)]
+        for region, labels in scheme.regions.items()
+    }
 
 
 def _lines(rows: np.ndarray, shown: np.ndarray, decimals: int) -> list[list[float | None] | None]:

@@ -15,7 +15,7 @@ from bts_lightning.report.statistics import (
     signed_rank,
 )
 from bts_lightning.report.summary import count_cases
-from bts_lightning.report.table import REGION_NAMES, EvaluationTable
+from bts_lightning.report.table import EvaluationTable
 
 ALPHA = 0.05
 
@@ -30,6 +30,7 @@ class Paired:
 
     metric: Metric
     subsets: tuple[str, ...]
+    regions: tuple[str, ...]
     means: Bootstrap
     p: np.ndarray
     corrected: np.ndarray
@@ -41,7 +42,7 @@ class Paired:
 
     def rows(self) -> Iterator[tuple[str, str | None, Estimate, np.ndarray]]:
         """Give (title, subset or None, estimate and corrected p per region) for every line."""
-        untested = np.full(len(REGION_NAMES), np.nan)
+        untested = np.full(len(self.regions), np.nan)
         for i, (title, subset, line) in enumerate(self.means.rows(self.subsets)):
             yield title, subset, line, self.corrected[i] if subset else untested
 
@@ -67,11 +68,11 @@ def pair(reference: EvaluationTable, other: EvaluationTable, metric: Metric) -> 
     differences = metric.factor * (second - first)
     p = np.array(
         [
-            [signed_rank(differences[:, i, region]) for region in range(len(REGION_NAMES))]
+            [signed_rank(differences[:, i, region]) for region in range(len(reference.regions))]
             for i in range(len(subsets))
         ]
     )
-    return Paired(metric, subsets, bootstrap(differences), p, holm(p))
+    return Paired(metric, subsets, reference.regions, bootstrap(differences), p, holm(p))
 
 
 def remarks(pairs: list[Paired], cases: int) -> list[str]:

@@ -8,7 +8,16 @@ from bts_lightning.modalities import MODALITIES, SHOWN_AS, parse_subset
 from bts_lightning.report.svg import STYLE, Scale, picture, round_values, text, titled
 
 # Distinct in hue and lightness for all common kinds of colour vision, on white and on MRI.
-COLOURS = {"WT": "#3b8ed0", "TC": "#e69f00", "ET": "#cc3d7a"}
+COLOURS = {
+    "WT": "#3b8ed0",
+    "TC": "#e69f00",
+    "ET": "#cc3d7a",
+    "RC": "#3a9d6e",
+    "NETC": "#8a63c7",
+    "CC": "#3a9d6e",
+    "ED": "#7a7a7a",
+    "GTV": "#cc3d7a",
+}
 # Golden ratio: spreads points evenly across a strip without chance.
 _SPREAD = 0.6180339887
 

@@ -7,8 +7,8 @@ from importlib.resources import files
 import numpy as np
 
 from bts_lightning.errors import UserError, did_you_mean
-from bts_lightning.modalities import parse_subset, subset_name
-from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES
+from bts_lightning.modalities import REGIONS, parse_subset, subset_name
+from bts_lightning.report.table import SUBSET_NAMES
 
 WARNING = (
     "These numbers are not ours and not comparable case by case: splits, preprocessing, training "
@@ -35,12 +35,12 @@ def read_published() -> list[Published]:
     for row in _rows("published.csv"):
         key = (row["dataset"], row["method"], row["source"], row["protocol"])
         table = tables.setdefault(
-            key, Published(*key, np.full((len(SUBSET_NAMES), len(REGION_NAMES)), np.nan))
+            key, Published(*key, np.full((len(SUBSET_NAMES), len(REGIONS)), np.nan))
         )
         # The sources write F for FLAIR.
         parts = ["flair" if part == "F" else part for part in row["available"].split("+")]
         subset = SUBSET_NAMES.index(subset_name(parse_subset("+".join(parts))))
-        table.dice[subset, REGION_NAMES.index(row["region"])] = float(row["dice_percent"])
+        table.dice[subset, list(REGIONS).index(row["region"])] = float(row["dice_percent"])
     return list(tables.values())
 
 
@@ -51,7 +51,7 @@ def averages(source: str) -> list[tuple[str, list[float]]]:
         means = [float(value) for value in table.dice.mean(axis=0)]
         found.setdefault(table.source, []).append((table.method, means))
     for row in _rows("published_averages.csv"):
-        means = [float(row[region]) for region in REGION_NAMES]
+        means = [float(row[region]) for region in REGIONS]
         found.setdefault(row["source"], []).append((row["method"], means))
     if source not in found:
         raise UserError(f"--published {source}: {did_you_mean(source, found)}")

@@ -3,9 +3,9 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const modalities = Object.keys(data.modalities);
-const regions = ["WT", "TC", "ET"];
 const colours = data.colours;
-const inside = { WT: [0, 1, 1, 1], TC: [0, 1, 0, 1], ET: [0, 0, 0, 1] };
+const regions = Object.keys(colours);
+const inside = data.inside;
 const state = { case: data.first, sees: "", picture: "", slice: -1 };
 const decoded = new Map();
 const pictures = new Map();
@@ -55,8 +55,8 @@ function runs(text, length) {
       token += (byte & 127) * unit;
       unit *= 128;
     } while (byte > 127);
-    const end = at + Math.floor(token / 4);
-    labels.fill(token & 3, at, end);
+    const end = at + Math.floor(token / 8);
+    labels.fill(token & 7, at, end);
     at = end;
   }
   return labels;
@@ -198,7 +198,7 @@ function writeWorst() {
     .filter((entry) => entry.dice !== null)
     .sort((a, b) => a.dice - b.dice).slice(0, 10);
   byId("worst").caption.textContent =
-    `The ${ranked.length} lowest of ${data.cases.length} cases; volumes of ${region < 0 ? "WT" : regions[region]}`;
+    `The ${ranked.length} lowest of ${data.cases.length} cases; volumes of ${regions[Math.max(0, region)]}`;
   byId("worst").tBodies[0].replaceChildren(...ranked.map(({ one }) => {
     const button = element("button", one.name, { type: "button" });
     button.onclick = () => {

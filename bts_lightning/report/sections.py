@@ -5,16 +5,13 @@ from html import escape
 
 import numpy as np
 
-from bts_lightning.modalities import COMPLETE, subset_name
+from bts_lightning.modalities import COMPLETE, REGION_WORDS, subset_name
 from bts_lightning.report.facts import facts
 from bts_lightning.report.grids import between
 from bts_lightning.report.plots import COLOURS, bars, distributions, ranges
 from bts_lightning.report.shapley import case_values
 from bts_lightning.report.statistics import Estimate, bootstrap
 from bts_lightning.report.summary import Summary, count_cases
-from bts_lightning.report.table import REGION_NAMES
-
-REGION_WORDS = {"WT": "whole tumour", "TC": "tumour core", "ET": "enhancing tumour"}
 
 
 def facts_list(summary: Summary) -> str:
@@ -31,7 +28,7 @@ def cards(summary: Summary) -> str:
     if complete in summary.table.subsets:
         lines.append(("all four sequences", dice.over([summary.table.subsets.index(complete)])))
     lines += [(title, dice.over(indices)) for title, indices in summary.groups.items()]
-    return "".join(_card(region, name, lines) for region, name in enumerate(REGION_NAMES))
+    return "".join(_card(region, name, lines) for region, name in enumerate(summary.regions))
 
 
 def distribution_plots(summary: Summary) -> str:
@@ -39,14 +36,14 @@ def distribution_plots(summary: Summary) -> str:
     dice = 100 * summary.table.grid("dice")
     return "".join(
         figure(region, distributions(dice[..., i], summary.table.subsets, region))
-        for i, region in enumerate(REGION_NAMES)
+        for i, region in enumerate(summary.regions)
     )
 
 
 def t1c_plot(summary: Summary) -> str:
     """Show the averages over all subsets, those with T1c and those without, with intervals."""
     rows, ends = [], []
-    for i, region in enumerate(REGION_NAMES):
+    for i, region in enumerate(summary.regions):
         for title, indices in summary.groups.items():
             line = summary.metrics["dice"].over(indices)
             mean, low, high = (100 * end for end in line.at(i))
@@ -71,7 +68,7 @@ def shapley_plots(summary: Summary) -> str:
             bars(cells.mean[i], cells.low[i], cells.high[i], region, limit),
             count_cases(int(cells.count[i].min())),
         )
-        for i, region in enumerate(REGION_NAMES)
+        for i, region in enumerate(summary.regions)
         if np.isfinite(cells.mean[i]).all()
     )
     left = len(summary.table.cases) - len(cases)

@@ -12,7 +12,7 @@ from bts_lightning.report.document import item, plain, table
 from bts_lightning.report.facts import facts, policy, unscored
 from bts_lightning.report.risk import AURC, risk_rows
 from bts_lightning.report.statistics import REPLICATES, Bootstrap, Estimate, bootstrap, groups
-from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES, EvaluationTable
+from bts_lightning.report.table import SUBSET_NAMES, EvaluationTable
 
 # Below this the percentile bootstrap is known to be clearly too narrow.
 FEW = 10
@@ -25,6 +25,11 @@ class Summary:
     table: EvaluationTable
     protocol: Mapping[str, Any]
     metrics: dict[str, Bootstrap]
+
+    @property
+    def regions(self) -> tuple[str, ...]:
+        """The regions that were scored."""
+        return self.table.regions
 
     @property
     def main(self) -> list[Metric]:
@@ -53,13 +58,13 @@ def markdown(summary: Summary) -> str:
     lines = [f"# Evaluation of {plain(protocol.get('experiment', 'a run'))}", ""]
     lines += [item(f"{label}: {text}") for label, text in facts(protocol)]
     lines += ["", policy(protocol), "", *map(plain, notes(summary)), ""]
-    aligned = [":-:"] * len(MODALITIES) + ["---:"] * (len(REGION_NAMES) + 1)
+    aligned = [":-:"] * len(MODALITIES) + ["---:"] * (len(summary.regions) + 1)
     for metric in summary.main:
-        titles = [*(SHOWN_AS[m] for m in MODALITIES), *REGION_NAMES, "n"]
+        titles = [*(SHOWN_AS[m] for m in MODALITIES), *summary.regions, "n"]
         rows = []
         for title, subset, line in summary.rows(metric.name):
             marks = list(dots(parse_subset(subset))) if subset else [f"**{title}**", "", "", ""]
-            cells = [_cell(line, region, metric) for region in range(len(REGION_NAMES))]
+            cells = [_cell(line, region, metric) for region in range(len(summary.regions))]
             rows.append([*marks, *cells, _count(line)])
         lines += [f"## {metric.heading}, mean and 95 % interval", ""]
         lines += [*table(titles, rows, aligned), ""]
@@ -78,7 +83,7 @@ def _risks(summary: Summary, aligned: list[str]) -> list[str]:
         ]
         for title, subset, areas, cases in risk_rows(summary.table)
     ]
-    titles = [*(SHOWN_AS[m] for m in MODALITIES), *REGION_NAMES, "n"]
+    titles = [*(SHOWN_AS[m] for m in MODALITIES), *summary.regions, "n"]
     said = "1 − Dice against the share of cases kept, the least entropy first; lower is better."
     head = ["## Area under risk and coverage (× 100)", "", said, ""]
     return [*head, *table(titles, rows, aligned), ""]
@@ -86,7 +91,7 @@ def _risks(summary: Summary, aligned: list[str]) -> list[str]:
 
 def latex(summary: Summary) -> str:
     """Write summary.tex: the main metrics side by side, for `\\usepackage{booktabs,amssymb}`."""
-    across = len(REGION_NAMES)
+    across = len(summary.regions)
     bodies = [list(summary.rows(metric.name)) for metric in summary.main]
     heads = [metric.heading.replace("%", r"\%") for metric in summary.main]
     starts = [5 + across * i for i in range(len(bodies))]
@@ -99,7 +104,7 @@ def latex(summary: Summary) -> str:
         " & ".join(["& & & ", *(f"\\multicolumn{{{across}}}{{c}}{{{head}}}" for head in heads)])
         + r" \\",
         " ".join(f"\\cmidrule(lr){{{start}-{start + across - 1}}}" for start in starts),
-        " & ".join([*(SHOWN_AS[m] for m in MODALITIES), *REGION_NAMES * len(bodies)]) + r" \\",
+        " & ".join([*(SHOWN_AS[m] for m in MODALITIES), *summary.regions * len(bodies)]) + r" \\",
         "\\midrule",
     ]
     for row, (title, subset, _) in enumerate(bodies[0]):
@@ -157,7 +162,9 @@ def _over_cases(summary: Summary) -> str:
     told = []
     for metric in summary.main:
         mean = summary.table.rows.groupby("region")[metric.name].mean()
-        cells = (f"{r} {_number(mean[r] * metric.factor, metric.decimals)}" for r in REGION_NAMES)
+        cells = (
+            f"{r} {_number(mean[r] * metric.factor, metric.decimals)}" for r in summary.regions
+        )
         told.append(f"{metric.heading} {', '.join(cells)}")
     return "; ".join(told)
 

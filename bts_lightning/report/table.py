@@ -10,7 +10,7 @@ import pandas as pd
 from bts_lightning.errors import DataError, UserError
 from bts_lightning.files import regular
 from bts_lightning.metrics.table import COUNTS, METRICS, TABLE, VOLUMES, Metric
-from bts_lightning.modalities import REGIONS, SUBSETS, parse_subset, subset_name
+from bts_lightning.modalities import REGION_WORDS, SUBSETS, parse_subset, subset_name
 
 KEYS = ("case", "subset", "region")
 VALUES = (*METRICS, *VOLUMES, *COUNTS)
@@ -18,13 +18,12 @@ VALUES = (*METRICS, *VOLUMES, *COUNTS)
 NEEDED = (*KEYS, "dice", "hd95", *VOLUMES)
 # The sum of probabilities, of a file beside the table, is no number where one of them is none.
 MISSING = {column: ["", "nan", "NaN"] for column in (*VALUES, "probability")}
-REGION_NAMES: tuple[str, ...] = tuple(REGIONS)
 SUBSET_NAMES: tuple[str, ...] = tuple(subset_name(subset) for subset in SUBSETS)
 
 
 @dataclass(frozen=True)
 class EvaluationTable:
-    """Hold checked rows with the order of their cases and subsets.
+    """Hold checked rows with the order of their cases, subsets and regions.
 
     >>> EvaluationTable.read(Path("runs/a2fseg/newest/evaluation/test")).grid("dice").shape
     (74, 15, 3)
@@ -33,6 +32,7 @@ class EvaluationTable:
     rows: pd.DataFrame
     cases: tuple[str, ...]
     subsets: tuple[str, ...]
+    regions: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> "EvaluationTable":
@@ -64,8 +64,9 @@ class EvaluationTable:
             table[column] = _numbers(table, column, source)
         _check_unique(table, source)
         subsets = tuple(name for name in SUBSET_NAMES if (table["subset"] == name).any())
+        regions = tuple(name for name in REGION_WORDS if (table["region"] == name).any())
         cases = tuple(sorted(table["case"].unique()))
-        return cls(table, cases, subsets)
+        return cls(table, cases, subsets, regions)
 
     @property
     def metrics(self) -> list[Metric]:
@@ -74,10 +75,10 @@ class EvaluationTable:
 
     def grid(self, metric: str) -> np.ndarray:
         """Lay one metric out as case × subset × region; NaN where there is no value."""
-        grid = np.full((len(self.cases), len(self.subsets), len(REGION_NAMES)), np.nan)
+        grid = np.full((len(self.cases), len(self.subsets), len(self.regions)), np.nan)
         case = self.rows["case"].map({name: i for i, name in enumerate(self.cases)}).to_numpy(int)
         subset = self.rows["subset"].map({name: i for i, name in enumerate(self.subsets)})
-        region = self.rows["region"].map({name: i for i, name in enumerate(REGION_NAMES)})
+        region = self.rows["region"].map({name: i for i, name in enumerate(self.regions)})
         grid[case, subset.to_numpy(int), region.to_numpy(int)] = self.rows[metric].to_numpy(float)
         return grid
 
@@ -120,10 +121,10 @@ def _canonical(name: object, source: str) -> str:
 
 
 def _check_regions(table: pd.DataFrame, source: str) -> None:
-    unknown = sorted(set(table["region"].astype(str)) - set(REGION_NAMES))
+    unknown = sorted(set(table["region"].astype(str)) - set(REGION_WORDS))
     if unknown:
         raise DataError(
-            f"{source}: unknown region {unknown[0]!r}; the regions are {', '.join(REGION_NAMES)}"
+            f"{source}: unknown region {unknown[0]!r}; the regions are {', '.join(REGION_WORDS)}"
         )
 
 

@@ -14,7 +14,6 @@ from bts_lightning.report.evaluations import Evaluation, check_comparable
 from bts_lightning.report.facts import LEFT_OUT, as_text
 from bts_lightning.report.paired import Paired, pair
 from bts_lightning.report.screen import Screen
-from bts_lightning.report.table import REGION_NAMES
 
 # These name the runs rather than tell how they were evaluated.
 _OWN = (
@@ -95,7 +94,7 @@ def _terminal_table(comparison: Comparison, paired: Paired) -> Table:
     title = f"{paired.metric.difference}: {comparison.title}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("T1 T1c T2 FLAIR", no_wrap=True)
-    for region in REGION_NAMES:
+    for region in paired.regions:
         table.add_column(region, justify="right")
     previous: str | None = ""
     for title, subset, line, corrected in paired.rows():
@@ -104,6 +103,6 @@ def _terminal_table(comparison: Comparison, paired: Paired) -> Table:
         previous = subset
         # Each dot stands under the start of its modality in the heading.
         head = "{}  {}   {}  {}".format(*dots(parse_subset(subset))) if subset else title
-        cells = (cell(line, corrected, r, decimals=1) for r in range(len(REGION_NAMES)))
+        cells = (cell(line, corrected, r, decimals=1) for r in range(len(paired.regions)))
         table.add_row(head, *cells)
     return table

@@ -52,3 +52,13 @@ def load_task(config: "DictConfig | dict[str, Any]", checkpoint: Path) -> "Segme
     task: SegmentationTask = configuration.build(config["task"])
     load_weights(task, read_checkpoint(checkpoint), checkpoint)
     return task.eval()
+
+
+def check_scheme(task: "SegmentationTask", data: Any) -> None:
+    """Refuse a loss that reads other labels than the data have; a user's own data may not say."""
+    recipe = getattr(data, "recipe", None)
+    if recipe is not None and recipe.scheme != task.loss.scheme_name:
+        raise ConfigError(
+            f"data.scheme={recipe.scheme} and task.loss.scheme={task.loss.scheme_name} tell other "
+            "tissues apart; give both the same, as the mix-ins cavity, ped and men_rt do"
+        )

@@ -12,14 +12,14 @@ from rich.table import Table
 
 from bts_lightning.errors import UserError
 from bts_lightning.metrics.table import Metric
-from bts_lightning.modalities import marked
+from bts_lightning.modalities import REGIONS, marked
 from bts_lightning.report.document import Document, Sheet
 from bts_lightning.report.evaluations import Evaluation
 from bts_lightning.report.facts import policy, read_protocol
 from bts_lightning.report.published import WARNING, averages
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.statistics import groups, mean
-from bts_lightning.report.table import KEYS, REGION_NAMES, VALUES, EvaluationTable
+from bts_lightning.report.table import KEYS, VALUES, EvaluationTable
 from bts_lightning.report.terminal import compare_evaluations
 
 
@@ -162,34 +162,36 @@ def _rows(results: Sequence[Outcome]) -> list[list[str]]:
         cells = [name, str(len(runs))]
         for metric in shown(results):
             means, deviation = mean_and_deviation(runs, metric)
-            cells += [_cell(means[0, r], deviation[0, r], metric) for r in range(len(REGION_NAMES))]
+            cells += [_cell(m, d, metric) for m, d in zip(means[0], deviation[0], strict=True)]
         rows.append(cells)
     return rows
 
 
 def _heads(results: Sequence[Outcome]) -> list[str]:
-    columns = [f"{region} {metric.heading}" for metric in shown(results) for region in REGION_NAMES]
+    regions = results[0].table.regions
+    columns = [f"{region} {metric.heading}" for metric in shown(results) for region in regions]
     return ["experiment", "trainings", *columns]
 
 
 def _terminal_table(results: Sequence[Outcome], metric: Metric) -> Table:
     """Show one metric: all side by side are too wide for a terminal."""
+    regions = results[0].table.regions
     title = f"{metric.heading}, mean over {len(results[0].table.subsets)} subsets"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for i, heading in enumerate(["experiment", "trainings", *REGION_NAMES]):
+    for i, heading in enumerate(["experiment", "trainings", *regions]):
         table.add_column(
             heading, justify="right" if i else "left", no_wrap=bool(i), overflow="fold"
         )
-    first = 2 + len(REGION_NAMES) * shown(results).index(metric)
+    first = 2 + len(regions) * shown(results).index(metric)
     for row in _rows(results):
-        table.add_row(row[0], row[1], *row[first : first + len(REGION_NAMES)])
+        table.add_row(row[0], row[1], *row[first : first + len(regions)])
     return table
 
 
 def _published(source: str) -> Sheet:
     """Show what others printed."""
     rows = [[name, *(f"{value:.2f}" for value in means)] for name, means in averages(source)]
-    heads = ["method", *(f"{region} Dice %" for region in REGION_NAMES)]
+    heads = ["method", *(f"{region} Dice %" for region in REGIONS)]
     return Sheet(f"{source}, mean over 15 subsets", heads, rows, [WARNING])
 
 
@@ -215,7 +217,7 @@ def _sheets(results: Sequence[Outcome]) -> list[Sheet]:
                 f"{name}, {metric.heading}, by subset", heads, _subset_rows(results, metric, region)
             )
             for metric in shown(results)
-            for region, name in enumerate(REGION_NAMES)
+            for region, name in enumerate(results[0].table.regions)
         ),
     ]
 

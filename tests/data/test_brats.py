@@ -70,8 +70,6 @@ def test_names_of_each_release() -> None:
 
     assert _CLASSIC.fullmatch("Brats17_2013_2_1_t1ce")
     assert _MODERN.fullmatch("BraTS-SSA-00002-000-t2f")
-    # Its values 1 to 4 are other tissues.
-    assert _MODERN.fullmatch("BraTS-PED-00002-000-t2f") is None
 
 
 def test_time_points_belong_to_one_patient(tmp_path: Path) -> None:
@@ -97,12 +95,51 @@ def test_two_releases_in_one_folder_keep_their_label_values(tmp_path: Path) -> N
         assert np.bincount(label.ravel()).tolist() == STORED
 
 
-def test_resection_cavity_is_background(tmp_path: Path) -> None:
+def test_resection_cavity_is_background_or_a_class_of_its_own(tmp_path: Path) -> None:
     case = find_cases(datasets.write_brats2024(tmp_path)).cases[0]
-    volumes = read_volumes(case)
-    assert volumes.label_found == (0, 1, 2, 3, 4)
-    assert volumes.label is not None
-    assert not volumes.label[3:5, 8:10, 8:10].any()
+    for scheme, stored in (("brats", 0), ("cavity", 4)):
+        volumes = read_volumes(case, scheme)
+        assert volumes.label_found == (0, 1, 2, 3, 4)
+        assert volumes.label is not None
+        assert (volumes.label[3:5, 8:10, 8:10] == stored).all()
+
+
+def test_each_scheme_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    datasets.write_brats2024(tmp_path)
+    plain, own = (prepare(tmp_path, scheme=scheme) for scheme in ("brats", "cavity"))
+    assert [c.name for c in plain] == [c.name for c in own]
+    volumes = plain[0].volumes_ml, own[0].volumes_ml
+    assert volumes[0] is not None
+    assert volumes[1] is not None
+    assert {**volumes[0], "RC": 0.008} == volumes[1]
+    assert "scheme" not in plain[0].description["request"]["recipe"]
+    assert plain[0].folder != own[0].folder
+
+
+def test_labels_that_mean_other_things_are_read_by_their_scheme_alone(tmp_path: Path) -> None:
+    child = tmp_path / "a" / "BraTS-PED-00002-000"
+    for name in ("t1n", "t1c", "t2w", "t2f", "seg"):
+        array = volume(0) if name != "seg" else np.zeros(SIZE, np.uint8)
+        if name == "seg":
+            array[3:7, 3, 3] = 1, 2, 3, 4
+        write_image(child / f"{child.name}-{name}.nii.gz", array)
+    (case,) = find_cases(tmp_path / "a").cases
+    assert (case.layout, case.patient) == ("BraTS 2024", "BraTS-PED-00002")
+    label = read_volumes(case, "ped").label
+    assert label is not None
+    assert label[3:7, 3, 3].tolist() == [1, 2, 3, 4]
+    with pytest.raises(DataError, match=r"know cyst, .* does not; .*set data\.scheme=ped$"):
+        read_volumes(case)
+    before = tmp_path / "b" / "BraTS-MEN-RT-0007-1"
+    write_image(before / f"{before.name}_t1c.nii.gz", volume(1))
+    write_image(before / f"{before.name}_gtv.nii.gz", (volume(1) > 900).astype(np.uint8))
+    (case,) = find_cases(tmp_path / "b").cases
+    assert case.available == (False, True, False, False)
+    assert read_volumes(case, "men_rt").label_found == (0, 1)
+    # In one folder they are no data set.
+    for scheme in ("ped", "men_rt"):
+        with pytest.raises(DataError, match="a data set is read by one scheme"):
+            prepare(tmp_path, scheme=scheme)
 
 
 def test_hidden_files_and_strangers_make_no_case(tmp_path: Path) -> None:

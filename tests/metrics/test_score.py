@@ -8,11 +8,12 @@ from medpy.metric import binary
 from scipy.ndimage import gaussian_filter
 
 from bts_lightning.metrics.score import score
-from bts_lightning.metrics.surface import MOST_SUBSETS
-from bts_lightning.modalities import REGIONS
+from bts_lightning.metrics.surface import most_subsets
+from bts_lightning.modalities import REGIONS, SCHEMES
 from tests.metrics.parts import speckled
 
 MEMBERS = list(REGIONS.values())
+MOST = most_subsets(len(REGIONS))
 # surface-distance 0.1 imports from `scipy.ndimage.filters`.
 surface_distance_is_old = pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")
 
@@ -185,12 +186,39 @@ def test_one_empty_region_leaves_the_others_alone() -> None:
 
 def test_many_subsets_score_as_each_alone() -> None:
     rng = np.random.default_rng(4)
-    truth, *predicted = speckled(rng, masks=MOST_SUBSETS + 3)
+    truth, *predicted = speckled(rng, masks=MOST + 3)
     together = score(np.stack(predicted), truth)
-    for s in (0, MOST_SUBSETS - 1, MOST_SUBSETS, MOST_SUBSETS + 1):
+    for s in (0, MOST - 1, MOST, MOST + 1):
         alone = score(predicted[s][None], truth)
         np.testing.assert_array_equal(together["hd95"][s], alone["hd95"][0])
         np.testing.assert_array_equal(together["dice"][s], alone["dice"][0])
+
+
+@pytest.mark.parametrize("name", ["cavity", "ped", "men_rt"])
+def test_other_schemes_score_their_regions_as_medpy_does(name: str) -> None:
+    scheme = SCHEMES[name]
+    rng = np.random.default_rng(6)
+    truth, *predicted = speckled(rng, masks=16)  # 15 subsets of 4 regions fill all 64 bits
+    truth, *predicted = (
+        np.where(m > 0, m + (rng.random(m.shape) < 0.4), 0) for m in (truth, *predicted)
+    )
+    truth, *predicted = (
+        np.minimum(m, scheme.classes - 1).astype(np.uint8) for m in (truth, *predicted)
+    )
+    ours = score(np.stack(predicted), truth, empty="nan", scheme=scheme)
+    assert ours["dice"].shape == (len(predicted), len(scheme.regions))
+    for s, p in enumerate(predicted):
+        for r, values in enumerate(scheme.regions.values()):
+            a, b = np.isin(p, values), np.isin(truth, values)
+            if a.any() and b.any():
+                assert ours["hd95"][s, r] == binary.hd95(a, b)
+                assert ours["dice"][s, r] == pytest.approx(binary.dc(a, b))
+    with pytest.raises(ValueError, match=f"a value above {scheme.classes - 1}"):
+        score(
+            np.full((1, 4, 4, 4), scheme.classes, np.uint8),
+            np.zeros((4,) * 3, np.uint8),
+            scheme=scheme,
+        )
 
 
 def test_threads_do_not_change_a_digit() -> None:

@@ -8,7 +8,6 @@ from bts_lightning.modalities import (
     COMPLETE,
     REGIONS,
     SUBSETS,
-    Region,
     Subset,
     subset_name,
     subsets_within,
@@ -16,7 +15,7 @@ from bts_lightning.modalities import (
 from bts_lightning.report.slices import CaseSlices, choose_slices
 
 # Logit of Dice: a start, then what T1, T1c, T2 and FLAIR add; close to the tables of the field.
-TRENDS: dict[Region, tuple[float, tuple[float, float, float, float]]] = {
+TRENDS: dict[str, tuple[float, tuple[float, float, float, float]]] = {
     "WT": (0.8, (0.10, 0.20, 0.55, 0.95)),
     "TC": (0.3, (0.15, 1.15, 0.20, 0.25)),
     "ET": (-0.6, (0.10, 1.60, 0.10, 0.15)),

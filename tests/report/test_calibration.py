@@ -10,7 +10,7 @@ import pytest
 
 from bts_lightning.errors import DataError
 from bts_lightning.metrics.calibration.counts import AREAS, BINS, Calibration
-from bts_lightning.modalities import SUBSETS
+from bts_lightning.modalities import REGIONS, SUBSETS
 from bts_lightning.report.beside import BESIDE, read_all
 from bts_lightning.report.calibration import bin_rows
 from bts_lightning.report.page import page
@@ -31,7 +31,8 @@ def test_the_section_is_well_formed_and_adds_up_cases() -> None:
     bins[:, :, :, 0] = [30, 1.5, 3]
     bins[:, :, :, 9] = [10, 6.2, 5]
     counted = Calibration(bins, bins[..., 0, 0], bins[..., 0, 0, 0])
-    each = pd.DataFrame([r for c in "ab" for r in bin_rows(c, SUBSET_NAMES, counted)])
+    rows = (bin_rows(case, SUBSET_NAMES, tuple(REGIONS), counted) for case in "ab")
+    each = pd.DataFrame([row for some in rows for row in some])
     assert len(each) == 2 * len(SUBSETS) * 3 * len(AREAS) * 2
     text = page(summarise(with_entropy(), protocol(calibration=True)), [], {"calibration": each})
     parser = Balance()

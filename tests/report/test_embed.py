@@ -15,19 +15,19 @@ def decoded(code: bytes) -> np.ndarray:
         token |= (byte & 127) << shift
         shift += 7
         if byte < 128:
-            labels += [token & 3] * (token >> 2)
+            labels += [token & 7] * (token >> 3)
             token = shift = 0
     return np.array(labels, np.uint8)
 
 
 def test_run_lengths_by_hand() -> None:
-    # Two 0s, one 3; then 40 ones: 40·4 + 1 = 161 = 33 + 128, so 0xA1 0x01.
-    assert run_lengths(np.array([0, 0, 3], np.uint8)) == bytes([8, 7])
-    assert run_lengths(np.ones(40, np.uint8)) == bytes([0xA1, 0x01])
+    # Two 0s, one 3; then 40 ones: 40·8 + 1 = 321 = 65 + 2·128, so 0xC1 0x02.
+    assert run_lengths(np.array([0, 0, 3], np.uint8)) == bytes([16, 11])
+    assert run_lengths(np.ones(40, np.uint8)) == bytes([0xC1, 0x02])
 
 
 def test_run_lengths_give_the_labels_back() -> None:
-    labels = np.random.default_rng(0).integers(0, 4, (2, 3, 20, 20)).astype(np.uint8)
+    labels = np.random.default_rng(0).integers(0, 8, (2, 3, 20, 20)).astype(np.uint8)
     labels[1] = 2
     np.testing.assert_array_equal(decoded(run_lengths(labels)), labels.ravel())
 

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from bts_lightning.data.cache.geometry import Geometry
 from bts_lightning.errors import DataError
 from bts_lightning.files import content, regular
-from bts_lightning.modalities import MODALITIES, Region, Subset
+from bts_lightning.modalities import MODALITIES, Subset
 
 DESCRIPTION = "case.json"
 # The last key of a description: the SHA-256 of all that stands before it.
@@ -82,9 +82,9 @@ class CachedCase:
         return Geometry.from_json(self.description["geometry"])
 
     @property
-    def volumes_ml(self) -> dict[Region, float] | None:
+    def volumes_ml(self) -> dict[str, float] | None:
         """Give the volume of each region; None without a label."""
-        volumes: dict[Region, float] | None = self.description["volumes_ml"]
+        volumes: dict[str, float] | None = self.description["volumes_ml"]
         return volumes
 
     @cached_property

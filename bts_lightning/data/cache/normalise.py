@@ -1,6 +1,6 @@
 """From the voxels of the files to what a network reads: the brain's box, z-scores in float16."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +9,8 @@ from scipy.ndimage import binary_fill_holes
 
 from bts_lightning.data.cache.geometry import Box, box_around, grown
 from bts_lightning.data.cache.reading import Volumes
-from bts_lightning.modalities import MODALITIES, Modality
+from bts_lightning.errors import ConfigError, did_you_mean
+from bts_lightning.modalities import MODALITIES, SCHEMES, Modality
 
 Normalisation = Literal["zscore", "legacy_rfnet", "legacy_nnunet"]
 Crop = Literal["brain", "none"]
@@ -34,17 +35,29 @@ class Recipe:
         crop: `brain`: the box where any acquired modality is not 0. A modality dropped later has
             had its part in where the box lies, never in a value. `none`: the whole grid, when
             not even that may be.
+        scheme: what its label tells apart, see `modalities.SCHEMES`.
         version: counts up when the same files would be prepared differently.
     """
 
     normalisation: Normalisation = "zscore"
     crop: Crop = "brain"
+    scheme: str = "brats"
     version: int = 2
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise ConfigError(f"scheme is {self.scheme!r}; {did_you_mean(self.scheme, SCHEMES)}")
 
     @property
     def name(self) -> str:
         """Name the folder of the cache."""
-        return self.normalisation if self.crop == "brain" else f"{self.normalisation}-uncropped"
+        uncropped = "" if self.crop == "brain" else "-uncropped"
+        scheme = "" if self.scheme == "brats" else f"-{self.scheme}"
+        return f"{self.normalisation}{uncropped}{scheme}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Say it as a case of the cache does; one from before there were schemes is still good."""
+        return {k: v for k, v in asdict(self).items() if (k, v) != ("scheme", "brats")}
 
 
 class UncountableError(Exception):

@@ -11,9 +11,9 @@ from bts_lightning.data.cache.ready import ReadyCase
 
 def write_prediction(case: ReadyCase, label_map: NDArray[np.uint8], out: Path) -> None:
     """Write a label map, D×H×W in stored classes on the cropped grid, as the data set does."""
-    table = np.zeros(4, dtype=np.uint8)
-    for stored, in_file in case.geometry.file_values.items():
-        table[stored] = in_file
+    values = case.geometry.file_values
+    table = np.zeros(max(values) + 1, dtype=np.uint8)
+    table[list(values)] = list(values.values())
     full = table[case.geometry.uncrop(label_map)]
     write_nifti(full, np.array(case.geometry.affine), out)
 

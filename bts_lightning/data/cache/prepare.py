@@ -68,6 +68,7 @@ def prepare(
     workers: int | None = None,
     normalisation: Normalisation = "zscore",
     crop: Crop = "brain",
+    scheme: str = "brats",
     skip_broken: bool = False,
 ) -> list[CachedCase]:
     """Give the cases of a data set, sorted by name, after building what the cache lacks.
@@ -78,7 +79,7 @@ def prepare(
         workers: cases to build at once; by default one for each core.
         skip_broken: leave broken cases out in place of refusing the data set.
     """
-    recipe = Recipe(normalisation=normalisation, crop=crop)
+    recipe = Recipe(normalisation=normalisation, crop=crop, scheme=scheme)
     prepared = build(root, cache, recipe=recipe, workers=workers)
     broken = {fault.case for fault in prepared.faults}
     if broken and not skip_broken:

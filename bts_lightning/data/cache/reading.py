@@ -1,5 +1,6 @@
 """Read the files of a case and refuse, with every reason at once, what cannot be right."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,16 @@ class Volumes:
     digests: dict[Path, str]
 
 
-def read_volumes(case: Case) -> Volumes:
+def read_volumes(case: Case, scheme: str = "brats") -> Volumes:
     """Read and check every file of a case.
+
+    Args:
+        scheme: what is stored of its label.
 
     Raises:
         BrokenCaseError: with all faults of the case, not only the first.
     """
+    values = case.stored_values(scheme)
     faults: list[Fault] = []
     files: dict[Path, Nifti] = {}
     for path in case.files:
@@ -63,7 +68,7 @@ def read_volumes(case: Case) -> Volumes:
     label: NDArray[np.uint8] | None = None
     found: tuple[int, ...] = ()
     if case.label in files:
-        label, found, reason = _label(files[case.label].array, case)
+        label, found, reason = _label(files[case.label].array, case.layout, values)
         if reason is not None:
             faults.append(Fault(case.name, case.label, reason))
     faults += _grid_faults(case, files)
@@ -104,7 +109,7 @@ def _of(modality: Modality, channel: int | None) -> str:
 
 
 def _label(
-    array: NDArray[Any], case: Case
+    array: NDArray[Any], layout: str, stored: Mapping[int, int]
 ) -> tuple[NDArray[np.uint8] | None, tuple[int, ...], str | None]:
     if array.ndim != 3:
         return None, (), f"has shape {_times(array.shape)}; expected 3 dimensions"
@@ -112,15 +117,14 @@ def _label(
         return None, (), "has NaN or infinite label values"
     # F order as in the file: a flat view, no copy.
     values = np.unique(array.ravel(order="K")) if array.dtype.kind == "f" else _distinct(array)
-    unknown = [value for value in values.tolist() if value not in case.label_values]
+    unknown = [value for value in values.tolist() if value not in stored]
     if unknown:
         shown = ", ".join(f"{value:g}" for value in unknown[:5])
-        known = ", ".join(map(str, case.label_values))
-        reason = f"unknown label value {shown}; {case.layout} has {known}"
+        known = ", ".join(map(str, stored))
+        reason = f"unknown label value {shown}; {layout} has {known}"
         return None, (), f"{reason}; the labels column of a manifest names other meanings"
-    table = np.zeros(max(case.label_values) + 1, dtype=np.uint8)
-    for in_file, stored in case.label_values.items():
-        table[in_file] = stored
+    table = np.zeros(max(stored) + 1, dtype=np.uint8)
+    table[list(stored)] = list(stored.values())
     found = tuple(int(value) for value in values)
     return table[array.astype(np.uint8, copy=False)], found, None
 

@@ -11,10 +11,17 @@ from numpy.typing import NDArray
 from bts_lightning.data.cache.geometry import Geometry
 from bts_lightning.data.cache.normalise import Recipe, UncountableError, normalise
 from bts_lightning.data.cache.reading import BrokenCaseError, read_volumes
-from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Fault, LabelScheme
+from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Fault, Numbering
 from bts_lightning.errors import DataError
-from bts_lightning.modalities import MODALITIES, REGIONS, Modality, Region, Subset
+from bts_lightning.modalities import BACKGROUND, MODALITIES, SCHEMES, Modality, Scheme, Subset
 
+# The numbers that a prediction is written in where no file of the case has any.
+_NUMBERINGS: dict[str, Numbering] = {
+    "brats": "brats2023",
+    "cavity": "brats2024",
+    "ped": "ped",
+    "men_rt": "men_rt",
+}
 # At most this many voxels of each class are remembered for patches around the tumour.
 FOREGROUND_VOXELS = 10_000
 
@@ -43,6 +50,7 @@ class MemoryCase:
     Attributes:
         image: 4×D×H×W in modality order, zeros for absent modalities.
         label: D×H×W in stored classes, or None.
+        scheme: what they mean.
         label_found: the values that the label's file really holds.
         digests: SHA-256 of each file.
     """
@@ -54,19 +62,20 @@ class MemoryCase:
     image: NDArray[np.float16]
     label: NDArray[np.uint8] | None
     geometry: Geometry
+    scheme: Scheme
     label_found: tuple[int, ...]
     digests: dict[Path, str]
 
     @property
-    def volumes_ml(self) -> dict[Region, float] | None:
+    def volumes_ml(self) -> dict[str, float] | None:
         """Measure each region in millilitres; None without a label."""
         if self.label is None:
             return None
-        counts = np.bincount(self.label.ravel(), minlength=4)
+        counts = np.bincount(self.label.ravel(), minlength=self.scheme.classes)
         voxel = float(np.prod(self.geometry.spacing)) / 1000
         return {
             region: round(float(sum(counts[c] for c in classes)) * voxel, 6)
-            for region, classes in REGIONS.items()
+            for region, classes in self.scheme.regions.items()
         }
 
     @property
@@ -75,7 +84,7 @@ class MemoryCase:
         if self.label is None:
             return np.zeros((0, 4), dtype=np.int16)
         rows = [np.zeros((0, 4), dtype=np.int16)]
-        for stored in REGIONS["WT"]:
+        for stored in range(BACKGROUND + 1, self.scheme.classes):
             found = np.flatnonzero(self.label == stored)
             if found.size > FOREGROUND_VOXELS:
                 found = found[np.arange(FOREGROUND_VOXELS) * found.size // FOREGROUND_VOXELS]
@@ -90,9 +99,10 @@ def load_case(case: Case, recipe: Recipe | None = None) -> MemoryCase:
     Raises:
         BrokenCaseError: when any of its files cannot be used.
     """
-    volumes = read_volumes(case)
+    recipe = recipe or Recipe()
+    volumes = read_volumes(case, recipe.scheme)
     try:
-        image, box = normalise(volumes, recipe or Recipe())
+        image, box = normalise(volumes, recipe)
     except UncountableError as error:
         reason = "its values are too large, or too close together, for a mean and a deviation"
         raise BrokenCaseError([Fault(case.name, case.images[error.modality], reason)]) from error
@@ -101,7 +111,7 @@ def load_case(case: Case, recipe: Recipe | None = None) -> MemoryCase:
         affine=tuple(tuple(row) for row in volumes.affine.tolist()),
         shape=(d, h, w),
         box=box,
-        label_values=case.label_values,
+        label_values=case.stored_values(recipe.scheme),
     )
     label = volumes.label
     if label is not None:
@@ -114,6 +124,7 @@ def load_case(case: Case, recipe: Recipe | None = None) -> MemoryCase:
         image=image,
         label=label,
         geometry=geometry,
+        scheme=SCHEMES[recipe.scheme],
         label_found=volumes.label_found,
         digests=volumes.digests,
     )
@@ -123,22 +134,18 @@ def read_images(
     images: Mapping[Modality, Path],
     *,
     name: str = "case",
-    labels: LabelScheme = "brats2023",
     recipe: Recipe | None = None,
 ) -> MemoryCase:
-    """Prepare the images of one patient that belong to no data set, for `bts predict`.
-
-    Args:
-        labels: whose label values a prediction is written with.
-    """
+    """Prepare the images of one patient that belong to no data set, for `bts predict`."""
     if not images:
         raise DataError(f"no image is given; name one or more of {', '.join(MODALITIES)}")
+    recipe = recipe or Recipe()
     case = Case(
         name=name,
         patient=name,
         layout="images",
         images={modality: Path(images[modality]) for modality in MODALITIES if modality in images},
         label=None,
-        label_values=LABEL_VALUES[labels],
+        label_values=LABEL_VALUES[_NUMBERINGS[recipe.scheme]],
     )
     return load_case(case, recipe)

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import stat
-from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -266,9 +265,9 @@ def _request(case: Case, root: Path, recipe: Recipe) -> dict[str, Any]:
         "layout": case.layout,
         "images": {modality: _shown(path, root) for modality, path in case.images.items()},
         "label": _shown(case.label, root) if case.label else None,
-        "label_values": case.label_values,
+        "label_values": case.stored_values(recipe.scheme),
         "channels": case.channels,
-        "recipe": asdict(recipe),
+        "recipe": recipe.to_json(),
     }
     # As a file would give it back, to compare like with like.
     plain: dict[str, Any] = json.loads(json.dumps(request))

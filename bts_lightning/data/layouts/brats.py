@@ -11,7 +11,7 @@ from bts_lightning.data.layouts.case import (
     Case,
     Fault,
     Image,
-    LabelScheme,
+    Numbering,
     second_files,
 )
 from bts_lightning.modalities import MODALITIES, Modality
@@ -22,11 +22,16 @@ _CLASSIC = re.compile(
     r"(?P<case>(?P<release>Brats17|Brats18|BraTS19|BraTS20|BraTS2021)_.+)_(?P<what>t1ce|t1|t2|flair|seg)",
     re.IGNORECASE,
 )
-# Glioma and the tracks that label as glioma does. BraTS-PED means other things by 1 to 4.
 _MODERN = re.compile(
-    r"(?P<case>(?P<patient>BraTS-(GLI|SSA|MEN|MET)-\d+)-(?P<time>\d+))-(?P<what>t1n|t1c|t2w|t2f|seg)",
+    r"(?P<case>(?P<patient>BraTS-(?P<track>GLI|SSA|MEN|MET|PED)-\d+)-(?P<time>\d+))"
+    r"-(?P<what>t1n|t1c|t2w|t2f|seg)",
     re.IGNORECASE,
 )
+_RADIOTHERAPY = re.compile(
+    r"(?P<case>(?P<patient>BraTS-(?P<track>MEN-RT)-\d+)-(?P<time>\d+))_(?P<what>t1c|gtv)",
+    re.IGNORECASE,
+)
+_NAMES = (_CLASSIC, _MODERN, _RADIOTHERAPY)
 _SUFFIXES: dict[str, Modality | Literal["label"]] = {
     "t1": "t1",
     "t1ce": "t1c",
@@ -37,7 +42,10 @@ _SUFFIXES: dict[str, Modality | Literal["label"]] = {
     "t2w": "t2",
     "t2f": "flair",
     "seg": "label",
+    "gtv": "label",
 }
+# Those whose labels mean other things than a glioma's.
+_TRACKS: dict[str, Numbering] = {"PED": "ped", "MEN-RT": "men_rt"}
 _YEARS = {"brats17": 2017, "brats18": 2018, "brats19": 2019, "brats20": 2020, "brats2021": 2021}
 # BraTS20_Training_355 was released with its label under the name it had in its hospital.
 _STRAY_LABEL = "w39_1998.09.19_segm"
@@ -48,7 +56,7 @@ def read(images: Sequence[Image]) -> Iterator[Case | Fault]:
     parts: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     matches: dict[str, re.Match[str]] = {}
     for stem, path in images:
-        if match := _CLASSIC.fullmatch(stem) or _MODERN.fullmatch(stem):
+        if match := next(filter(None, (name.fullmatch(stem) for name in _NAMES)), None):
             parts[match["case"]][_SUFFIXES[match["what"].lower()]].append(path)
             matches.setdefault(match["case"], match)
     for stem, path in images:
@@ -78,7 +86,7 @@ def _name_faults(name: str, files: dict[str, list[Path]]) -> list[Fault]:
 
 
 def _brats_case(name: str, match: re.Match[str], files: dict[str, list[Path]]) -> Case:
-    scheme: LabelScheme = "brats2021"
+    numbering: Numbering = "brats2021"
     if "release" in match.groupdict():
         year = _YEARS[match["release"].lower()]
         # Until 2019 the name ends with the number of the scan, `Brats18_TCIA01_131_1`.
@@ -87,12 +95,14 @@ def _brats_case(name: str, match: re.Match[str], files: dict[str, list[Path]]) -
         # Post-treatment time points, the 2024 release, count from 100.
         year = 2024 if int(match["time"]) >= 100 else 2023
         patient = match["patient"]
-        scheme = "brats2024" if year == 2024 else "brats2023"
+        numbering = "brats2024" if year == 2024 else "brats2023"
+        if track := _TRACKS.get(match["track"].upper()):
+            year, numbering = 2024, track
     return Case(
         name=name,
         patient=patient,
         layout=f"BraTS {year}",
         images={modality: files[modality][0] for modality in MODALITIES if modality in files},
         label=files["label"][0] if "label" in files else None,
-        label_values=LABEL_VALUES[scheme],
+        label_values=LABEL_VALUES[numbering],
     )

@@ -5,27 +5,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from bts_lightning.errors import DataError
 from bts_lightning.modalities import (
     BACKGROUND,
+    CAVITY,
+    CYST,
     ENHANCING,
     MODALITIES,
     NECROSIS,
     OEDEMA,
+    SCHEMES,
+    TARGET,
+    TISSUES,
     Modality,
     Subset,
 )
 
-LabelScheme = Literal["brats2021", "brats2023", "brats2024", "decathlon"]
+Numbering = Literal["brats2021", "brats2023", "brats2024", "ped", "men_rt", "decathlon"]
 
-# Value in the file -> stored class, each as its data set documents it.
-LABEL_VALUES: dict[LabelScheme, dict[int, int]] = {
+# Value in the file -> tissue, each as its data set documents it.
+LABEL_VALUES: dict[Numbering, dict[int, int]] = {
     # 2017 to 2021: 1 NCR/NET, 2 ED, 4 ET; 3 has not been used since 2016.
     "brats2021": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 4: ENHANCING},
     # 2023: 1 NCR, 2 SNFH (oedema and infiltration), 3 ET.
     "brats2023": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 3: ENHANCING},
-    # 2024, after treatment: 4 is the resection cavity. It belongs to none of WT, TC and ET there,
-    # so as background it leaves all three regions as the challenge defines them.
-    "brats2024": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 3: ENHANCING, 4: BACKGROUND},
+    # 2024, after treatment: 4 is the resection cavity.
+    "brats2024": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 3: ENHANCING, 4: CAVITY},
+    # 2024, children. Those of 2023 have the same names, and the values of brats2023.
+    "ped": {0: BACKGROUND, 1: ENHANCING, 2: NECROSIS, 3: CYST, 4: OEDEMA},
+    # 2024, before radiotherapy.
+    "men_rt": {0: BACKGROUND, 1: TARGET},
     # Decathlon Task01 counts otherwise: 1 oedema, 2 non-enhancing, 3 enhancing.
     "decathlon": {0: BACKGROUND, 1: OEDEMA, 2: NECROSIS, 3: ENHANCING},
 }
@@ -43,7 +52,7 @@ class Case:
     """One patient time point as it lies on disk, before any voxel is read.
 
     Attributes:
-        label_values: value in the file -> stored class (`modalities.py`).
+        label_values: value in the file -> tissue (`modalities.py`).
         channels: for 4-D files, the channel of each modality; empty for one file a modality.
     """
 
@@ -66,6 +75,20 @@ class Case:
         """List each file once, images in modality order and the label last."""
         paths = [self.images[modality] for modality in MODALITIES if modality in self.images]
         return tuple(dict.fromkeys([*paths, *([self.label] if self.label else [])]))
+
+    def stored_values(self, scheme: str) -> dict[int, int]:
+        """Give value in the file -> stored class; refuse a case whose labels mean other things."""
+        stored = SCHEMES[scheme].stored
+        foreign = [tissue for tissue in self.label_values.values() if tissue not in stored]
+        if foreign:
+            tissues = set(self.label_values.values())
+            fitting = [name for name, one in SCHEMES.items() if tissues <= one.stored.keys()]
+            raise DataError(
+                f"{self.name}: labels of {self.layout} know {TISSUES[foreign[0]]}, which "
+                f"data.scheme={scheme} does not; a data set is read by one scheme: keep others in "
+                f"a folder of their own, or set data.scheme={' or '.join(fitting)}"
+            )
+        return {in_file: stored[tissue] for in_file, tissue in self.label_values.items()}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import cast, get_args
 
-from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Fault, LabelScheme
+from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Fault, Numbering
 from bts_lightning.errors import DataError, did_you_mean
 from bts_lightning.files import content
 from bts_lightning.modalities import MODALITIES
@@ -74,7 +74,7 @@ def _row_faults(manifest: Path, name: str, row: dict[str, str], seen: set[str]) 
     if not any(row.get(modality) for modality in MODALITIES):
         faults.append(Fault(name, manifest, "no image is named"))
     if row.get("labels") and row["labels"] not in LABEL_VALUES:
-        choices = ", ".join(get_args(LabelScheme))
+        choices = ", ".join(get_args(Numbering))
         faults.append(
             Fault(name, manifest, f"labels is {_short(row['labels'])!r}; known are {choices}")
         )
@@ -94,13 +94,13 @@ def _short(cell: str) -> str:
 
 
 def _manifest_case(folder: Path, row: dict[str, str]) -> Case:
-    # Without a word about the values they are taken as stored, which is what BraTS 2023 writes.
-    scheme = row.get("labels") or "brats2023"
+    # Without a word about the values they are taken as BraTS 2023 writes them.
+    numbering = row.get("labels") or "brats2023"
     return Case(
         name=row["case"],
         patient=row.get("patient") or row["case"],
         layout="manifest",
         images={modality: folder / row[modality] for modality in MODALITIES if row.get(modality)},
         label=folder / row["label"] if row.get("label") else None,
-        label_values=LABEL_VALUES[cast(LabelScheme, scheme)],
+        label_values=LABEL_VALUES[cast(Numbering, numbering)],
     )

@@ -142,6 +142,8 @@ def _add_tumour(
     if modality == "t1c":
         enhancing, spread = bright.enhancing * shared.enhancement, 0.17
     mix(enhancing, np.float32(0.95) * tumour.enhancing, spread)
+    if tumour.cavity is not None:
+        mix(bright.fluid, np.float32(0.97) * tumour.cavity, 0.02)
 
 
 def _vessels(rng: np.random.Generator, grid: Grid) -> Array:

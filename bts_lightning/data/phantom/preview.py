@@ -1,5 +1,6 @@
 """A contact sheet of cases: four modalities and the label over FLAIR, one case a row."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -8,18 +9,27 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from bts_lightning.files import whole
-from bts_lightning.modalities import MODALITIES, SHOWN_AS, Modality
+from bts_lightning.modalities import BACKGROUND, MODALITIES, OEDEMA, SHOWN_AS, Modality
 
-# Colours of NCR/NET, ED and ET (4 until 2021, 3 since), as papers show them.
-COLOURS = {1: (230, 60, 60), 2: (70, 190, 90), 3: (250, 210, 60), 4: (250, 210, 60)}
+# Colours of NCR/NET, ED, ET and a cavity, as papers show them.
+COLOURS = [(0, 0, 0), (230, 60, 60), (70, 190, 90), (250, 210, 60), (70, 130, 230)]
 TILE, TITLE = 240, 18
 
 
-def contact_sheet(cases: dict[str, tuple[dict[Modality, Path], Path]], out: Path) -> Path:
-    """Draw each case's slice with most core, seen from below as radiologists do; save a PNG."""
+def contact_sheet(
+    cases: dict[str, tuple[dict[Modality, Path], Path]], values: Mapping[int, int], out: Path
+) -> Path:
+    """Draw each case's slice with most core, seen from below as radiologists do; save a PNG.
+
+    Args:
+        values: value in the label's file -> tissue.
+    """
+    tissue = np.zeros(max(values) + 1, np.uint8)
+    tissue[list(values)] = list(values.values())
     rows = []
     for images, label_path in cases.values():
-        label, edges = _load(label_path)
+        stored, edges = _load(label_path)
+        label = tissue[stored.astype(np.uint8)]
         height = _best_slice(label)
         slices = [_window(_load(images[modality])[0], height) for modality in MODALITIES]
         tiles = [_tile(x, edges) for x in slices]
@@ -44,8 +54,8 @@ def _load(path: Path) -> tuple[NDArray[np.float32], tuple[float, float]]:
     return np.asanyarray(image.dataobj, dtype=np.float32), (float(across), float(down))
 
 
-def _best_slice(label: NDArray[np.float32]) -> int:
-    core = (label != 0) & (label != 2)
+def _best_slice(label: NDArray[np.uint8]) -> int:
+    core = (label != BACKGROUND) & (label != OEDEMA)
     shown = core if core.any() else label != 0
     return int(np.argmax(shown.sum(axis=(0, 1)))) if shown.any() else label.shape[2] // 2
 
@@ -57,9 +67,9 @@ def _window(image: NDArray[np.float32], height: int) -> NDArray[np.uint8]:
     return (255 * np.where(image[:, :, height] > 0, shown, 0)).astype(np.uint8)
 
 
-def _overlay(shown: NDArray[np.uint8], label: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _overlay(shown: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDArray[np.uint8]:
     colour = np.stack([shown] * 3, axis=-1).astype(np.float32)
-    for value, rgb in COLOURS.items():
+    for value, rgb in enumerate(COLOURS[1:], 1):
         colour[label == value] = 0.55 * colour[label == value] + 0.45 * np.array(rgb)
     return colour.astype(np.uint8)
 

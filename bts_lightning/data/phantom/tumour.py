@@ -1,6 +1,6 @@
-"""Gliomas for the phantom: necrosis in an enhancing rim, and oedema along white matter."""
+"""Gliomas for the phantom: necrosis in an enhancing rim, oedema along white matter, cavities."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813 (its own documentation imports it so)
@@ -18,11 +18,10 @@ from bts_lightning.data.phantom.space import (
     interpolate,
     smooth_noise,
 )
+from bts_lightning.modalities import CAVITY, ENHANCING, NECROSIS, OEDEMA
 
 # Control points of the arrival time of oedema, mm: fine enough for fingers of 4 mm.
 FRONT_STEP = 2.0
-# BraTS 2021 values on file.
-NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Tumour:
         rim: typical thickness of the enhancing rim, mm.
         reach: how far oedema runs in white matter, mm.
         pressure: share of the core's volume that pushes tissue aside rather than replacing it.
+        cavity: what a surgeon has taken out, if anything.
     """
 
     lesions: tuple[Lesion, ...]
@@ -51,6 +51,16 @@ class Tumour:
     rim: float
     reach: float
     pressure: float
+    cavity: "Cavity | None" = None
+
+
+@dataclass(frozen=True)
+class Cavity:
+    """The part of the first focus that lies on one side, up to a wall, is gone: fluid fills it."""
+
+    side: NDArray[np.float64]  # a unit vector: from the centre to where most was taken
+    beyond: float  # how far past the centre the other way the knife went, mm
+    wall: float  # tumour left along the border, mm
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,8 @@ class Compartments:
     enhancing: Array
     oedema: Array
     fading: Array
-    label: NDArray[np.uint8]
+    cavity: Array | None
+    label: NDArray[np.uint8]  # tissues
 
 
 def draw_tumour(rng: np.random.Generator, warp: Array, atlas: Atlas) -> Tumour:
@@ -98,6 +109,18 @@ def draw_tumour(rng: np.random.Generator, warp: Array, atlas: Atlas) -> Tumour:
         * (1 if enhances else 0.9),
         pressure=float(rng.uniform(0.1, 0.55)),
     )
+
+
+def operate(rng: np.random.Generator, tumour: Tumour) -> Tumour:
+    """Take a part of most tumours out."""
+    side = rng.normal(size=3)
+    radius = tumour.lesions[0].radius
+    cavity = Cavity(
+        side / np.linalg.norm(side),
+        beyond=float(radius * rng.uniform(-0.2, 0.6)),
+        wall=float(rng.uniform(1.5, 4.0)),
+    )
+    return replace(tumour, cavity=cavity) if rng.uniform() < 0.85 else tumour
 
 
 def push_aside(warp: Array, tumour: Tumour, atlas: Atlas) -> Array:
@@ -150,16 +173,23 @@ def grow(
     dry = np.clip(1.6 - 2 * fluid, 0, 1)
     oedema = (1 - core) * _soft(tumour.reach - front, 1.4) * dry * inside
 
+    cavity = None
+    if tumour.cavity:
+        cavity = core * _soft(_cut(tumour.lesions[0], tumour.cavity, edge, part, depth), 0.7)
+
     label = np.zeros(part.shape, np.uint8)
     label[(oedema > 0.5) & inside] = OEDEMA
     label[core > 0.5] = NECROSIS
     label[(core > 0.5) & (enhancing > 0.5 * core)] = ENHANCING
+    if cavity is not None:
+        label[cavity > 0.5] = CAVITY
     return Compartments(
         box=box,
         core=core,
         enhancing=enhancing,
         oedema=oedema,
         fading=np.clip(front / np.float32(tumour.reach), 0, 1),
+        cavity=cavity,
         label=_attached(label),
     )
 
@@ -188,6 +218,14 @@ class _Edge:
             away = np.sqrt(np.einsum("ixyz,ixyz->xyz", arm, arm))
             np.minimum(nearest, away - lesion.radius * (1 + noise), out=nearest)
         return nearest
+
+
+def _cut(lesion: Lesion, cavity: Cavity, edge: "_Edge", grid: Grid, depth: Array) -> Array:
+    """Give the distance to the cavity's border in mm, positive inside."""
+    arm = grid.mesh() - lesion.centre.reshape(3, 1, 1, 1).astype(np.float32)
+    along = np.einsum("i,ixyz->xyz", cavity.side.astype(np.float32), arm)
+    ragged = np.float32(1.5) * edge.field(grid, 6.0)
+    return np.minimum(depth - np.float32(cavity.wall), along + np.float32(cavity.beyond)) + ragged
 
 
 def _possible_places(warp: Array, atlas: Atlas) -> Array:
@@ -246,5 +284,5 @@ def _soft(margin: Array, width: float) -> Array:
 def _attached(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Drop oedema that no core touches."""
     pieces, _ = ndimage.label(label > 0)
-    kept = np.unique(pieces[(label == NECROSIS) | (label == ENHANCING)])
+    kept = np.unique(pieces[(label > 0) & (label != OEDEMA)])
     return np.where(np.isin(pieces, kept), label, 0).astype(np.uint8)

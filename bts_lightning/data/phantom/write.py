@@ -1,4 +1,4 @@
-"""A generated data set in the form of BraTS 2021, so that everything runs without a download."""
+"""A generated data set in the form of BraTS, so that everything runs without a download."""
 
 import errno
 import gzip
@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -21,7 +22,7 @@ from bts_lightning.data.phantom.anatomy import blurred_atlas, draw_warp, load_at
 from bts_lightning.data.phantom.contrast import render
 from bts_lightning.data.phantom.preview import contact_sheet
 from bts_lightning.data.phantom.space import FULL_SIZE, head_grid
-from bts_lightning.data.phantom.tumour import draw_tumour, grow, push_aside
+from bts_lightning.data.phantom.tumour import draw_tumour, grow, operate, push_aside
 from bts_lightning.errors import DataError
 from bts_lightning.files import alone, content, unfinished, write_whole
 from bts_lightning.modalities import MODALITIES, Modality
@@ -29,7 +30,35 @@ from bts_lightning.modalities import MODALITIES, Modality
 # Raised when the same seed gives other images: an older phantom is never taken for a new one.
 RECIPE = 1
 RECORD = "phantom.json"
-FILE_NAMES: dict[Modality, str] = {"t1": "t1", "t1c": "t1ce", "t2": "t2", "flair": "flair"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a release of BraTS calls a case and its files, and numbers its labels.
+
+    Attributes:
+        values: tissue -> value in the file, by position.
+    """
+
+    case: str
+    files: dict[Modality, str]
+    label: str
+    values: tuple[int, ...]
+
+
+BEFORE = Form(
+    "BraTS2021_{:05d}",
+    {"t1": "_t1", "t1c": "_t1ce", "t2": "_t2", "flair": "_flair"},
+    "_seg",
+    (0, 1, 2, 4),
+)
+# After treatment, as BraTS 2024 has it.
+AFTER = Form(
+    "BraTS-GLI-{:05d}-100",
+    {"t1": "-t1n", "t1c": "-t1c", "t2": "-t2w", "flair": "-t2f"},
+    "-seg",
+    (0, 1, 2, 3, 4),
+)
 # Peak of a worker at full size is 0.8 GB; some is left for the rest of the machine.
 BYTES_PER_WORKER = 1_200_000_000
 PREVIEW_ROWS = 6
@@ -42,39 +71,56 @@ def write_phantom(
     size: tuple[int, int, int] = FULL_SIZE,
     preview: bool = False,
     workers: int | None = None,
+    *,
+    cavities: bool = False,
 ) -> Path:
-    """Write `cases` generated patients as BraTS 2021 does; those that are there already stay."""
+    """Write generated patients; those that are there already stay.
+
+    Args:
+        out: a folder of its own.
+        cases: how many.
+        seed: the same one gives the same bytes.
+        size: of the grid.
+        preview: also draw a contact sheet.
+        workers: processes.
+        cavities: patients after surgery, as in BraTS 2024; by default before it, as in BraTS 2021.
+    """
     _check(cases, seed, size)
+    form = AFTER if cavities else BEFORE
     out.mkdir(parents=True, exist_ok=True)
     with alone(out) as turn:
-        _claim(out, cases, seed, size)
+        _claim(out, cases, seed, size, form)
         if turn == "ours":
             # Alone here, so what is unfinished was left by a process that was killed.
-            for left in out.glob(".BraTS2021_*.part"):
+            for left in out.glob(".BraTS*.part"):
                 shutil.rmtree(left)
-        missing = [index for index in range(cases) if not (out / case_name(index)).exists()]
-        _write_all(out, missing, seed, size, workers)
+        missing = [index for index in range(cases) if not (out / case_name(index, form)).exists()]
+        _write_all(out, missing, seed, size, workers, form)
         if preview:
             shown = range(min(cases, PREVIEW_ROWS))
-            contact_sheet({case_name(i): case_files(out, i) for i in shown}, out / "preview.png")
+            values = {value: tissue for tissue, value in enumerate(form.values)}
+            rows = {case_name(i, form): case_files(out, i, form) for i in shown}
+            contact_sheet(rows, values, out / "preview.png")
     return out
 
 
 def generate_case(
-    seed: int, index: int, size: tuple[int, int, int] = FULL_SIZE
+    seed: int, index: int, size: tuple[int, int, int] = FULL_SIZE, form: Form = BEFORE
 ) -> tuple[dict[Modality, NDArray[np.int16]], NDArray[np.uint8], NDArray[np.float64]]:
-    """Make one patient: four images, the label map (0, 1, 2, 4) and the affine.
+    """Make one patient: four images, the label map in the form's values, and the affine.
 
     The same seed and index are the same head with the same tumour at any size.
     """
     # A generator a concern: what one part draws cannot shift what another one gets.
-    body, disease, growth, folds, scanner = (
-        np.random.default_rng([seed, index, concern]) for concern in range(5)
+    body, disease, growth, folds, scanner, surgery = (
+        np.random.default_rng([seed, index, concern]) for concern in range(6)
     )
     grid, atlas = head_grid(size), load_atlas()
     warp = draw_warp(body, atlas)
     tumour = draw_tumour(disease, warp, atlas)
     warp = push_aside(warp, tumour, atlas)
+    if form == AFTER:
+        tumour = operate(surgery, tumour)
     tissues = make_tissues(folds, warp, blurred_atlas(phantom_space.spacing(size)), grid)
     part = grid.crop(tissues.box)
     grown = grow(growth, tumour, warp, atlas, tissues, part)
@@ -83,21 +129,21 @@ def generate_case(
         images[modality] = np.zeros(size, np.int16)
         images[modality][tissues.box] = image
     label = np.zeros(size, np.uint8)
-    label[tissues.box][grown.box] = grown.label
+    label[tissues.box][grown.box] = np.array(form.values, np.uint8)[grown.label]
     return images, label, phantom_space.affine(size)
 
 
-def case_name(index: int) -> str:
-    """Name a case as BraTS 2021 does."""
-    return f"BraTS2021_{index:05d}"
+def case_name(index: int, form: Form = BEFORE) -> str:
+    """Name a case as BraTS does."""
+    return form.case.format(index)
 
 
-def case_files(out: Path, index: int) -> tuple[dict[Modality, Path], Path]:
+def case_files(out: Path, index: int, form: Form = BEFORE) -> tuple[dict[Modality, Path], Path]:
     """Give the paths of a case's images and label map."""
-    name = case_name(index)
+    name = case_name(index, form)
     folder = out / name
-    images = {m: folder / f"{name}_{FILE_NAMES[m]}.nii.gz" for m in MODALITIES}
-    return images, folder / f"{name}_seg.nii.gz"
+    images = {m: folder / f"{name}{form.files[m]}.nii.gz" for m in MODALITIES}
+    return images, folder / f"{name}{form.label}.nii.gz"
 
 
 def _check(cases: int, seed: int, size: tuple[int, int, int]) -> None:
@@ -112,12 +158,14 @@ def _check(cases: int, seed: int, size: tuple[int, int, int]) -> None:
         )
 
 
-def _claim(out: Path, cases: int, seed: int, size: tuple[int, int, int]) -> None:
+def _claim(out: Path, cases: int, seed: int, size: tuple[int, int, int], form: Form) -> None:
     """Refuse a folder with anything but a part of this very phantom, and sign an empty one."""
     record = out / RECORD
-    wanted = json.dumps({"seed": seed, "size": list(size), "recipe": RECIPE})
+    made: dict[str, object] = {"seed": seed, "size": list(size), "recipe": RECIPE}
+    wanted = json.dumps(made | {"cavities": True} if form == AFTER else made)
     entries = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    beyond = sorted(name for name in entries if case_name(cases) <= name < "BraTS2021_a")
+    start = form.case.partition("{")[0]
+    beyond = sorted(n for n in entries if case_name(cases, form) <= n < f"{start}a")
     found = content(record).decode(errors="replace").strip() if record.exists() else None
     if entries and found is None:
         what = f"is not empty and not a phantom (it holds {min(entries)!r})"
@@ -132,7 +180,12 @@ def _claim(out: Path, cases: int, seed: int, size: tuple[int, int, int]) -> None
 
 
 def _write_all(
-    out: Path, missing: list[int], seed: int, size: tuple[int, int, int], workers: int | None
+    out: Path,
+    missing: list[int],
+    seed: int,
+    size: tuple[int, int, int],
+    workers: int | None,
+    form: Form,
 ) -> None:
     console = Console(stderr=True)
     columns = (TextColumn("phantom"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -142,7 +195,9 @@ def _write_all(
     with parallel_config("loky", idle_worker_timeout=20):
         pool = Parallel(min(workers, max(1, len(missing))), return_as="generator_unordered")
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        jobs = (delayed(_write_case)(out, index, seed, size, os.getpid()) for index in missing)
+        jobs = (
+            delayed(_write_case)(out, index, seed, size, form, os.getpid()) for index in missing
+        )
         try:
             for _ in progress.track(pool(jobs), total=len(missing)):
                 pass
@@ -154,19 +209,19 @@ def _write_all(
 
 
 def _write_case(
-    out: Path, index: int, seed: int, size: tuple[int, int, int], asked_by: int
+    out: Path, index: int, seed: int, size: tuple[int, int, int], form: Form, asked_by: int
 ) -> None:
     if asked_by not in (os.getpid(), os.getppid()):
         return  # who asked was killed
-    images, label, affine = generate_case(seed, index, size)
-    paths, label_path = case_files(out, index)
-    part = unfinished(out / case_name(index))
+    images, label, affine = generate_case(seed, index, size, form)
+    paths, label_path = case_files(out, index, form)
+    part = unfinished(out / case_name(index, form))
     part.mkdir()
     for modality, path in paths.items():
         _save(images[modality], affine, part / path.name)
     _save(label, affine, part / label_path.name)
     try:
-        part.rename(out / case_name(index))
+        part.rename(out / case_name(index, form))
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise

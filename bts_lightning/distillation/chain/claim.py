@@ -26,7 +26,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class ArmPair:
-    """Hold the gain of one arm over another, the three regions averaged in each case.
+    """Hold the gain of one arm over another, all regions averaged in each case.
 
     p is that of Wilcoxon's signed-rank test, after Holm's correction over all subsets and
     pairs; for the mean over the subsets, over the pairs.
@@ -50,6 +50,7 @@ class Verdict:
     """
 
     subsets: tuple[str, ...]
+    regions: tuple[str, ...]
     cases: int
     dice: dict[str, np.ndarray]
     pairs: tuple[ArmPair, ...]
@@ -73,6 +74,7 @@ def judge(
     grids = {arm: _POINTS * table.grid("dice") for arm, table in arms.items()}
     return Verdict(
         subsets=first.subsets,
+        regions=first.regions,
         cases=len(first.cases),
         dice={arm: mean(grid, axis=0) for arm, grid in grids.items()},
         pairs=_pairs(grids),

@@ -9,8 +9,9 @@ from scipy import ndimage
 
 from bts_lightning.compiled import compiled
 from bts_lightning.metrics.calibration.counts import BAND_MM, BINS, Calibration
-from bts_lightning.metrics.masks import MEMBERS, LabelMaps
+from bts_lightning.metrics.masks import LabelMaps, members_of
 from bts_lightning.metrics.policies import Floats
+from bts_lightning.modalities import BRATS, Scheme
 
 # Of a voxel: beyond the brain, in it, and in the band too.
 _BRAIN, _BAND = 1, 2
@@ -23,26 +24,32 @@ class Tally:
         truth: D×H×W.
         brain: where any image shows anything, D×H×W; the truth belongs to it.
         spacing: mm between voxels.
+        scheme: what the labels mean.
     """
 
     def __init__(
-        self, truth: LabelMaps, brain: NDArray[np.bool_], spacing: Sequence[float]
+        self,
+        truth: LabelMaps,
+        brain: NDArray[np.bool_],
+        spacing: Sequence[float],
+        scheme: Scheme = BRATS,
     ) -> None:
+        self.members = members_of(scheme)
         self.truth = np.ascontiguousarray(truth)
         inside = brain | (self.truth > 0)
         self.areas = np.stack(
-            [inside * _BRAIN + (inside & _band(m[self.truth], spacing)) for m in MEMBERS]
+            [inside * _BRAIN + (inside & _band(m[self.truth], spacing)) for m in self.members]
         ).astype(np.uint8)
         self._bins: list[Floats] = []
         self._squares: list[Floats] = []
         self._entropy: list[Floats] = []
 
     def add(self, predicted: LabelMaps, probabilities: NDArray[np.float32]) -> None:
-        """Count a subset with its label map D×H×W and the probabilities of regions, 3×D×H×W."""
-        bins = np.zeros((len(MEMBERS), 2, BINS, 3))
-        squares, entropy = np.zeros((len(MEMBERS), 2)), np.zeros(len(MEMBERS))
+        """Count a subset with its label map D×H×W and the probabilities of regions, R×D×H×W."""
+        bins = np.zeros((len(self.members), 2, BINS, 3))
+        squares, entropy = np.zeros((len(self.members), 2)), np.zeros(len(self.members))
         labels, truth = np.ascontiguousarray(predicted).ravel(), self.truth.ravel()
-        for r, member in enumerate(MEMBERS):
+        for r, member in enumerate(self.members):
             probability = np.ascontiguousarray(probabilities[r]).ravel()
             areas = self.areas[r].ravel()
             entropy[r] = _count(probability, labels, truth, areas, member, bins[r], squares[r])

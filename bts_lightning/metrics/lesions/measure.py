@@ -9,7 +9,7 @@ from bts_lightning.metrics.lesions.cases import CutCase
 from bts_lightning.metrics.lesions.parts import Labels
 from bts_lightning.metrics.lesions.tasks import TASKS, LesionRules
 from bts_lightning.metrics.policies import Floats
-from bts_lightning.modalities import REGIONS
+from bts_lightning.modalities import Scheme
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,21 @@ class LesionScores:
 
 
 def measure(
-    truth: Labels, predicted: Labels, spacing: Spacing, rules: LesionRules, threads: int
+    truth: Labels,
+    predicted: Labels,
+    spacing: Spacing,
+    rules: LesionRules,
+    threads: int,
+    scheme: Scheme,
 ) -> LesionScores:
     """Score the lesions of some subsets of a case for all columns."""
     policy, name = rules.policy, rules.task
-    task = TASKS[policy, name].only(tuple(REGIONS))
+    task = TASKS[policy, name].only(tuple(scheme.regions))
     case = CutCase(truth, predicted, spacing, task, threads)
-    shape = len(predicted), len(REGIONS)
+    shape = len(predicted), len(scheme.regions)
     dice, hd95, nsd, lesions, found, false = np.full((6, *shape), np.nan)
     scores = LesionScores(dice, hd95, nsd, lesions, found, false, [])
-    for r, region in enumerate(REGIONS):
+    for r, region in enumerate(scheme.regions):
         if policy == "brats2025":
             for s, matches in enumerate(case.matched(region)):
                 means = matches.metastases() if name == "met" else matches.segmentation()

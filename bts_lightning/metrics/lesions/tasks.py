@@ -6,8 +6,7 @@ from typing import Literal, get_args
 
 LesionPolicy = Literal["brats2023", "brats2024", "brats2025"]
 POLICIES: tuple[LesionPolicy, ...] = get_args(LesionPolicy)
-# Those whose regions our labels have.
-LesionTask = Literal["gli", "ssa", "men", "met"]
+LesionTask = Literal["gli", "ssa", "men", "met", "ped", "men_rt"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +15,12 @@ class LesionRules:
 
     policy: LesionPolicy
     task: LesionTask = "gli"
+
+    @property
+    def regions(self) -> Mapping[str, frozenset[int]]:
+        """The stored classes of each region that it knows; none where no such task was set."""
+        found = TASKS.get((self.policy, self.task))
+        return found.regions if found else {}
 
 
 @dataclass(frozen=True)
