@@ -73,13 +73,13 @@ class Zygote:
         self._process.communicate()
 
 
-def undisturbed(zygote: Zygote, verb: Verb, folder: Path) -> int:
-    """Run a verb to its end; give how often it changes a file."""
+def undisturbed(zygote: Zygote, verb: Verb, folder: Path) -> bytes:
+    """Run a verb to its end; give a byte for each of its changes of files, as the hook does."""
     _make(verb, folder)
     counter = folder.with_suffix(".changes")
     code = zygote.run(verb, folder, {"below": str(folder), "counter": str(counter)})
     assert code == 0, folder.with_suffix(".log").read_text()
-    return counter.stat().st_size
+    return counter.read_bytes()
 
 
 def killed(zygote: Zygote, verb: Verb, folder: Path, at: int, again: int = 2) -> list[int]:
@@ -160,7 +160,7 @@ def _differing(a: Any, b: Any, key: str) -> Iterator[str]:
 
 
 def attack(
-    zygote: Zygote, verb: Verb, folder: Path, points: Callable[[int], Iterable[int]]
+    zygote: Zygote, verb: Verb, folder: Path, points: Callable[[bytes], Iterable[int]]
 ) -> list[str]:
     """Kill a verb before some of its changes; print the counts, and give what is not exact."""
     # In one place one after the other, because checkpoints and tables name it.
@@ -174,7 +174,7 @@ def attack(
     for at in tried:
         codes = killed(zygote, verb, place, at)
         # Whoever waits for children leaves a sign of life now and then.
-        if place.with_suffix(".changes").stat().st_size < at <= changes - 3:
+        if place.with_suffix(".changes").stat().st_size < at <= len(changes) - 3:
             wrong.append(f"at {at}: was never killed")
         if codes[-1] != 0:
             log = place.with_suffix(".log").read_text().splitlines()
@@ -186,7 +186,7 @@ def attack(
         place.with_suffix(".changes").unlink()
     exact = len(tried) - len({line.partition(":")[0] for line in wrong})
     print(
-        f"{verb.words[0]}: {changes} changes of files, killed before {len(tried)} of them, "
+        f"{verb.words[0]}: {len(changes)} changes of files, killed before {len(tried)} of them, "
         f"{exact} exact"
     )
     return wrong

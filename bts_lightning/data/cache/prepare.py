@@ -109,6 +109,8 @@ def build(
     recipe = recipe or Recipe()
     found = find_cases(root)
     folder = found.folder
+    for case in found.cases:
+        case.stored_values(recipe.scheme)  # refuses a foreign one before any work
     base, inside = _place(found, cache)
     home = (base / inside).absolute() / recipe.name
     check_place(home, base.absolute())

@@ -22,12 +22,13 @@ def install(below: str, counter: str, at: int = 0, does: str = "kill", rank: str
 
     Args:
         below: the folder whose changes count.
-        counter: a file that grows by a byte a change, whichever process makes it.
+        counter: a file that grows by a byte a change: `o` by this process itself, `c` by a child.
         at: the change to disturb; none if 0.
         does: `kill`, `stop`, `interrupt` or `raise`.
         rank: the local rank that is meant; any if empty.
     """
     below = os.path.realpath(below) + os.sep
+    owner = os.getpid()
     count = os.open(counter, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def look(event: str, args: tuple[Any, ...]) -> None:
@@ -38,7 +39,7 @@ def install(below: str, counter: str, at: int = 0, does: str = "kill", rank: str
             return
         if rank not in ("", os.environ.get("LOCAL_RANK")) or not _place(args).startswith(below):
             return
-        os.write(count, b".")
+        os.write(count, b"o" if os.getpid() == owner else b"c")
         if os.fstat(count).st_size == at:
             disturb(does)
 
