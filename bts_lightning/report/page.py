@@ -15,6 +15,7 @@ from bts_lightning.modalities import (
     COMPLETE,
     MODALITIES,
     REGION_WORDS,
+    REGIONS,
     SCHEMES,
     SHOWN_AS,
     subset_name,
@@ -83,7 +84,7 @@ def page(
         "choose_published": sections.choice(
             "published", "Data set", {dataset: dataset for dataset in datasets}
         )
-        + sections.choice("published", "Region", regions),
+        + sections.choice("published", "Region", {r: r for r in regions if r in REGIONS}),
         "published": grids.published_tables(summary, published),
         "facts": sections.facts_list(summary),
         "policy": escape(policy(summary.protocol)),
