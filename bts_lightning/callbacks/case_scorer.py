@@ -89,7 +89,7 @@ class CaseScorer(Callback):
         }
         for kind in self.beside:
             write_beside(self.folder, kind, case.name, rows[kind], self.made)
-        write_rows(self.folder, case.name, subsets, regions, scores, self.made)
+        write_rows(self.folder, case.name, case.patient, subsets, regions, scores, self.made)
 
     def _is_done(self, case: CachedCase, subsets: Sequence[Subset]) -> bool:
         """Say whether all that is wanted was written, predictions asked for later included."""

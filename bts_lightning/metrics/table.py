@@ -67,6 +67,11 @@ class Metric:
         return self.best > self.worst
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """Give the least and the largest value that there can be."""
+        return min(self.best, self.worst), max(self.best, self.worst)
+
+    @property
     def difference(self) -> str:
         """The heading of a difference: percentages differ in points."""
         return self.heading.replace("(%)", "(points)")

@@ -22,6 +22,7 @@ class Comparison:
     reference: str
     other: str
     cases: int
+    patients: int
     protocol: Mapping[str, tuple[str, str]]
     metrics: Sequence[Paired]
 
@@ -36,7 +37,7 @@ class Comparison:
         if self.protocol:
             differing = "; ".join(f"{k}: {a} → {b}" for k, (a, b) in self.protocol.items())
             said.append(f"The protocols differ in {differing}.")
-        return [*said, *remarks(list(self.metrics), self.cases)]
+        return [*said, *remarks(self.metrics, self.cases, self.patients)]
 
 
 def write_comparison(out: Path, comparisons: Sequence[Comparison]) -> Path:
@@ -63,13 +64,6 @@ def difference(mean: float, low: float, high: float, sure: bool, decimals: int =
         return "–"
     ends = f" [{low:.{decimals}f}, {high:.{decimals}f}]" if np.isfinite(low) else ""
     return f"{mean:+.{decimals}f}{'*' if sure else ''}{ends}".replace("-", "−")
-
-
-def is_sure(line: Estimate, corrected: np.ndarray, region: int) -> bool:
-    """Say whether a cell passed its test, or an untested average has an interval without 0."""
-    if np.isfinite(corrected[region]):
-        return bool(corrected[region] < ALPHA)
-    return bool(line.low[region] > 0 or line.high[region] < 0)
 
 
 def p_value(p: float) -> str:
@@ -144,7 +138,7 @@ def _cell(paired: Paired, line: Estimate, corrected: np.ndarray, region: int, to
     if not np.isfinite(mean):
         return "<td>–</td>"
     # What may be chance stays pale, however large.
-    share = abs(mean) / top * (1.0 if is_sure(line, corrected, region) else 0.25)
+    share = abs(mean) / top * (1.0 if corrected[region] < ALPHA else 0.25)
     value, _, interval = cell(line, corrected, region).partition(" ")
     p = p_value(corrected[region])
     is_bad = (mean >= 0) != paired.metric.more_is_better
@@ -157,7 +151,7 @@ def _figure(paired: Paired) -> str:
         (
             region,
             [
-                (title, subset, *line.at(r), is_sure(line, corrected, r))
+                (title, subset, *line.at(r), bool(corrected[r] < ALPHA))
                 for title, subset, line, corrected in rows
             ],
         )

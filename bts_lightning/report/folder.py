@@ -16,7 +16,7 @@ from bts_lightning.report.beside import BESIDE, asked_for, read_beside
 from bts_lightning.report.facts import read_protocol, write_protocol
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.slices import keep_slices
-from bts_lightning.report.table import KEYS, VALUES, EvaluationTable, read_rows
+from bts_lightning.report.table import KEYS, PATIENT, VALUES, EvaluationTable, read_rows
 from bts_lightning.report.write import choose_cases, write_report
 
 # What may differ between the start of an evaluation and its continuation.
@@ -25,8 +25,10 @@ _MAY_DIFFER = ("commit", "versions", "run", "experiment", "created", "cases", "u
 
 def making(facts: Mapping[str, Any]) -> str:
     """Give a mark of how rows are made, the same as long as they may stand in one table."""
-    # Rows from before a metric was added are made again, or the table would have gaps.
-    return checksum([VALUES, sorted((k, v) for k, v in facts.items() if k not in _MAY_DIFFER)])
+    # Rows from before a column was added are made again, or the table would have gaps.
+    return checksum(
+        [PATIENT, VALUES, sorted((k, v) for k, v in facts.items() if k not in _MAY_DIFFER)]
+    )
 
 
 def open_folder(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def has_rows(folder: Path, case: str, made: str, beside: Sequence[str]) -> bool:
 def write_rows(
     folder: Path,
     case: str,
+    patient: str,
     subsets: Sequence[Subset],
     regions: Iterable[str],
     scores: Mapping[str, np.ndarray],
@@ -66,12 +69,12 @@ def write_rows(
 ) -> None:
     """Write the rows of a case, whole or not at all; without a subset there is none."""
     rows = [
-        {"case": case, "subset": subset_name(subset), "region": region}
+        {"case": case, PATIENT: patient, "subset": subset_name(subset), "region": region}
         | {column: float(values[s, r]) for column, values in scores.items()}
         for s, subset in enumerate(subsets)
         for r, region in enumerate(regions)
     ]
-    table = pd.DataFrame(rows, columns=[*KEYS, *scores])
+    table = pd.DataFrame(rows, columns=["case", PATIENT, *KEYS[1:], *scores])
     _write_sealed(_file(folder, "rows", case), case, table, made)
 
 

@@ -11,7 +11,7 @@ from bts_lightning.report.document import columns, grid, heat
 from bts_lightning.report.plots import shown, signed
 from bts_lightning.report.published import Published
 from bts_lightning.report.shapley import one_more
-from bts_lightning.report.statistics import Estimate, bootstrap
+from bts_lightning.report.statistics import Estimate, case_means
 from bts_lightning.report.summary import Summary, count_cases
 from bts_lightning.report.table import SUBSET_NAMES
 
@@ -33,7 +33,8 @@ def gain_tables(summary: Summary) -> str:
     gains = one_more(summary.table)
     if not gains:
         return "<p>No two subsets of this table differ by one sequence.</p>"
-    cells = bootstrap(100 * np.stack([gain.values for gain in gains], axis=1)).cells()
+    values = 100 * np.stack([gain.values for gain in gains], axis=1)
+    cells = case_means(values, summary.table.patients).cells()
     place = {(gain.subset, gain.modality): i for i, gain in enumerate(gains)}
     starts = [name for name in summary.table.subsets if any(g.subset == name for g in gains)]
     top = max([0.1, *np.abs(cells.mean[np.isfinite(cells.mean)])])

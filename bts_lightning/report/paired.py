@@ -1,20 +1,22 @@
-"""Two evaluations of the same cases, paired case by case: how much they differ and how surely."""
+"""Two evaluations of the same cases, paired: how much they differ and how surely."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bts_lightning.metrics.table import Metric
 from bts_lightning.report.statistics import (
-    Bootstrap,
     Estimate,
-    bootstrap,
-    fewest_cases,
-    holm,
-    signed_rank,
+    Means,
+    case_means,
+    fewest_patients,
+    groups,
+    mean,
+    patient_means,
+    signed_ranks,
 )
-from bts_lightning.report.summary import count_cases
+from bts_lightning.report.summary import INTERVALS, count, count_cases
 from bts_lightning.report.table import EvaluationTable
 
 ALPHA = 0.05
@@ -24,27 +26,28 @@ ALPHA = 0.05
 class Paired:
     """Hold the differences other minus reference of one metric, in printed units.
 
-    `p` is Wilcoxon's signed-rank test of every cell (subset × region), `corrected` the same after
-    Holm's correction over all cells of this metric and this pair of runs.
+    `corrected` is the p of Wilcoxon's signed-rank test over patients in every cell (subset ×
+    region), after Holm's correction over all cells of this metric and this pair of runs;
+    `averages` (average × region) the same for the averages over subsets, a family of their own.
     """
 
     metric: Metric
     subsets: tuple[str, ...]
     regions: tuple[str, ...]
-    means: Bootstrap
-    p: np.ndarray
+    means: Means
     corrected: np.ndarray
+    averages: np.ndarray
 
     @property
     def cells(self) -> int:
-        """Count the tests that the correction is for."""
-        return int(np.isfinite(self.p).sum())
+        """Count the tests of single subsets."""
+        return int(np.isfinite(self.corrected).sum())
 
     def rows(self) -> Iterator[tuple[str, str | None, Estimate, np.ndarray]]:
         """Give (title, subset or None, estimate and corrected p per region) for every line."""
-        untested = np.full(len(self.regions), np.nan)
-        for i, (title, subset, line) in enumerate(self.means.rows(self.subsets)):
-            yield title, subset, line, self.corrected[i] if subset else untested
+        tests = np.concatenate([self.corrected, self.averages])
+        for (title, subset, line), p in zip(self.means.rows(self.subsets), tests, strict=True):
+            yield title, subset, line, p
 
     def verdict(self) -> str:
         """Say in one sentence how many cells differ surely, and in whose favour."""
@@ -66,27 +69,41 @@ def pair(reference: EvaluationTable, other: EvaluationTable, metric: Metric) -> 
         for table in (reference, other)
     )
     differences = metric.factor * (second - first)
-    p = np.array(
-        [
-            [signed_rank(differences[:, i, region]) for region in range(len(reference.regions))]
-            for i in range(len(subsets))
-        ]
+    patients = shared_patients(reference, other)
+    each = patient_means(differences, patients)
+    averages = [mean(each[:, chosen], axis=1) for chosen in groups(subsets).values()]
+    return Paired(
+        metric,
+        subsets,
+        reference.regions,
+        case_means(differences, patients),
+        signed_ranks(each),
+        signed_ranks(np.stack(averages, axis=1)),
     )
-    return Paired(metric, subsets, reference.regions, bootstrap(differences), p, holm(p))
 
 
-def remarks(pairs: list[Paired], cases: int) -> list[str]:
+def shared_patients(*tables: EvaluationTable) -> tuple[str, ...]:
+    """Give the patients of the same cases; the table that knows of more shared scans is right."""
+    return min((table.patients for table in tables), key=lambda patients: len(set(patients)))
+
+
+def remarks(pairs: Sequence[Paired], cases: int, patients: int) -> list[str]:
     """Say how the numbers were made and what they cannot show."""
-    cells = pairs[0].cells
+    cells, averages = pairs[0].cells, int(np.isfinite(pairs[0].averages).sum())
     said = [
-        f"{count_cases(cases)}, paired by case and subset. Differences are run minus reference; "
-        "intervals hold 95 % of 5000 bootstrap samples of cases; * marks p < 0.05 of Wilcoxon's "
-        f"signed-rank test after Holm's correction over the {cells} cells of a metric. Averages "
-        "over subsets are not tested: they count as sure where the interval has no 0."
+        f"{count_cases(cases, patients)}, paired by case and subset. Differences are run minus "
+        f"reference. {INTERVALS} * marks p < {ALPHA} of Wilcoxon's signed-rank test over patients "
+        f"after Holm's correction over the {cells} cells of a metric, and over its {averages} "
+        "averages by themselves."
     ]
-    if cases < fewest_cases(cells):
-        said.append(
-            f"With {count_cases(cases)} no cell can reach p < 0.05 after the correction: that "
-            f"takes at least {fewest_cases(cells)}."
-        )
-    return said
+    return [*said, *too_few(patients, {"cell": cells, "average": averages})]
+
+
+def too_few(patients: int, families: Mapping[str, int]) -> list[str]:
+    """Name the families of tests in which so few patients cannot show anything."""
+    return [
+        f"With {count('patient', patients)} no {what} can reach p < {ALPHA} after the correction: "
+        f"that takes at least {fewest_patients(tests)}."
+        for what, tests in families.items()
+        if patients < fewest_patients(tests)
+    ]

@@ -214,5 +214,5 @@ def _difference(
         _span(scale, low, high, y, f'stroke="{colour}" stroke-width="2"'),
         f'<circle cx="{scale(mean):.1f}" cy="{y:g}" r="4.5" fill="{fill}" stroke="{colour}" '
         'stroke-width="2"/>',
-        text(scale.end + 54, y + 4, signed(mean) + ("*" if sure and subset else ""), "num", "end"),
+        text(scale.end + 54, y + 4, signed(mean) + ("*" if sure else ""), "num", "end"),
     ]

@@ -10,7 +10,7 @@ from bts_lightning.report.facts import facts
 from bts_lightning.report.grids import between
 from bts_lightning.report.plots import COLOURS, bars, distributions, ranges
 from bts_lightning.report.shapley import case_values
-from bts_lightning.report.statistics import Estimate, bootstrap
+from bts_lightning.report.statistics import Estimate, case_means
 from bts_lightning.report.summary import Summary, count_cases
 
 
@@ -60,7 +60,8 @@ def shapley_plots(summary: Summary) -> str:
     cases, values = case_values(summary.table)
     if not cases:
         return "<p>No case has been scored with all 15 subsets: there is no exact value.</p>"
-    cells = bootstrap(100 * values).cells()
+    patient = dict(zip(summary.table.cases, summary.table.patients, strict=True))
+    cells = case_means(100 * values, [patient[case] for case in cases]).cells()
     limit = max([1.0, *cells.high[np.isfinite(cells.high)]])
     plots = "".join(
         figure(

@@ -1,5 +1,6 @@
 """Means over cases, how sure they are, and whether two runs differ."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,17 +9,14 @@ from scipy import stats
 
 from bts_lightning.modalities import parse_subset
 
-REPLICATES = 5000
-LEVEL = 95.0
-# Bounds the memory of one draw to about 100 MB for a thousand cases.
-_CHUNK = 1000
+LEVEL = 0.95
 # Up to here all sign patterns are counted; 2^50 is still exact in a float. scipy's own limit.
 _EXACT = 50
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Hold means, the ends of their bootstrap intervals and the number of values behind each."""
+    """Hold means, the ends of their intervals and the number of cases behind each."""
 
     mean: np.ndarray
     low: np.ndarray
@@ -31,27 +29,36 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Bootstrap:
-    """Hold the means of `values` (cases first) and the same means over resampled sets of cases.
+class Means:
+    """Hold the means of cells over cases, and how far each moves with each patient.
 
-    All cells of one bootstrap see the same resampled cases, so averages over cells and differences
-    between them keep the pairing.
+    Attributes:
+        count: of the cases behind a mean.
+        patients: how many patients they show.
+        moves: patient × cell, what the mean loses when all scans of the patient are left out. It
+            keeps the pairing: the moves of an average of cells are the average of their moves.
+        bounds: of the values, infinite where there is none.
     """
 
     mean: np.ndarray
     count: np.ndarray
-    replicates: np.ndarray
+    patients: np.ndarray
+    moves: np.ndarray
+    bounds: tuple[float, float]
 
     def cells(self) -> Estimate:
-        """Give each cell's mean with its percentile interval."""
-        return _estimate(self.mean, self.replicates, self.count)
+        """Give each cell's mean with its interval."""
+        return self._estimate(self.mean, self.count, self.patients, self.moves)
 
     def over(self, subsets: Sequence[int]) -> Estimate:
         """Average cells over some subsets (first axis), as the papers' "mean over 15" does."""
         chosen = list(subsets)
-        count = self.count[chosen].min(axis=0)
-        replicates = mean(self.replicates[:, chosen], axis=1)
-        return _estimate(mean(self.mean[chosen], axis=0), replicates, count)
+        return self._estimate(
+            mean(self.mean[chosen], axis=0),
+            self.count[chosen].min(axis=0),
+            self.patients[chosen].min(axis=0),
+            mean(self.moves[:, chosen], axis=1),
+        )
 
     def rows(self, subsets: Sequence[str]) -> Iterator[tuple[str, str | None, Estimate]]:
         """Give (title, subset or None, estimate) for each subset, then for each average."""
@@ -62,26 +69,35 @@ class Bootstrap:
         for title, indices in groups(subsets).items():
             yield title, None, self.over(indices)
 
+    def _estimate(
+        self, mean: np.ndarray, count: np.ndarray, patients: np.ndarray, moves: np.ndarray
+    ) -> Estimate:
+        # One patient says nothing about others, so an interval of no width would be a lie.
+        several = patients > 1
+        n = np.where(several, patients, 2)
+        error = np.sqrt((n - 1) / n * (moves**2).sum(axis=0))
+        # As many degrees of freedom as patients would do for normal values. Dice is skewed, and its
+        # spread is known worse: half of them cover best, `python -m tests.report.coverage`.
+        half = np.where(several, stats.t.ppf((1 + LEVEL) / 2, n / 2) * error, np.nan)
+        return Estimate(mean, *_ends(mean, half, *self.bounds), count)
 
-def bootstrap(values: np.ndarray, *, seed: int = 0, replicates: int = REPLICATES) -> Bootstrap:
-    """Resample cases (first axis) with replacement; values that are NaN take no part."""
-    cases = values.shape[0]
-    flat = values.reshape(cases, -1)
-    there = np.isfinite(flat)
-    filled = np.where(there, flat, 0.0)
-    random = np.random.default_rng(seed)
-    parts = []
-    for start in range(0, replicates, _CHUNK):
-        size = min(_CHUNK, replicates - start)
-        drawn = _how_often(random, size, cases)
-        parts.append(_ratio(drawn @ filled, drawn @ there))
-    cells = values.shape[1:]
-    mean = _ratio(filled.sum(axis=0), there.sum(axis=0))
-    return Bootstrap(
-        mean.reshape(cells),
-        there.sum(axis=0).reshape(cells),
-        np.concatenate(parts).reshape(replicates, *cells),
-    )
+
+def case_means(
+    values: np.ndarray,
+    patients: Sequence[str],
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Means:
+    """Average over cases (first axis), each of the patient named; NaN takes no part."""
+    totals, counts = _by_patient(values, patients)
+    total, count = totals.sum(axis=0), counts.sum(axis=0)
+    average = _ratio(total, count)
+    moves = _ratio(totals - average * counts, count - counts)
+    return Means(average, count, (counts > 0).sum(axis=0), moves, bounds)
+
+
+def patient_means(values: np.ndarray, patients: Sequence[str]) -> np.ndarray:
+    """Average the cases (first axis) of each patient; a test takes its values for independent."""
+    return _ratio(*_by_patient(values, patients))
 
 
 def mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -107,7 +123,7 @@ def signed_rank(differences: np.ndarray) -> float:
     finite = differences[np.isfinite(differences)]
     if not len(finite):
         return float("nan")
-    # Cases that do not differ carry no sign; Wilcoxon's own rule leaves them out.
+    # Patients who do not differ carry no sign; Wilcoxon's own rule leaves them out.
     nonzero = finite[finite != 0]
     if not len(nonzero):
         return 1.0
@@ -129,20 +145,50 @@ def holm(p: np.ndarray) -> np.ndarray:
     return corrected
 
 
-def fewest_cases(cells: int, alpha: float = 0.05) -> int:
-    """Give the number of cases below which no cell of a Holm family can reach `alpha`."""
-    cases = 1
+def signed_ranks(values: np.ndarray) -> np.ndarray:
+    """Test each cell of patients' differences (first axis), and correct for their number."""
+    return holm(np.apply_along_axis(signed_rank, 0, values))
+
+
+def fewest_patients(cells: int, alpha: float = 0.05) -> int:
+    """Give the number of patients below which no cell of a Holm family can reach `alpha`."""
+    patients = 1
     # All n differences of one sign is the strongest outcome: its exact two-sided p is 2 / 2^n.
-    while cells * 2.0 ** (1 - cases) >= alpha:
-        cases += 1
-    return cases
+    while cells * 2.0 ** (1 - patients) >= alpha:
+        patients += 1
+    return patients
 
 
-def _how_often(random: np.random.Generator, size: int, cases: int) -> np.ndarray:
-    """Draw `size` samples of cases and count how often each case is in each."""
-    drawn = random.integers(cases, size=(size, cases)) + cases * np.arange(size)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=size * cases).reshape(size, cases)
-    return counts.astype(float)
+def _by_patient(values: np.ndarray, patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Add up the values of each patient (first axis), and count them."""
+    names, owner = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    there = np.isfinite(values)
+    totals = np.zeros((len(names), *values.shape[1:]))
+    counts = np.zeros(totals.shape, dtype=int)
+    np.add.at(totals, owner, np.where(there, values, 0.0))
+    np.add.at(counts, owner, there)
+    return totals, counts
+
+
+def _ends(
+    mean: np.ndarray, half: np.ndarray, lower: float, upper: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give the ends of an interval that is even on a logarithmic scale towards each bound.
+
+    That is the logit of a share and the logarithm of a distance; without bounds it is `half` on
+    either side. On these scales the means of skewed values are nearly symmetric.
+    """
+    low, high = np.array(mean - half), np.array(mean + half)
+    # Where every value lies on a bound there is no spread to lay out.
+    inside = (mean > lower) & (mean < upper) & np.isfinite(half)
+    if math.isinf(lower) or not inside.any():
+        return low, high
+    below, above = mean[inside] - lower, upper - mean[inside]
+    share = below / (upper - lower)
+    ratio = np.exp(half[inside] * (1 / below + 1 / above))
+    low[inside] = lower + below / (share + (1 - share) * ratio)
+    high[inside] = lower + below * ratio / (1 - share + share * ratio)
+    return low, high
 
 
 def _exact_signed_rank(differences: np.ndarray) -> float:
@@ -163,15 +209,3 @@ def _exact_signed_rank(differences: np.ndarray) -> float:
 
 def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.where(count > 0, count, 1), np.nan)
-
-
-def _estimate(mean: np.ndarray, replicates: np.ndarray, count: np.ndarray) -> Estimate:
-    tail = (100 - LEVEL) / 2
-    flat = replicates.reshape(len(replicates), -1)
-    ends = np.full((2, flat.shape[1]), np.nan)
-    # One case says nothing about others, so its interval of no width would be a lie.
-    for cell in np.flatnonzero(count.ravel() > 1):
-        finite = flat[np.isfinite(flat[:, cell]), cell]
-        ends[:, cell] = np.percentile(finite, [tail, 100 - tail])
-    low, high = ends.reshape(2, *mean.shape)
-    return Estimate(mean, low, high, count)

@@ -1,5 +1,6 @@
 """The evaluation table: one row per case × subset × region, read, checked and laid out as grids."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from bts_lightning.metrics.table import COUNTS, METRICS, TABLE, VOLUMES, Metric
 from bts_lightning.modalities import REGION_WORDS, SUBSETS, parse_subset, subset_name
 
 KEYS = ("case", "subset", "region")
+PATIENT = "patient"
+# A table from before that column lacks it; BraTS (not 2020 and 2021) and BIDS name scans so.
+_SCAN = re.compile(
+    r"(?P<patient>BraTS-[A-Z]+-\d+|Brats1[789]_\w+|sub-[a-zA-Z0-9+]+)[-_](ses-[a-zA-Z0-9+]+|\d+)"
+)
 VALUES = (*METRICS, *VOLUMES, *COUNTS)
 # What a table always had; metrics that came later may be absent.
 NEEDED = (*KEYS, "dice", "hd95", *VOLUMES)
@@ -23,7 +29,7 @@ SUBSET_NAMES: tuple[str, ...] = tuple(subset_name(subset) for subset in SUBSETS)
 
 @dataclass(frozen=True)
 class EvaluationTable:
-    """Hold checked rows with the order of their cases, subsets and regions.
+    """Hold checked rows with the order of their cases (and the patient of each), subsets, regions.
 
     >>> EvaluationTable.read(Path("runs/a2fseg/newest/evaluation/test")).grid("dice").shape
     (74, 15, 3)
@@ -31,6 +37,7 @@ class EvaluationTable:
 
     rows: pd.DataFrame
     cases: tuple[str, ...]
+    patients: tuple[str, ...]
     subsets: tuple[str, ...]
     regions: tuple[str, ...]
 
@@ -56,8 +63,9 @@ class EvaluationTable:
         if table.empty:
             raise DataError(f"{source}: the table has no row, so there is nothing to report")
         values = [column for column in VALUES if column in table]
-        table = table[[*KEYS, *values]].reset_index(drop=True)
+        table = table.reindex(columns=["case", PATIENT, *KEYS[1:], *values]).reset_index(drop=True)
         table["case"] = table["case"].astype(str)
+        table[PATIENT] = _patients(table)
         table["subset"] = [_canonical(name, source) for name in table["subset"]]
         _check_regions(table, source)
         for column in values:
@@ -65,8 +73,8 @@ class EvaluationTable:
         _check_unique(table, source)
         subsets = tuple(name for name in SUBSET_NAMES if (table["subset"] == name).any())
         regions = tuple(name for name in REGION_WORDS if (table["region"] == name).any())
-        cases = tuple(sorted(table["case"].unique()))
-        return cls(table, cases, subsets, regions)
+        patients = _patient_of_each(table, source)
+        return cls(table, tuple(patients), tuple(patients.values()), subsets, regions)
 
     @property
     def metrics(self) -> list[Metric]:
@@ -103,7 +111,7 @@ def evaluation_folder(run: Path) -> Path:
 
 def read_rows(file: Path, *, skip: int = 0) -> pd.DataFrame:
     """Read rows of the table as they stand; a case may be called 007 or NA: names are text."""
-    names = dict.fromkeys(KEYS, str)
+    names = dict.fromkeys((*KEYS, PATIENT), str)
     try:
         with regular(file) as stream:
             return pd.read_csv(
@@ -118,6 +126,28 @@ def _canonical(name: object, source: str) -> str:
         return subset_name(parse_subset(str(name)))
     except ValueError as fault:
         raise DataError(f"{source}: {fault}") from fault
+
+
+def _patients(table: pd.DataFrame) -> list[str]:
+    """Take the patients that a table tells; without them its names must, or each case is one."""
+    return [
+        str(told) if pd.notna(told) and told != "" else _named_patient(case)
+        for case, told in zip(table["case"], table[PATIENT], strict=True)
+    ]
+
+
+def _named_patient(case: str) -> str:
+    match = _SCAN.fullmatch(case)
+    return match["patient"] if match else case
+
+
+def _patient_of_each(table: pd.DataFrame, source: str) -> dict[str, str]:
+    """Give each case its one patient, cases in order."""
+    each = table[["case", PATIENT]].drop_duplicates().sort_values("case")
+    twice = each[each.duplicated("case")]
+    if len(twice):
+        raise DataError(f"{source}: case {twice.iloc[0, 0]!r} shows two patients; give it one")
+    return dict(zip(each["case"], each[PATIENT], strict=True))
 
 
 def _check_regions(table: pd.DataFrame, source: str) -> None:

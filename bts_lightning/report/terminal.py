@@ -12,7 +12,7 @@ from bts_lightning.modalities import dots, parse_subset
 from bts_lightning.report.comparison import Comparison, cell, write_comparison
 from bts_lightning.report.evaluations import Evaluation, check_comparable
 from bts_lightning.report.facts import LEFT_OUT, as_text
-from bts_lightning.report.paired import Paired, pair
+from bts_lightning.report.paired import Paired, pair, shared_patients
 from bts_lightning.report.screen import Screen
 
 # These name the runs rather than tell how they were evaluated.
@@ -78,6 +78,7 @@ def _against(reference: Evaluation, other: Evaluation, metrics: Sequence[Metric]
         reference.name,
         other.name,
         len(reference.table.cases),
+        len(set(shared_patients(reference.table, other.table))),
         {key: pair_of for key, pair_of in texts.items() if pair_of[0] != pair_of[1]},
         [pair(reference.table, other.table, metric) for metric in metrics],
     )

@@ -19,7 +19,7 @@ from bts_lightning.report.facts import policy, read_protocol
 from bts_lightning.report.published import WARNING, averages
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.statistics import groups, mean
-from bts_lightning.report.table import KEYS, VALUES, EvaluationTable
+from bts_lightning.report.table import KEYS, PATIENT, VALUES, EvaluationTable
 from bts_lightning.report.terminal import compare_evaluations
 
 
@@ -139,7 +139,7 @@ def remarks(results: Sequence[Outcome], planned: int) -> list[str]:
 def _pool(name: str, results: Sequence[Outcome]) -> Evaluation:
     rows = pd.concat([result.table.rows for result in results], ignore_index=True)
     values = [column for column in VALUES if column in rows]
-    means = rows.groupby(list(KEYS), sort=False)[values].mean().reset_index()
+    means = rows.groupby([*KEYS, PATIENT], sort=False)[values].mean().reset_index()
     protocols = [result.protocol for result in results]
     same = {k: v for k, v in protocols[0].items() if all(p.get(k) == v for p in protocols)}
     # Each fold has a split of its own; together they name the same one for every experiment.

@@ -50,9 +50,33 @@ def test_difference_is_paired_by_case_and_subset() -> None:
     cells = paired.means.cells()
     for end in (cells.mean, cells.low, cells.high):
         np.testing.assert_allclose(end, 2.0)  # points, without any spread
-    # Twelve differences of one sign: 2 / 2^12, times the 45 cells.
-    np.testing.assert_allclose(paired.p, 2 / 2**12)
+    # Twelve differences of one sign: 2 / 2^12, times the 45 cells; the 9 averages by themselves.
     np.testing.assert_allclose(paired.corrected, 45 * 2 / 2**12)
+    np.testing.assert_allclose(paired.averages, 9 * 2 / 2**12)
+
+
+def test_an_average_is_sure_by_its_test_alone(tmp_path: Path) -> None:
+    made = rows(8)
+    runs = [make_run(tmp_path, "a", made), make_run(tmp_path, "b", shifted(made, 0.02))]
+    # The same in all cases, so the interval leaves out 0; but 9 · 2 / 2^8 is more than 0.05.
+    text = printed(runs, tmp_path / "out", width=300)
+    assert "With 8 patients no average can reach p < 0.05" in text
+    assert "*" not in text.replace("* marks", "")
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    (line, *_) = [line for line in table.splitlines() if line.startswith("| **mean over 15**")]
+    assert line.split(" | ")[1:3] == ["+2.00 [2.00, 2.00]", "0.070"]
+
+
+def test_scans_of_a_patient_are_paired_as_one(tmp_path: Path) -> None:
+    made = [row | {"patient": f"p{int(row['case'][-5:]) // 4}"} for row in rows(48)]
+    tables = [EvaluationTable.from_rows(table) for table in (made, shifted(made, 0.02))]
+    paired = pair(*tables, METRICS["dice"])
+    np.testing.assert_array_equal(paired.means.count, 48)
+    np.testing.assert_allclose(paired.corrected, 45 * 2 / 2**12)
+    # A table from before the column does not hide them.
+    old = [{k: v for k, v in row.items() if k != "patient"} for row in shifted(made, 0.02)]
+    runs = [make_run(tmp_path, "new", made), make_run(tmp_path, "old", old)]
+    assert "48 cases of 12 patients, paired by case and subset" in printed(runs, width=300)
 
 
 def test_a_run_does_not_differ_from_its_equal(tmp_path: Path) -> None:
@@ -127,9 +151,8 @@ def test_terminal_table_fits_eighty_columns(tmp_path: Path) -> None:
 
 def test_few_cases_are_told(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "a", rows(5)), make_run(tmp_path, "b", rows(5, noise=7))]
-    assert "With 5 cases no cell can reach p < 0.05 after the correction" in printed(
-        runs, width=300
-    )
+    text = printed(runs, width=300)
+    assert "With 5 patients no cell can reach p < 0.05 after the correction" in text
 
 
 def test_values_that_are_not_there_shrink_the_pairs() -> None:

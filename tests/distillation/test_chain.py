@@ -371,8 +371,9 @@ def test_the_page_says_what_came_out_whichever_way() -> None:
     assert "| mean: alone | mean: + teacher | mean: + aligned teacher | WT: alone |" in text
     worse = document(made, claim(cases=3, aligned=-0.02)).markdown()
     assert "−3.00 [−3.00, −3.00] points of mean Dice over the subsets (p 0.750)" in worse
-    assert "which 3 cases cannot tell from chance" in worse
-    assert "With 3 cases no cell can reach p < 0.05: that takes at least 8." in worse
+    assert "which 3 patients cannot tell from chance" in worse
+    assert "With 3 patients no cell can reach p < 0.05" in worse
+    assert "that takes at least 8." in worse
     page = document(made, claim()).html()
     assert page.count("<table>") == 4
     longer = plan("kd_unet", *TINY, for_teachers=["trainer.max_epochs=7"], for_students=["seed=3"])

@@ -61,7 +61,14 @@ def test_absent_values_leave_counts_and_not_better_means() -> None:
     made = [row | {"dice": np.nan} if row["region"] == "ET" else row for row in rows(3)]
     text = markdown(summary(made))
     assert "| – | 3/3/0 |" in text
-    assert "too narrow" in text  # three cases
+    assert "too narrow" in text  # three patients
+
+
+def test_few_patients_are_warned_of_however_many_their_scans() -> None:
+    made = [row | {"patient": row["case"][:-1]} for row in rows(80)]
+    assert "80 cases of 8 patients." in markdown(summary(made))
+    assert "too narrow" in markdown(summary(made))
+    assert "too narrow" not in markdown(summary(rows(80)))
 
 
 def test_latex_is_balanced_and_has_all_rows() -> None:

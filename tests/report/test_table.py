@@ -32,6 +32,30 @@ def test_case_names_stay_text(tmp_path: Path) -> None:
     assert set(EvaluationTable.read(tmp_path).cases) == set(names)
 
 
+def test_a_case_has_the_patient_that_the_table_tells(tmp_path: Path) -> None:
+    made = [one_row(case=case, patient=who) for case, who in (("b", "007"), ("a", "NA"))]
+    pd.DataFrame(made).to_csv(tmp_path / "cases.csv", index=False)
+    table = EvaluationTable.read(tmp_path)
+    assert (table.cases, table.patients) == (("a", "b"), ("NA", "007"))
+    assert EvaluationTable.from_rows(table.rows).patients == table.patients
+
+
+@pytest.mark.parametrize(
+    ("case", "patient"),
+    [
+        ("BraTS-GLI-00005-101", "BraTS-GLI-00005"),
+        ("Brats18_TCIA01_131_1", "Brats18_TCIA01_131"),
+        ("sub-01_ses-02", "sub-01"),
+        ("BraTS20_Training_001", "BraTS20_Training_001"),
+        ("BraTS2021_00001", "BraTS2021_00001"),
+        ("case-1", "case-1"),
+    ],
+)
+def test_without_patients_a_table_is_read_by_names(case: str, patient: str) -> None:
+    for rows_of in ([one_row(case=case)], [one_row(case=case, patient="")]):
+        assert EvaluationTable.from_rows(rows_of).patients == (patient,)
+
+
 def test_subsets_come_in_binary_order_and_canonical_spelling() -> None:
     table = EvaluationTable.from_rows([one_row(subset="flair+T1c"), one_row(subset="FLAIR")])
     assert table.subsets == ("flair", "t1c+flair")
@@ -54,6 +78,10 @@ def test_grid_has_nan_only_where_there_is_no_row() -> None:
         ([one_row(region="NCR")], "unknown region 'NCR'; the regions are WT, TC, ET"),
         ([one_row(dice="high")], "column dice holds something other than a number"),
         ([one_row(hd95=float("inf"))], "column hd95 holds an infinite value"),
+        (
+            [one_row(patient="x"), one_row(patient="y", subset="t2")],
+            "case 'a' shows two patients; give it one",
+        ),
         ([one_row(), one_row()], "case 'a', subset t1, region WT is there twice"),
     ],
 )

@@ -1,13 +1,14 @@
 """Does a student gain from a teacher, and more from an aligned one? The numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bts_lightning.distillation.chain.gap import Gap
 from bts_lightning.errors import UserError
-from bts_lightning.report.statistics import bootstrap, holm, mean, signed_rank
+from bts_lightning.report.paired import shared_patients
+from bts_lightning.report.statistics import case_means, mean, patient_means, signed_ranks
 from bts_lightning.report.table import EvaluationTable
 
 PAIRS = (("alone", "taught"), ("alone", "aligned"), ("taught", "aligned"))
@@ -16,7 +17,7 @@ _POINTS = 100.0
 
 @dataclass(frozen=True)
 class Difference:
-    """Hold a mean difference in Dice points, its bootstrap interval and its corrected p."""
+    """Hold a mean difference in Dice points, its interval and its corrected p."""
 
     mean: float
     low: float
@@ -28,8 +29,8 @@ class Difference:
 class ArmPair:
     """Hold the gain of one arm over another, all regions averaged in each case.
 
-    p is that of Wilcoxon's signed-rank test, after Holm's correction over all subsets and
-    pairs; for the mean over the subsets, over the pairs.
+    p is that of Wilcoxon's signed-rank test over patients, after Holm's correction over all
+    subsets and pairs; for the mean over the subsets, over the pairs.
     """
 
     reference: str
@@ -47,11 +48,13 @@ class Verdict:
         teachers: per teacher the mean Dice of complete cases in points, by region.
         gaps: per teacher and place the modality gap.
         cases: how many were scored.
+        patients: how many these show.
     """
 
     subsets: tuple[str, ...]
     regions: tuple[str, ...]
     cases: int
+    patients: int
     dice: dict[str, np.ndarray]
     pairs: tuple[ArmPair, ...]
     teachers: dict[str, np.ndarray]
@@ -71,13 +74,15 @@ def judge(
                 f"the students {arm!r} were scored on other cases or subsets than the others; "
                 "delete their evaluations and run it again"
             )
+    patients = shared_patients(*arms.values())
     grids = {arm: _POINTS * table.grid("dice") for arm, table in arms.items()}
     return Verdict(
         subsets=first.subsets,
         regions=first.regions,
         cases=len(first.cases),
+        patients=len(set(patients)),
         dice={arm: mean(grid, axis=0) for arm, grid in grids.items()},
-        pairs=_pairs(grids),
+        pairs=_pairs(grids, patients),
         teachers={
             name: mean(_POINTS * table.grid("dice"), axis=0)[-1] for name, table in teachers.items()
         },
@@ -85,17 +90,16 @@ def judge(
     )
 
 
-def _pairs(grids: Mapping[str, np.ndarray]) -> tuple[ArmPair, ...]:
+def _pairs(grids: Mapping[str, np.ndarray], patients: Sequence[str]) -> tuple[ArmPair, ...]:
     # Cases × subsets: the mean of the regions, as the paper's "mean Dice".
     gains = [mean(grids[other] - grids[reference], axis=2) for reference, other in PAIRS]
-    p = holm(np.array([[signed_rank(column) for column in gain.T] for gain in gains]))
-    mean_p = holm(np.array([signed_rank(mean(gain, axis=1)) for gain in gains]))
+    each = patient_means(np.stack(gains, axis=1), patients)  # patients × pairs × subsets
+    p, mean_p = signed_ranks(each), signed_ranks(mean(each, axis=2))
     found = []
     for row, ((reference, other), gain) in enumerate(zip(PAIRS, gains, strict=True)):
-        means = bootstrap(gain)
-        each = means.cells()
-        subsets = tuple(Difference(*each.at(s), float(p[row, s])) for s in range(gain.shape[1]))
-        average = means.over(range(gain.shape[1]))
+        made = case_means(gain, patients)
+        cells, average = made.cells(), made.over(range(gain.shape[1]))
+        subsets = tuple(Difference(*cells.at(s), float(p[row, s])) for s in range(gain.shape[1]))
         found.append(
             ArmPair(reference, other, subsets, Difference(*average.at(), float(mean_p[row])))
         )

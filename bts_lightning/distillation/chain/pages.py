@@ -8,9 +8,9 @@ from bts_lightning.distillation.chain.plan import ARMS, ChainPlan
 from bts_lightning.modalities import marked
 from bts_lightning.report.comparison import difference, p_value
 from bts_lightning.report.document import Document, Sheet
-from bts_lightning.report.paired import ALPHA
-from bts_lightning.report.statistics import fewest_cases
-from bts_lightning.report.summary import count_cases
+from bts_lightning.report.paired import ALPHA, too_few
+from bts_lightning.report.statistics import fewest_patients
+from bts_lightning.report.summary import INTERVALS, count, count_cases
 
 PUBLISHED = (
     "Mind the Gap (arXiv 2409.19366) claims +1.75 points of mean Dice for an aligned teacher."
@@ -25,15 +25,15 @@ def summary(plan: ChainPlan, claim: Verdict) -> list[str]:
     for whom, words in (("teachers", plan.for_teachers), ("students", plan.for_students)):
         also += f"; {whom} with {' '.join(words)}" if words else ""
     said = [
-        f"{count_cases(claim.cases)}; {subsets}, {each}; the aligned teacher is "
+        f"{count_cases(claim.cases, claim.patients)}; {subsets}, {each}; the aligned teacher is "
         f"the teacher with {' '.join(plan.align)}{also}. {' '.join(plan.words)}"
     ]
     for pair in claim.pairs:
         chance = "no more than the choice of cases can explain"
         if pair.mean.p < ALPHA:
             chance = "more than the choice of cases can explain"
-        elif claim.cases < fewest_cases(len(claim.pairs)):
-            chance = f"which {count_cases(claim.cases)} cannot tell from chance"
+        elif claim.patients < fewest_patients(len(claim.pairs)):
+            chance = f"which {count('patient', claim.patients)} cannot tell from chance"
         said.append(
             f"{ARMS[pair.other]} against {ARMS[pair.reference]}: {_gain(pair.mean)} "
             f"points of mean Dice over the subsets (p {p_value(pair.mean.p) or 'unknown'}), "
@@ -64,19 +64,12 @@ def _gains(claim: Verdict) -> Sheet:
     ]
     cells, averages = len(claim.subsets) * len(titles), len(titles)
     notes = [
-        f"Differences of the mean Dice of {', '.join(claim.regions)} in points, paired by case; "
-        "intervals hold 95 % of 5000 bootstrap samples of cases. p: Wilcoxon's signed-rank test "
-        "after Holm's "
-        f"correction over the {cells} cells, and over the {averages} averages by themselves; "
-        f"* marks p < {ALPHA}. Each arm was trained once: what another seed would change is not in "
-        "the intervals."
+        f"Differences of the mean Dice of {', '.join(claim.regions)} in points, paired by case. "
+        f"{INTERVALS} p: Wilcoxon's signed-rank test over patients after Holm's correction over "
+        f"the {cells} cells, and over the {averages} averages by themselves; * marks p < {ALPHA}. "
+        "Each arm was trained once: what another seed would change is not in the intervals."
     ]
-    for what, family in (("cell", cells), ("average", averages)):
-        if claim.cases < fewest_cases(family):
-            notes.append(
-                f"With {count_cases(claim.cases)} no {what} can reach p < {ALPHA}: that takes at "
-                f"least {fewest_cases(family)}."
-            )
+    notes += too_few(claim.patients, {"cell": cells, "average": averages})
     heads = [text for title in titles for text in (title, "p (Holm)")]
     return Sheet("Gain in mean Dice (points)", ["T1 T1c T2 FLAIR", *heads], rows, notes, sums=1)
 
