@@ -143,7 +143,7 @@ def notes(summary: Summary) -> list[str]:
         said.append(
             f"With fewer than {FEW} patients an interval may be too narrow where a region is "
             "missed in few of them, because it knows only of misses that it has seen: simulated, "
-            "it held the true HD95 with 25 patients in 87 % of the samples and with 10 in 60 %."
+            "it held the true HD95 with 25 patients in 85 % of the samples and with 10 in 57 %."
         )
     if summary.protocol.get("draw") == "brasyn":
         said.append(

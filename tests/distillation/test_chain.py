@@ -323,9 +323,10 @@ def test_students_that_were_scored_differently_are_not_joined() -> None:
 # The claim
 
 
-def claim(cases: int = 8, aligned: float = 0.02) -> Verdict:
+def claim(cases: int = 8, aligned: float = 0.02, scans: int = 1) -> Verdict:
     """Let the teacher give nothing and the aligned one the same to each case."""
     names = [f"case{i}" for i in range(cases)]
+    patients = {name: f"p{i // scans}" for i, name in enumerate(names)}
 
     def dice(arm: str) -> EvaluationTable:
         gain = {"alone": 0.0, "taught": 0.0, "aligned": aligned}[arm]
@@ -333,7 +334,8 @@ def claim(cases: int = 8, aligned: float = 0.02) -> Verdict:
         def value(case: str, subset: str, region: str) -> float:
             return 0.5 + gain * (2 if subset == "t1c" else 1) + int(case[4:]) / 100
 
-        return EvaluationTable.from_rows(rows(names, ["flair", "t1c"], value))
+        made = rows(names, ["flair", "t1c"], value)
+        return EvaluationTable.from_rows(made.assign(patient=made["case"].map(patients)))
 
     teacher = EvaluationTable.from_rows(rows(names, [COMPLETE], lambda *_: 0.9))
     arms = {arm: dice(arm) for arm in ("alone", "taught", "aligned")}
@@ -350,6 +352,14 @@ def test_gains_are_paired_differences_in_points() -> None:
     assert aligned.subsets[0].p == pytest.approx(6 * 2 / 2**8)
     assert more.mean.mean == pytest.approx(3)
     assert claim().teachers["teacher"].tolist() == pytest.approx([90, 90, 90])
+
+
+def test_scans_of_a_patient_are_one_pair() -> None:
+    aligned = claim(cases=32, scans=4).pairs[1]
+    assert aligned.mean.p == pytest.approx(3 * 2 / 2**8)
+    assert aligned.subsets[0].p == pytest.approx(6 * 2 / 2**8)
+    text = document(plan("kd_unet", *TINY), claim(cases=32, scans=4)).markdown()
+    assert "32 cases of 8 patients; 2 subsets" in text
 
 
 def test_arms_of_other_cases_are_not_compared() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from bts_lightning.errors import DataError
 from bts_lightning.metrics.table import METRICS
-from bts_lightning.report.table import KEYS, SUBSET_NAMES, VALUES, EvaluationTable
+from bts_lightning.report.folder import write_rows
+from bts_lightning.report.table import KEYS, SUBSET_NAMES, VALUES, EvaluationTable, read_rows
 from tests.report.synthetic import rows
 
 
@@ -54,6 +55,13 @@ def test_a_case_has_the_patient_that_the_table_tells(tmp_path: Path) -> None:
 def test_without_patients_a_table_is_read_by_names(case: str, patient: str) -> None:
     for rows_of in ([one_row(case=case)], [one_row(case=case, patient="")]):
         assert EvaluationTable.from_rows(rows_of).patients == (patient,)
+
+
+def test_the_rows_of_a_case_name_its_patient(tmp_path: Path) -> None:
+    scores = {column: np.array([[0.5]]) for column in VALUES}
+    write_rows(tmp_path, "a", "p 1", [(True, False, False, False)], ["WT"], scores, "made")
+    table = EvaluationTable.from_rows(read_rows(tmp_path / "rows" / "a.csv", skip=1))
+    assert (table.cases, table.patients) == (("a",), ("p 1",))
 
 
 def test_subsets_come_in_binary_order_and_canonical_spelling() -> None:

@@ -194,6 +194,12 @@ def test_folds_are_joined_and_seeds_averaged():
     )
 
 
+def test_pooled_cases_keep_their_patient():
+    made = [row | {"patient": "p"} for row in constant(["a", "b"], 0.5)]
+    (evaluation,) = pooled([result("net", seed, None, made) for seed in (0, 1)])
+    assert evaluation.table.patients == ("p", "p")
+
+
 def test_tests_use_what_all_experiments_have():
     results = [
         result("a", 0, None, constant(["x"], 0.5)),
