@@ -24,7 +24,6 @@ FORMS = {
     "a2fseg_decoder": ("a2fseg_decoder", ""),
     "a2fseg_base": ("a2fseg_base", ""),
     "a2fseg_post": ("", ""),
-    "a2fseg_paper": ("", ""),
     "acn": ("acn", ""),
     "amoe_bts net.gam=official": ("amoe_official", "amoe"),
     "amoe_bts": ("amoe_gam", ""),
@@ -45,6 +44,8 @@ FORMS = {
     "uhemis": ("", ""),
     "unet": ("", ""),
 }
+# What a test compares without a file: tests/networks/test_a2fseg_paper.py.
+BY_TEST = {"a2fseg_paper": ("the paper's equations", "their loss and gradients")}
 # Experiments of a network that stands there already: another width or another task.
 SAME = {
     "demo": "a2fseg",
@@ -60,10 +61,10 @@ def table() -> Iterator[str]:
     """Give the lines of the table."""
     yield "| `bts train …` | outputs compared with | training compared with | takes MedMAP |"
     yield "|---|---|---|:-:|"
-    for words, (outputs, training) in FORMS.items():
+    found = {words: (compared(a), learned(a, b)) for words, (a, b) in FORMS.items()} | BY_TEST
+    for words, (outputs, training) in sorted(found.items()):
         takes = "yes" if takes_medmap(words) else "no"
-        cells = [f"`{words}`", compared(outputs), learned(outputs, training), takes]
-        yield f"| {' | '.join(cells)} |"
+        yield f"| `{words}` | {outputs} | {training} | {takes} |"
     fragment = read(FOLDER / "medmap.npz")
     assert "align_loss_train" in fragment
     yield "| `… medmap` | official fragment | its penalty and gradients | |"
@@ -106,7 +107,7 @@ def takes_medmap(words: str) -> bool:
 
 def left_out() -> set[str]:
     """Name experiments with a network that the table does not tell of."""
-    named = {words.split()[0] for words in FORMS} | SAME.keys()
+    named = {words.split()[0] for words in FORMS | BY_TEST} | SAME.keys()
     nodes = {name: config.load([name]).get("net") or {} for name in experiments()}
     return {name for name, node in nodes.items() if "_target_" in node} - named
 
