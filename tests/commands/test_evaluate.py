@@ -114,7 +114,7 @@ def test_a_damaged_protocol_is_written_again_and_refused_elsewhere(run: Path) ->
 def test_a_table_that_was_changed_is_not_reported(run: Path) -> None:
     folder = evaluate(run, device="cpu", words=["evaluation.subsets=[flair]"])
     text = (folder / "cases.csv").read_text()
-    (folder / "cases.csv").write_text(text.rpartition("BraTS")[0])
+    (folder / "cases.csv").write_text(text.rpartition("\nBraTS")[0])
     with pytest.raises(UserError, match=r"cases\.csv: damaged, or changed by hand"):
         write_report(folder)
     evaluate(run, device="cpu", words=["evaluation.subsets=[flair]"])
