@@ -1,5 +1,7 @@
 """The networks of the experiments, in the small form that tests can bear."""
 
+import re
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -10,8 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from bts_lightning import config
+from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Backbone
 
+# Lists of four alike that are not one a modality: RFNet's regions, experts, steps of one width.
+OTHER_FOURS = re.compile(r"\b(weigh|experts|blocks)$")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -47,6 +52,23 @@ def build(node: DictConfig, **extra: Any) -> Backbone:
 def image_for(network: Backbone, batch: int = 1) -> Tensor:
     size = max(16, 2 * network.divisor)
     return torch.randn(batch, 4, size, size, size, generator=torch.Generator().manual_seed(batch))
+
+
+def branches(net: Backbone) -> list[torch.nn.ModuleList | torch.nn.ParameterList]:
+    """List what has one part a modality, however deep it lies."""
+    kinds = torch.nn.ModuleList, torch.nn.ParameterList
+    lists = [each for name, each in net.named_modules() if not OTHER_FOURS.search(name)]
+    fours = [each for each in lists if isinstance(each, kinds) and len(each) == len(MODALITIES)]
+    # Four steps of a path have other widths; the branches of four modalities are alike.
+    return [each for each in fours if len({shapes(item) for item in each}) == 1]
+
+
+@torch.no_grad()
+def move(items: Iterable[torch.nn.Module | torch.Tensor]) -> None:
+    """Change all weights, so that whoever reads them gives something else."""
+    for item in items:
+        for weight in item.parameters() if isinstance(item, torch.nn.Module) else [item]:
+            weight.add_(0.3 * torch.randn_like(weight))
 
 
 def permute_branches(net: Backbone, order: list[int]) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import SUBSETS, Subset, subset_name
 from bts_lightning.networks.backbone import Backbone, Features, Output
-from tests.networks.parts import build, image_for, networks, permute_branches
+from tests.networks.parts import branches, build, image_for, move, networks, permute_branches
 
 # Class name -> (pattern of parameter names, reason why one step on one sample need not move them).
 UNTRAINED: dict[str, tuple[str, str]] = {
@@ -186,6 +186,21 @@ def test_a_branch_encodes_its_own_modality(net: Backbone, order: list[int]) -> N
     alone = net.encode(image, present).levels
     for m in (m for m in range(4) if order[m] != m):
         assert any(not torch.equal(x[:, m], y[:, m]) for x, y in zip(before, alone, strict=True))
+
+
+@pytest.mark.parametrize("m", range(4))
+@torch.no_grad()
+def test_a_part_of_a_modality_serves_that_modality_alone(net: Backbone, m: int) -> None:
+    if not branches(net):
+        pytest.skip("encodes all modalities alike")
+    image, present = image_for(net), torch.eye(4, dtype=torch.bool)[m : m + 1]
+    before = net(image, present).logits
+    # Were two parts swapped anywhere, one of these would serve the modality that is there.
+    move(part for each in branches(net) for k, part in enumerate(each) if k != m)
+    others = net(image, present).logits
+    assert torch.equal(others, before)
+    move(each[m] for each in branches(net))
+    assert not torch.allclose(net(image, present).logits, before, rtol=1e-3, atol=1e-3)
 
 
 # Law 3: per sample
