@@ -12,6 +12,7 @@ from bts_lightning.modalities import MODALITIES, SUBSETS, subset_name
 from bts_lightning.networks.gmd import GMD
 from bts_lightning.task import SegmentationTask
 from tests.golden.fill_rule import make_input, make_label
+from tests.networks import parts
 from tests.networks.conformity import (
     FOLDER,
     fill_parameters,
@@ -32,6 +33,11 @@ def test_full_width_has_the_official_number_of_weights(width: int, count: int) -
 def test_each_modality_owns_its_norms_alone() -> None:
     net = GMD()
     assert [sum(p.numel() for p in own.parameters()) for own in net.norms] == [2208] * 4
+
+
+def test_norms_go_with_their_modality() -> None:
+    net = parts.build(parts.small(load(["gmd"]).net))
+    parts.check_that_a_fusion_treats_modalities_alike(net)
 
 
 def official() -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import SUBSETS
 from bts_lightning.networks import mfi
 from bts_lightning.networks.mfi import MFI, Exchange, MeanHead
+from tests.networks.parts import check_that_a_fusion_treats_modalities_alike
 
 ALL = torch.ones(1, 4, dtype=torch.bool)
 SOME = torch.tensor([[True, False, True, False]])
@@ -100,6 +101,13 @@ def test_zero_images_run_only_where_they_are_read_and_once_for_all_subsets(
     torch.testing.assert_close(
         together, net.decode_subsets(features, torch.tensor(SUBSETS)), rtol=1e-3, atol=1e-3
     )
+
+
+def test_towers_go_with_their_modality(net: MFI) -> None:
+    with torch.no_grad():  # the last convolution would know the towers by their place
+        maps = torch.unflatten(net.head.weight, 1, (4, -1))
+        maps.copy_(maps.mean(dim=1, keepdim=True).expand_as(maps))
+    check_that_a_fusion_treats_modalities_alike(net)
 
 
 def test_each_map_learns_and_their_mean_does_not(net: MFI, image: Tensor) -> None:

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from bts_lightning.errors import UserError
+from bts_lightning.modalities import REGIONS
 from bts_lightning.report.published import averages, read_published
-from bts_lightning.report.table import REGION_NAMES, SUBSET_NAMES
+from bts_lightning.report.table import SUBSET_NAMES
 
 
 def test_every_published_table_is_complete() -> None:
@@ -39,7 +40,7 @@ def test_a_source_that_nobody_printed_is_refused() -> None:
 def test_et_with_and_without_t1c_is_as_the_docs_say() -> None:
     tables = [t for t in read_published() if t.source == "A2FSeg paper, Table 1"]
     seen = np.array(["t1c" in name for name in SUBSET_NAMES])
-    et = np.stack([table.dice[:, REGION_NAMES.index("ET")] for table in tables])
+    et = np.stack([table.dice[:, list(REGIONS).index("ET")] for table in tables])
     assert seen.sum() == 8
     assert (et[:, seen] > 75).all()
     assert (et[:, seen] < 78.5).all()
