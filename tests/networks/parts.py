@@ -16,7 +16,8 @@ from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Backbone
 
 # Lists of four alike that are not one a modality: RFNet's regions, experts, steps of one width.
-OTHER_FOURS = re.compile(r"\b(weigh|experts|blocks)$")
+# mmFormer's positions attend where their modality is absent too; the law of encoders sees them.
+OTHER_FOURS = re.compile(r"\b(weigh|experts|blocks|positions)$")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
