@@ -1,6 +1,7 @@
-"""How TorchIO, MONAI, nnU-Net and nibabel deliver patches, each as its documentation says."""
+"""How TorchIO, MONAI, nnU-Net and nibabel deliver patches: as documented, and at their best."""
 
 import copy
+import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, RandomSampler
 
 from bts_lightning.bench.contender import Contender
 from bts_lightning.data.phantom.write import case_files
@@ -48,6 +50,9 @@ class Peers:
             self.monai(WITHOUT_COPIES, 0),
             self.monai("PersistentDataset", PROCESSES),
             *(self.torchio(samples) for samples in (4, 1)),
+            self.monai_at_best(),
+            self.torchio_at_best(),
+            self.torchio_sampler(),
         ]
 
     def augmented(self) -> list[Contender]:
@@ -56,6 +61,8 @@ class Peers:
             self.nnunet(PROCESSES, augment=True),
             self.monai(WITHOUT_COPIES, PROCESSES, augment=True),
             self.torchio(4, augment=True),
+            self.monai_at_best(augment=True),
+            self.torchio_at_best(augment=True),
         ]
 
     def crops(self) -> dict[str, Callable[[], object]]:
@@ -134,6 +141,98 @@ class Peers:
         more = ", augmentation" if augment else ""
         name = f"TorchIO Queue, {samples} a volume{more}, {PROCESSES} processes"
         return Contender(name, begin, ahead=length, cycle=length)
+
+    def monai_at_best(self, *, augment: bool = False) -> Contender:
+        """Crop from prepared volumes in memory, by a thread that reads ahead."""
+
+        @contextmanager
+        def begin() -> Iterator[Iterator[int]]:
+            data, t = import_module("monai.data"), import_module("monai.transforms")
+            keys = ["image", "label"]
+            places = {f"{x}_indices_key": f"label_{x}_indices" for x in ("fg", "bg")}
+            steps = [
+                t.FgBgToIndicesd("label"),
+                t.RandCropByPosNegLabeld(keys, "label", self.size, num_samples=1, **places),
+                t.SelectItemsd(keys),
+            ]
+            if augment:
+                # Resampling knows no float16 on a processor.
+                steps += [t.CastToTyped("image", torch.float32), *self._monai_augmentation()]
+            items = [{"image": image, "label": label} for image, label in self._prepared]
+            dataset = data.CacheDataset(
+                items, t.Compose(steps), num_workers=0, progress=False, copy_cache=False
+            )
+            loader = data.ThreadDataLoader(
+                dataset,
+                batch_size=self.batch,
+                num_workers=0,
+                sampler=RandomSampler(dataset, replacement=True, num_samples=1_000_000),
+            )
+            yield from _arrivals(loader, lambda batch: len(batch["image"]))
+
+        more = ", augmentation" if augment else ""
+        return Contender(f"MONAI at its best{more}, float16 cache, ThreadDataLoader", begin)
+
+    def torchio_at_best(self, *, augment: bool = False) -> Contender:
+        """Fill a queue with patches of prepared volumes in memory."""
+        length = 4 * VOLUMES_IN_QUEUE
+        processes = PROCESSES if augment else 0
+
+        @contextmanager
+        def begin() -> Iterator[Iterator[int]]:
+            tio: Any = import_module("torchio")
+            queue = tio.Queue(
+                tio.SubjectsDataset(
+                    _repeated(self._subjects(tio, torch.float32 if augment else torch.float16)),
+                    transform=tio.Compose(self._torchio_augmentation(tio)) if augment else None,
+                ),
+                max_length=length,
+                samples_per_volume=4,
+                sampler=tio.UniformSampler(self.patch),
+                num_workers=processes,
+            )
+            loader = tio.SubjectsLoader(queue, batch_size=self.batch, num_workers=0)
+            yield from _arrivals(loader, lambda batch: len(batch["label"]["data"]))
+
+        more = ", augmentation" if augment else ""
+        name = f"TorchIO at its best{more}, Queue on prepared subjects"
+        return Contender(name, begin, ahead=length, cycle=length)
+
+    def torchio_sampler(self) -> Contender:
+        """Draw from prepared volumes in memory, without a queue."""
+
+        @contextmanager
+        def begin() -> Iterator[Iterator[int]]:
+            tio: Any = import_module("torchio")
+            draw = tio.UniformSampler(self.patch)
+            streams = [draw(subject) for subject in self._subjects(tio, torch.float16)]
+
+            def arrive() -> Iterator[int]:
+                for turn in itertools.count(step=self.batch):
+                    patches = [next(streams[(turn + i) % len(streams)]) for i in range(self.batch)]
+                    for name in ("image", "label"):
+                        torch.stack([patch[name].data for patch in patches])
+                    yield self.batch
+
+            yield arrive()
+
+        return Contender("TorchIO at its best, UniformSampler on prepared subjects", begin)
+
+    @property
+    def _prepared(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Give the very volumes that ours are cut from, in memory."""
+        return [
+            (torch.from_numpy(np.array(case.image)), torch.from_numpy(np.array(case.label))[None])
+            for case in self.cases
+        ]
+
+    def _subjects(self, tio: Any, kind: torch.dtype) -> list[Any]:
+        return [
+            tio.Subject(
+                image=tio.ScalarImage(tensor=image.to(kind)), label=tio.LabelMap(tensor=label)
+            )
+            for image, label in self._prepared
+        ]
 
     def _read_and_crop(self, number: int) -> np.ndarray:
         images, label = self.files[number % len(self.files)]

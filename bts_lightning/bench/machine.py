@@ -4,6 +4,7 @@ import argparse
 import os
 import platform
 from collections.abc import Iterable
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def start(
         versions=installed([*ALWAYS, *packages]),
         settings=settings or {},
         absent=not_installed(),
+        day=date.today().isoformat(),
     )
 
 

@@ -63,6 +63,7 @@ class Result:
         settings: options that matter.
         seconds: the whole family took.
         absent: requirements that could not be installed, and why.
+        day: it was measured, as 2026-01-31.
     """
 
     family: str
@@ -75,6 +76,7 @@ class Result:
     claims: list[Claim] = field(default_factory=list)
     seconds: float = 0.0
     absent: dict[str, str] = field(default_factory=dict)
+    day: str = ""
 
     def save(self, folder: Path) -> Path:
         """Write it as JSON; another run of the same family on the same device replaces it."""

@@ -1,21 +1,36 @@
-"""Augmentation of whole batches on the device, after nnU-Net's recipe; chance comes with the batch.
+"""Augmentation after nnU-Net's recipe: of whole batches on a device, of samples on a processor.
 
-Each sample carries a seed that depends on its place alone (`chance.py`), so a resumed run, another
-number of workers or of ranks augment it alike. Three rules hold for every transform: background
-stays zero, labels are moved by nearest neighbour only, and an absent modality stays as it is.
+A device runs `apply` on tensors. On a processor the threads that read a sample run `apply_here`,
+compiled passes that take the same draws: equal but for rounding. Each sample carries a seed that
+depends on its place alone (`chance.py`), so a resumed run, another number of workers or of ranks
+augment it alike. Three rules hold for every transform: background stays zero, labels are moved by
+nearest neighbour only, and an absent modality stays as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import ceil, cos, radians, sin
+from math import cos, radians, sin
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from bts_lightning.chance import probability
+from bts_lightning.data.noise import add_noise, noise_like
+from bts_lightning.data.passes import (
+    TINY,
+    bend,
+    blur,
+    coarsen,
+    gaussian,
+    statistics,
+    stretch,
+    turn,
+)
+from bts_lightning.data.samples import Sample
 from bts_lightning.data.transform import (
     Chance,
     Inside,
@@ -26,6 +41,8 @@ from bts_lightning.data.transform import (
     Transform,
     positive,
 )
+
+Array = NDArray[Any]
 
 
 class Augment:
@@ -63,6 +80,23 @@ class Augment:
             "image": torch.where(there, torch.stack(images), image),
             "label": torch.stack(labels),
         }
+
+    def fill(self, sample: Sample, image: Array, label: Array) -> None:
+        """Write an augmented sample over float32 image and label, turned while it is read."""
+        chances = [(each, Chance(sample.seed, name)) for name, each in self.transforms.items()]
+        todo = [(each, chance) for each, chance in chances if chance.happens(each.p)]
+        is_read = False
+        if todo and isinstance(affine := todo[0][0], Affine):
+            is_read = affine.read(sample, image, label, todo.pop(0)[1])
+        if not is_read and sample.around:
+            # What comes before the turn works on all that the turn brings in.
+            patch, todo = self._sample(_around(sample, label.shape), sample.seed), []
+            np.copyto(image, patch.image.numpy())
+            np.copyto(label, patch.label.numpy())
+        elif not is_read:
+            sample.fill(image, label)
+        for transform, chance in todo:
+            transform.apply_here(image, label, chance)
 
     def reach(self, seed: int, size: Three) -> Reach | None:
         """Tell how far around its centre a sample must be read, where that is beyond the patch."""
@@ -151,6 +185,17 @@ class Affine(Transform):
         image = torch.where(brain, image, image.new_zeros(()))
         return Patch(image, exact[-1].to(patch.label.dtype), brain)
 
+    def read(self, sample: Sample, image: Array, label: Array, chance: Chance) -> bool:
+        """Read a sample as it is to be seen, if it is to be turned or scaled."""
+        matrix = self._matrix(chance)
+        if matrix is None:
+            return False
+        sign = np.where(sample.flips, -1.0, 1.0)
+        centre = np.array(sample.corner) + np.array(label.shape) / 2
+        turn(image, label, sample.volume, sample.truth, matrix * sign[:, None], centre)
+        image[~np.array(sample.available)] = 0
+        return True
+
     def _matrix(self, chance: Chance) -> np.ndarray | None:
         rotates, scales = chance.happens(self.p_rotation), chance.happens(self.p_scale)
         if not rotates and not scales:
@@ -182,7 +227,10 @@ class Noise(Transform):
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         std = chance.between(self.std)
-        return _in_brain(patch, patch.image + std * chance.noise_like(patch.image))
+        return _in_brain(patch, patch.image + std * noise_like(patch.image, chance.keys()))
+
+    def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
+        add_noise(image, chance.between(self.std), chance.keys(), float(TINY))
 
 
 class Blur(Transform):
@@ -204,6 +252,11 @@ class Blur(Transform):
         ]
         return _in_brain(patch, torch.stack(image))
 
+    def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
+        for channel in image:
+            if chance.happens(self.per_channel):
+                blur(channel, gaussian(chance.between(self.sigma)).astype(np.float32))
+
 
 class Brightness(Transform):
     """Multiply each channel by a factor."""
@@ -214,6 +267,10 @@ class Brightness(Transform):
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         return _in_brain(patch, torch.stack([x * chance.between(self.factor) for x in patch.image]))
+
+    def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
+        for channel in image:
+            stretch(channel, chance.between(self.factor), 0.0)
 
 
 class Contrast(Transform):
@@ -231,6 +288,12 @@ class Contrast(Transform):
         away = patch.image - was.mean
         image = torch.stack([x * chance.around_one(self.factor) for x in away]) + was.mean
         return _in_brain(patch, image.clamp(was.low, was.high))
+
+    def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
+        for channel in image:
+            mean, _, low, high = statistics(channel)
+            factor = chance.around_one(self.factor)
+            stretch(channel, factor, mean - factor * mean, low, high)
 
 
 class Gamma(Transform):
@@ -254,6 +317,16 @@ class Gamma(Transform):
         image = (image - new.mean) / new.std.clamp_min(1e-7) * was.std + was.mean
         return _in_brain(patch, image * self.sign)
 
+    def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
+        for channel in image:
+            mean, std, low, high = statistics(channel)
+            span = max(high - low, 1e-7)
+            start = low if self.sign > 0 else -high
+            bend(channel, self.sign, start, span, chance.around_one(self.gamma))
+            bent, spread, _, _ = statistics(channel)
+            scale = self.sign * std / max(spread, 1e-7)
+            stretch(channel, scale, mean - scale * bent)
+
 
 class LowResolution(Transform):
     """Show some channels as if scanned with larger voxels: nearest down, trilinear up."""
@@ -273,6 +346,11 @@ class LowResolution(Transform):
             for channel in patch.image
         ]
         return _in_brain(patch, torch.stack(image))
+
+    def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
+        for channel in image:
+            if chance.happens(self.per_channel):
+                coarsen(channel, chance.between(self.zoom))
 
 
 class ScaleShift(Transform):
@@ -296,13 +374,26 @@ class ScaleShift(Transform):
         self.scale, self.shift, self.per = scale, shift, per
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
-        channels, depth = patch.image.shape[:2]
-        shape = {"sample": (1, 1, 1, 1), "channel": (channels, 1, 1, 1)}.get(
-            self.per, (channels, depth, 1, 1)
+        device = patch.image.device
+        # Not blocking: the processor must not wait for the step before.
+        scale, shift = (
+            torch.from_numpy(numbers).to(device, non_blocking=True)
+            for numbers in self._draw(patch.image.shape, chance)
         )
-        scale = chance.array((1 - self.scale, 1 + self.scale), shape, patch.image.device)
-        shift = chance.array((-self.shift, self.shift), shape, patch.image.device)
         return _in_brain(patch, patch.image * scale + shift)
+
+    def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
+        drawn = (
+            np.broadcast_to(x, (*image.shape[:2], 1, 1)) for x in self._draw(image.shape, chance)
+        )
+        for channel, scales, shifts in zip(image, *drawn, strict=True):
+            for plane, scale, shift in zip(channel, scales.flat, shifts.flat, strict=True):
+                stretch(plane, scale, shift)
+
+    def _draw(self, size: Sequence[int], chance: Chance) -> tuple[Array, Array]:
+        shape = {"sample": (1, 1), "channel": (size[0], 1)}.get(self.per, (size[0], size[1]))
+        scale = chance.array((1 - self.scale, 1 + self.scale), (*shape, 1, 1))
+        return scale, chance.array((-self.shift, self.shift), (*shape, 1, 1))
 
 
 class _Statistics:
@@ -317,6 +408,17 @@ class _Statistics:
         self.std = ((away * away).sum(every, keepdim=True) / count).sqrt()
         self.low = torch.where(brain, image, torch.inf).amin(every, keepdim=True)
         self.high = torch.where(brain, image, -torch.inf).amax(every, keepdim=True)
+
+
+def _around(sample: Sample, size: Sequence[int]) -> Patch:
+    """Read the box around a patch."""
+    box = sample.around
+    assert box is not None
+    image, label = np.empty((4, *box.size), np.float32), np.empty(box.size, np.uint8)
+    sample.copy(image, label, box.corner)
+    d, h, w = size
+    one = torch.from_numpy(image)
+    return Patch(one, torch.from_numpy(label), one != 0, Inside((d, h, w), box.centre))
 
 
 def _in_brain(patch: Patch, image: Tensor) -> Patch:
@@ -339,9 +441,8 @@ def _grid(matrix: np.ndarray, patch: Patch) -> Tensor:
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:
-    radius = ceil(3 * sigma)
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    weights /= weights.sum()
+    weights = gaussian(sigma)
+    radius = len(weights) // 2
     for axis, length in enumerate(x.shape):
         edges = [0] * 6  # of the last axis first
         edges[4 - 2 * axis : 6 - 2 * axis] = [radius] * 2

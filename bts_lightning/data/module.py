@@ -57,7 +57,8 @@ class BratsDataModule(LightningDataModule):
         flip: probability to mirror each axis.
         availability: which modalities a sample keeps.
         transforms: TorchIO transforms by name, on the CPU; null takes one out.
-        augment: transforms of `data.augment` by name, on the device; null takes one out.
+        augment: transforms of `data.augment` by name, on the device, or by the threads that read
+            where that is the processor; null takes one out.
         workers: threads that read patches (processes, where there are TorchIO transforms).
         prefetch: batches read ahead.
         seed: of patches, availability and augmentation.
@@ -185,6 +186,9 @@ class BratsDataModule(LightningDataModule):
             reach=self.augment.reach,
         )
         trainer = self.trainer
+        device = "" if trainer is None else trainer.strategy.root_device.type
+        # TorchIO transforms come first, and want the patch as it was read.
+        here = device == "cpu" and not patches.transforms
         return PatchLoader(
             patches,
             batch_size=self.batch_size,
@@ -192,10 +196,11 @@ class BratsDataModule(LightningDataModule):
             prefetch=self.prefetch,
             rank=rank,
             world=world,
-            pin=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            pin=device == "cuda",
             # The trainer sets this one where mypy does not see it.
             frozen=trainer is not None and trainer.overfit_batches > 0,  # type: ignore[attr-defined]
             finished=self._finished if trainer is not None else None,
+            augment=self.augment.fill if here else None,
         )
 
     def val_dataloader(self) -> "CaseLoader":
@@ -219,7 +224,7 @@ class BratsDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Cast patches to float32 and augment them, on the device; leave whole cases alone."""
-        return self.augment(batch) if "image" in batch else batch
+        return self.augment(batch) if "around" in batch else batch
 
     def _prepared(self) -> list[CachedCase]:
         return prepare(

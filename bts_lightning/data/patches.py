@@ -21,6 +21,7 @@ from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.modalities import MODALITIES
 
 Batch = dict[str, Any]
+Array = NDArray[Any]
 Around = dict[str, Any]  # image, label and where in them the patch lies
 
 
@@ -53,6 +54,8 @@ class PatchLoader:
         frozen: show the first epoch again and again, to overfit.
         finished: tells how many batches of the running epoch are really done; a checkpoint written
             in the middle of a step must not skip the batch that was handed out for it.
+        augment: writes a sample over float32 arrays, augmented; else they come in float16, as they
+            are read, with what lies `around` them.
 
     Attributes:
         waited: seconds that whoever asked for batches has waited for them.
@@ -70,6 +73,7 @@ class PatchLoader:
         pin: bool = False,
         frozen: bool = False,
         finished: Callable[[], int] | None = None,
+        augment: Callable[[Sample, Array, Array], None] | None = None,
     ) -> None:
         if len(patches) % (batch_size * world):
             fits = whole_steps(len(patches), batch_size * world)
@@ -83,10 +87,11 @@ class PatchLoader:
         self.batch_size, self.workers, self.prefetch = batch_size, workers, prefetch
         self.rank, self.world = rank, world
         self.pin, self.frozen = pin, frozen
-        self._finished = finished
+        self._finished, self._augment = finished, augment
         # In worker processes torch's loader does the pinning.
         pin = pin and not patches.transforms
         self._float16, self._uint8 = _Memory(np.float16, pin=pin), _Memory(np.uint8, pin=pin)
+        self._float32 = _Memory(np.float32, pin=pin)
         self.waited = 0.0
         self._resume = (0, 0)
 
@@ -180,8 +185,12 @@ class PatchLoader:
         first = (step * self.world + self.rank) * self.batch_size
         samples = [self.patches.draw(epoch, first + i) for i in range(self.batch_size)]
         size, channels = self.patches.patch, len(MODALITIES)
-        image = self._float16.take((len(samples), channels, *size))
+        numbers = self._float32 if self._augment else self._float16
+        image = numbers.take((len(samples), channels, *size))
         label = self._uint8.take((len(samples), *size))
+        if self._augment:
+            rows = zip(samples, image.numpy(), label.numpy(), strict=True)
+            return _as_batch(samples, image, label), [partial(self._augment, *row) for row in rows]
         around: list[Around | None] = []
         reads: list[Callable[[], None]] = []
         for sample, row, truth in zip(samples, image.numpy(), label.numpy(), strict=True):
@@ -193,7 +202,7 @@ class PatchLoader:
                 around.append({"image": wide[0], "label": wide[1], "centre": box.centre})
                 arrays = wide[0].numpy(), wide[1].numpy()
             reads.append(partial(sample.fill, row, truth, arrays))
-        return _as_batch(samples, image, label, around), reads
+        return {**_as_batch(samples, image, label), "around": around}, reads
 
 
 def whole_steps(samples: int, step: int) -> int:
@@ -201,13 +210,10 @@ def whole_steps(samples: int, step: int) -> int:
     return -(-samples // step) * step
 
 
-def _as_batch(
-    samples: list[Sample], image: Tensor, label: Tensor, around: list[Around | None]
-) -> Batch:
+def _as_batch(samples: list[Sample], image: Tensor, label: Tensor) -> Batch:
     return {
         "image": image,
         "label": label,
-        "around": around,
         "present": torch.tensor([sample.present for sample in samples]),
         "available": torch.tensor([sample.available for sample in samples]),
         "case": [sample.case for sample in samples],

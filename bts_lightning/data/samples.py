@@ -79,17 +79,18 @@ class Sample:
             if any(corner < 0 or corner + edge > size for corner, edge, size in sizes):
                 image[...] = 0
                 label[...] = 0
-            self._copy(image, label, self.corner)
+            self.copy(image, label, self.corner)
             if self.around is not None and around is not None:
                 image, label = around
-                self._copy(image, label, self.around.corner)
+                self.copy(image, label, self.around.corner)
             if self.transforms:
                 transform_patch(self.transforms, image, label, self.available, self.seed)
         except Exception as error:
             error.add_note(f"while reading a patch of case {self.case}")
             raise
 
-    def _copy(self, image: Array, label: Array, corner: Three) -> None:
+    def copy(self, image: Array, label: Array, corner: Three) -> None:
+        """Read the box at `corner`, as large as the label."""
         copy_box(label[None], self.truth[None], corner, self.flips)
         if all(self.available):
             copy_box(image, self.volume, corner, self.flips)

@@ -3,9 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bts_lightning.chance import generator, probability
@@ -70,16 +72,14 @@ class Chance:
         """Draw one of `count` options."""
         return int(self._numbers.integers(count))
 
-    def array(self, bounds: Range, shape: Sequence[int], device: torch.device) -> Tensor:
+    def array(self, bounds: Range, shape: Sequence[int]) -> NDArray[Any]:
         """Draw many numbers of the range at once."""
-        numbers = self._numbers.uniform(*bounds, size=tuple(shape)).astype(np.float32)
-        # Not blocking: the processor must not wait for the step before.
-        return torch.from_numpy(numbers).to(device, non_blocking=True)
+        return self._numbers.uniform(*bounds, size=tuple(shape)).astype(np.float32)
 
-    def noise_like(self, x: Tensor) -> Tensor:
-        """Draw standard normal noise on the tensor's device."""
-        source = torch.Generator(x.device).manual_seed(int(self._numbers.integers(2**63 - 1)))
-        return torch.randn(x.shape, generator=source, device=x.device, dtype=x.dtype)
+    def keys(self) -> tuple[int, int]:
+        """Draw what names one field of noise."""
+        first, second = self._numbers.integers(2**32, size=2).tolist()
+        return first, second
 
 
 class Transform(ABC):
@@ -95,6 +95,13 @@ class Transform(ABC):
     @abstractmethod
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         """Transform one sample and leave the argument as it was."""
+
+    def apply_here(self, image: NDArray[Any], label: NDArray[Any], chance: Chance) -> None:
+        """Do the same in a processor's memory, over the arguments; by compiled passes if it can."""
+        one, truth = torch.from_numpy(image), torch.from_numpy(label)
+        after = self.apply(Patch(one, truth, one != 0), chance)
+        one.copy_(after.image)
+        truth.copy_(after.label)
 
 
 def positive(name: str, bounds: Range) -> Range:

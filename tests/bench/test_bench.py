@@ -70,6 +70,7 @@ def result(family: str = "loader", device: str = "cpu", measured: float = 7.0) -
         settings={"patch": 128},
         tables=[Table("Patches", ["", "patches/s"], [["ours", 100.0], ["theirs", None]])],
         claims=[Claim("against theirs", 5.0, measured)],
+        day="2026-01-31",
     )
 
 
@@ -169,6 +170,7 @@ def test_page_says_what_holds_what_was_missed_and_what_was_not_measured() -> Non
     text = page.compose([result(), lacking])
     assert "| against theirs | cpu | 5.00× | 7.00× | holds |" in text
     assert "| against theirs | cpu | 5.00× | 1.00× | **missed** |" in text
+    assert "| holds | `bts bench loader` | 1 | 2026-01-31 |" in text
     assert "On a GPU: not measured; `bts bench step --device cuda` does it." in text
     assert "Could not be installed: monai==9 (No matching version)." in text
     assert "## metrics" not in text
@@ -397,10 +399,23 @@ def test_scores_agree_with_those_of_the_peers(tmp_path: Path) -> None:
         assert float(rows[peer][4] or 0) < 1e-5, peer  # HD95
 
 
+def test_the_promise_of_the_loader_is_against_the_best_peer() -> None:
+    rows = [["ours, 2 threads", 9.0, "", 1.0], ["ours as", 1.0, "", 9.0], ["A", 3.0, "", 3.0]]
+    table = Table("T", [], [*rows, ["B", 5.0, "", 1.8], ["C", np.nan, "", np.nan]])
+    assert loader._claim("patches/s", table) == [
+        Claim("patches/s against the best peer", loader.TARGET, 1.8)
+    ]
+    assert not loader._claim("patches/s", Table("T", [], rows[:2]))
+
+
 def test_ours_delivers_whole_batches(tmp_path: Path) -> None:
     cases = synthetic.write_cases(tmp_path, 2, (20, 20, 18))
     assert cases[0].foreground[:, 0].min() >= 1
-    for contender in (loader.ours(cases, 16, 2), loader.ours_as_subjects(cases, 16)):
+    for contender in (
+        loader.ours(cases, 16, 2),
+        loader.ours_as_subjects(cases, 16),
+        loader.ours_augmented(cases, 16, torch.device("cpu"), 2),
+    ):
         with contender.start() as arrivals:
             assert next(arrivals) == loader.BATCH
 

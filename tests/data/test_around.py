@@ -40,6 +40,8 @@ def case(size: tuple[int, int, int] = SIZE) -> ArrayCase:
 
 def loader(affine: Affine | None, *, flip: float = 0.5, **options: Any) -> PatchLoader:
     augment = Augment({"affine": affine})
+    if options.pop("here", False):
+        options["augment"] = augment.fill
     patches = PatchDataset(
         [options.pop("case", None) or case()],
         samples=24,
@@ -116,6 +118,34 @@ def test_a_box_ends_where_the_case_does() -> None:
         if box is not None:
             assert all(a <= b for a, b in zip(box["label"].shape, small.label.shape, strict=True))
         assert augmented(affine, batch)["image"].shape[2:] == PATCH
+
+
+@pytest.mark.parametrize("size", [SIZE, (14, 8, 15)])
+def test_a_processor_turns_a_sample_as_a_device_does(size: tuple[int, int, int]) -> None:
+    whole = case(size)
+    whole.image[1, :, 3:5] = 0
+    options: dict[str, Any] = {"workers": 0, "case": whole}
+    turned = 0
+    for affine in (Affine(p_rotation=0.7, p_scale=0.7), Affine(p_rotation=1, scaling="each")):
+        there, here = loader(affine, **options), loader(affine, here=True, **options)
+        for batch, found in zip(there, here, strict=True):
+            turned += batch["around"] != [None]
+            expected = augmented(affine, batch)
+            # Rounding may take the other of two voxels that are equally near, brain or not.
+            label, image = found["label"] == expected["label"], found["image"] - expected["image"]
+            assert label.double().mean() > 0.998
+            assert (image.abs() < 1e-5).double().mean() > 0.998
+            assert image.dtype == torch.float32
+    assert turned > 20
+
+
+def test_a_processor_runs_first_what_stands_before_the_turn() -> None:
+    noise = {"noise": Noise(p=1), "affine": Affine(p_rotation=1)}
+    augment = Augment(noise)
+    patches = PatchDataset([case()], samples=4, patch=PATCH, reach=augment.reach)
+    there, here = PatchLoader(patches), PatchLoader(patches, augment=augment.fill)
+    for batch, found in zip(there, here, strict=True):
+        torch.testing.assert_close(found["image"], augment(batch)["image"])
 
 
 @pytest.mark.parametrize("how", ["threads", "processes"])

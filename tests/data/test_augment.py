@@ -1,5 +1,6 @@
 """Augmentation on the device: what each transform must not change."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ from bts_lightning.data.augment import (
     Noise,
     ScaleShift,
 )
+from bts_lightning.data.patches import PatchLoader
+from bts_lightning.data.samples import PatchDataset
 from bts_lightning.data.transform import Chance, Patch, Transform
+from bts_lightning.modalities import Subset
 
 SIZE = (12, 16, 14)
 
@@ -40,7 +44,7 @@ INTENSITY: list[Transform] = [
 ALL = SPATIAL + INTENSITY
 
 
-def name(transform: Transform) -> str:
+def type_of(transform: Transform) -> str:
     return type(transform).__name__
 
 
@@ -67,10 +71,48 @@ def through(transform: Transform, given: dict[str, Any]) -> dict[str, Any]:
     return Augment({"it": transform})(given)
 
 
+@dataclass(frozen=True)
+class ArrayCase:
+    """A case in memory, of the size of the patch."""
+
+    image: np.ndarray
+    label: np.ndarray
+    name: str = "a"
+    available: Subset = (True, True, False, True)
+
+    @property
+    def foreground(self) -> np.ndarray:
+        return np.zeros((0, 4), np.int16)
+
+
+# --- the same by a processor ---
+
+PIPELINE = dict(zip("abcdefghijkl", ALL, strict=True))
+
+
+@pytest.mark.parametrize(
+    "transforms", [*({"it": each} for each in ALL), PIPELINE], ids=[*map(type_of, ALL), "all"]
+)
+def test_a_processor_does_what_a_device_does(transforms: dict[str, Transform]) -> None:
+    given = batch(1)
+    case = ArrayCase(given["image"][0].numpy(), given["label"][0].numpy())
+    augment = Augment(transforms)
+    patches = PatchDataset([case], samples=8, patch=SIZE, reach=augment.reach)
+    there, here = PatchLoader(patches), PatchLoader(patches, augment=augment.fill)
+    for raw, found in zip(there, here, strict=True):
+        expected = augment(raw)
+        assert "around" not in found
+        # Rounding may take the other of two voxels that are equally near.
+        near = (found["image"] - expected["image"]).abs() < 2e-5
+        assert near.double().mean() > 0.999
+        assert (found["label"] == expected["label"]).double().mean() > 0.999
+        assert (found["image"][:, 2] == 0).all()
+
+
 # --- what holds for every transform ---
 
 
-@pytest.mark.parametrize("transform", ALL, ids=name)
+@pytest.mark.parametrize("transform", ALL, ids=type_of)
 def test_a_transform_changes_the_image_and_keeps_its_type(transform: Transform) -> None:
     given = batch()
     result = through(transform, given)
@@ -81,7 +123,7 @@ def test_a_transform_changes_the_image_and_keeps_its_type(transform: Transform) 
     assert result["image"].isfinite().all()
 
 
-@pytest.mark.parametrize("transform", ALL, ids=name)
+@pytest.mark.parametrize("transform", ALL, ids=type_of)
 def test_the_argument_stays_as_it_was(transform: Transform) -> None:
     given, copy = batch(), batch()
     given["image"] = given["image"].float()  # so that no cast makes a copy
@@ -90,7 +132,7 @@ def test_the_argument_stays_as_it_was(transform: Transform) -> None:
     assert torch.equal(given["label"], copy["label"])
 
 
-@pytest.mark.parametrize("transform", INTENSITY, ids=name)
+@pytest.mark.parametrize("transform", INTENSITY, ids=type_of)
 def test_background_and_labels_stay(transform: Transform) -> None:
     given = batch()
     result = through(transform, given)
@@ -98,7 +140,7 @@ def test_background_and_labels_stay(transform: Transform) -> None:
     assert torch.equal(result["label"], given["label"])
 
 
-@pytest.mark.parametrize("transform", SPATIAL, ids=name)
+@pytest.mark.parametrize("transform", SPATIAL, ids=type_of)
 def test_background_and_labels_move_with_the_image(transform: Transform) -> None:
     given = batch()
     # One in the brain, so that what was brain can be told from what was not.
@@ -110,7 +152,7 @@ def test_background_and_labels_move_with_the_image(transform: Transform) -> None
     assert result["label"].dtype == torch.uint8
 
 
-@pytest.mark.parametrize("transform", ALL, ids=name)
+@pytest.mark.parametrize("transform", ALL, ids=type_of)
 def test_an_absent_modality_stays_and_its_nan_does_not_spread(transform: Transform) -> None:
     given, clean = batch(), batch()
     given["available"][0, 2] = clean["available"][0, 2] = False
@@ -123,7 +165,7 @@ def test_an_absent_modality_stays_and_its_nan_does_not_spread(transform: Transfo
     assert torch.equal(result["label"], expected["label"])
 
 
-@pytest.mark.parametrize("transform", ALL, ids=name)
+@pytest.mark.parametrize("transform", ALL, ids=type_of)
 def test_a_channel_depends_on_itself_alone(transform: Transform) -> None:
     given, other = batch(), batch()
     other["image"][:, 1] = other["image"][:, 1].flip(-1) * 3 + 1
@@ -132,7 +174,7 @@ def test_a_channel_depends_on_itself_alone(transform: Transform) -> None:
     assert torch.equal(result["image"][:, rest], expected["image"][:, rest])
 
 
-@pytest.mark.parametrize("transform", ALL, ids=name)
+@pytest.mark.parametrize("transform", ALL, ids=type_of)
 def test_a_sample_depends_on_its_seed_and_not_on_its_place(transform: Transform) -> None:
     given = batch()
     together = through(transform, given)
@@ -144,7 +186,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_place(transform: Transform)
     assert torch.equal(twins[0], twins[1])
 
 
-@pytest.mark.parametrize("transform", ALL, ids=name)
+@pytest.mark.parametrize("transform", ALL, ids=type_of)
 def test_the_global_generator_is_left_alone(transform: Transform) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
@@ -152,7 +194,7 @@ def test_the_global_generator_is_left_alone(transform: Transform) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("transform", ALL, ids=name)
+@pytest.mark.parametrize("transform", ALL, ids=type_of)
 def test_an_empty_patch_stays_empty(transform: Transform) -> None:
     given = batch()
     given["image"].zero_()
