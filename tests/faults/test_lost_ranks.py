@@ -52,6 +52,8 @@ class Running:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=output, stderr=errors,
                 start_new_session=True,
+                # Whoever runs tests in the background ignores Ctrl-C, and children would too.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
 
     def wait_until(self, happened: Callable[[], object]) -> None:
