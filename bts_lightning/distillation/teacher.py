@@ -78,9 +78,11 @@ class Teacher:
                 self.net.check_size(tuple(patch))
             except ValueError as error:
                 raise ConfigError(f"teacher {self.run} cannot take data.patch: {error}") from error
-        own = configuration.build(self.config.data)
-        for name in ("normalisation", "crop"):
-            saw, sees = getattr(own, name, None), getattr(data, name, None)
+        own, others = (
+            getattr(one, "recipe", None) for one in (configuration.build(self.config.data), data)
+        )
+        for name in ("normalisation", "crop", "scheme"):
+            saw, sees = getattr(own, name, None), getattr(others, name, None)
             if saw != sees:
                 raise ConfigError(
                     f"teacher {self.run} saw data.{name}={saw}, the student has {sees}; both look "

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from bts_lightning.distillation.answer import Answer
 from bts_lightning.errors import ConfigError
 from bts_lightning.losses import SegmentationLoss
+from bts_lightning.modalities import BRATS
 from bts_lightning.networks.backbone import over
-
-# Background, NCR/NET, ED, ET: prototypes are those of the stored labels, whatever the loss reads.
 
 
 class Term(ABC):
@@ -177,8 +176,13 @@ def neighbourhood(label: Tensor, margin: int) -> Tensor:
     return near.squeeze(1) > 0
 
 
-def similarities(embedding: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Give cosines between voxels and class means, B×K×V, and which labels are there, B×K."""
+def similarities(
+    embedding: Tensor, label: Tensor, classes: int = BRATS.classes
+) -> tuple[Tensor, Tensor]:
+    """Give cosines between voxels and class means, B×K×V, and which labels are there, B×K.
+
+    Classes are those that are stored, whatever the loss reads.
+    """
     if embedding.shape[2:] != label.shape[1:]:
         label = F.interpolate(label.unsqueeze(1), embedding.shape[2:], mode="nearest").squeeze(1)
     x = embedding.flatten(2)  # B E V
