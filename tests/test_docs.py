@@ -20,6 +20,7 @@ import pytest
 
 from bts_lightning import config
 from bts_lightning.__main__ import VERBS, main, parse
+from bts_lightning.config import targets
 from bts_lightning.config.merge import find_experiment, is_override
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +164,8 @@ def test_commands_parse(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # What an earlier command has allowed is forgotten.
+    monkeypatch.setattr(targets, "_allowed_by_user", set())
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     write_files(next(path for path in DOCUMENTS if path.name == document), tmp_path)
