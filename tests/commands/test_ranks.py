@@ -215,6 +215,7 @@ def test_two_ranks_train_two_paths_and_their_discriminators_as_one_does(
         assert two == pytest.approx(one, rel=1e-4), term
 
 
+@pytest.mark.slow
 def test_the_table_does_not_depend_on_the_ranks_nor_on_an_interruption(
     two_ranks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,7 @@ def test_every_region_is_trained_scored_reported_and_written_back(
 
 
 def test_what_does_not_fit_together_is_one_line(
-    after_surgery: Path, phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     children = listed(phantom, tmp_path, "ped")
     for words, line in {
@@ -96,7 +96,7 @@ def test_what_does_not_fit_together_is_one_line(
         mix_ins = [word for word in words if "=" not in word]
         others = [word for word in words if "=" in word]
         channels = [] if "net.out_channels=4" in others else ["net.out_channels=3"]
-        given = [*TINY, *mix_ins, f"data.root={after_surgery}", *channels, *others]
+        given = [*TINY, *mix_ins, f"data.root={phantom}", *channels, *others]
         assert train(*given) == 2
         assert line in capsys.readouterr().err
     assert main(["prepare", str(children)]) == 2

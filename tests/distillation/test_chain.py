@@ -237,6 +237,7 @@ def test_a_dead_channel_is_left_out() -> None:
     assert gap_of(*(torch.zeros(2, 10),) * 4) == Gap(0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_every_kind_of_teacher_has_its_places(phantom: Path) -> None:
     data = BratsDataModule(phantom)
     data.prepare_data()

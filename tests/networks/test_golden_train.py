@@ -18,7 +18,11 @@ def test_rates_and_losses_are_met(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in TRAININGS if config_of(p)["dtype"] == "float64" and config_of(p)["size"] <= 32],
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if "mmformer" in path.stem else [])
+        for path in TRAININGS
+        if config_of(path)["dtype"] == "float64" and config_of(path)["size"] <= 32
+    ],
     ids=lambda path: path.stem,
 )
 def test_the_first_step_has_the_official_loss_and_gradient(path: Path) -> None:

@@ -244,6 +244,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks up processes in /proc")
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path):
     file = sweep_file(tmp_path, {"x": [1, 2, 3], "do": {"value": "wait"}})
     trials = tmp_path / "sweep" / "trials"
