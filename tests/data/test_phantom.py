@@ -57,6 +57,7 @@ def test_same_seed_gives_same_bytes_with_any_number_of_workers(tmp_path: Path) -
     assert len(_digests(alone)) == 10
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -286,6 +286,7 @@ def test_ctrl_c_gives_running_trials_back(tmp_path: Path):
     assert found(store) == [(2, "wait", 0.0), (3, "wait", 1.0)]
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_sweep(tmp_path: Path):
     file = sweep_file(tmp_path, {"x": list(range(6)), "pause": {"value": 1.5}})
     other = start(file, "--agents", "1")
