@@ -128,15 +128,7 @@ class Peers:
                 )
                 for images, label in self.files
             ]
-            queue = tio.Queue(
-                tio.SubjectsDataset(_repeated(subjects), transform=transform),
-                max_length=length,
-                samples_per_volume=samples,
-                sampler=tio.UniformSampler(self.patch),
-                num_workers=PROCESSES,
-            )
-            loader = tio.SubjectsLoader(queue, batch_size=self.batch, num_workers=0)
-            yield from _arrivals(loader, lambda batch: len(batch["label"]["data"]))
+            yield from self._queue(tio, subjects, transform, samples, PROCESSES)
 
         more = ", augmentation" if augment else ""
         name = f"TorchIO Queue, {samples} a volume{more}, {PROCESSES} processes"
@@ -176,23 +168,13 @@ class Peers:
     def torchio_at_best(self, *, augment: bool = False) -> Contender:
         """Fill a queue with patches of prepared volumes in memory."""
         length = 4 * VOLUMES_IN_QUEUE
-        processes = PROCESSES if augment else 0
 
         @contextmanager
         def begin() -> Iterator[Iterator[int]]:
             tio: Any = import_module("torchio")
-            queue = tio.Queue(
-                tio.SubjectsDataset(
-                    _repeated(self._subjects(tio, torch.float32 if augment else torch.float16)),
-                    transform=tio.Compose(self._torchio_augmentation(tio)) if augment else None,
-                ),
-                max_length=length,
-                samples_per_volume=4,
-                sampler=tio.UniformSampler(self.patch),
-                num_workers=processes,
-            )
-            loader = tio.SubjectsLoader(queue, batch_size=self.batch, num_workers=0)
-            yield from _arrivals(loader, lambda batch: len(batch["label"]["data"]))
+            subjects = self._subjects(tio, torch.float32 if augment else torch.float16)
+            transform = tio.Compose(self._torchio_augmentation(tio)) if augment else None
+            yield from self._queue(tio, subjects, transform, 4, PROCESSES if augment else 0)
 
         more = ", augmentation" if augment else ""
         name = f"TorchIO at its best{more}, Queue on prepared subjects"
@@ -217,6 +199,19 @@ class Peers:
             yield arrive()
 
         return Contender("TorchIO at its best, UniformSampler on prepared subjects", begin)
+
+    def _queue(
+        self, tio: Any, subjects: list[Any], transform: Any, samples: int, processes: int
+    ) -> Iterator[Iterator[int]]:
+        queue = tio.Queue(
+            tio.SubjectsDataset(_repeated(subjects), transform=transform),
+            max_length=samples * VOLUMES_IN_QUEUE,
+            samples_per_volume=samples,
+            sampler=tio.UniformSampler(self.patch),
+            num_workers=processes,
+        )
+        loader = tio.SubjectsLoader(queue, batch_size=self.batch, num_workers=0)
+        yield from _arrivals(loader, lambda batch: len(batch["label"]["data"]))
 
     @property
     def _prepared(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

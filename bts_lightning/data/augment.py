@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional as F
 
 from bts_lightning.chance import probability
@@ -31,6 +30,7 @@ from bts_lightning.data.passes import (
     turn,
 )
 from bts_lightning.data.samples import Sample
+from bts_lightning.data.tensors import Statistics, blurred, coarse, grid, in_brain
 from bts_lightning.data.transform import (
     Chance,
     Inside,
@@ -176,10 +176,10 @@ class Affine(Transform):
         matrix = self._matrix(chance)
         if matrix is None:
             return patch
-        grid = _grid(matrix, patch)
-        image = F.grid_sample(patch.image[None], grid, "bilinear", "zeros", align_corners=False)[0]
+        where = grid(matrix, patch)
+        image = F.grid_sample(patch.image[None], where, "bilinear", "zeros", align_corners=False)[0]
         exact = torch.cat([patch.brain, patch.label[None]]).float()
-        exact = F.grid_sample(exact[None], grid, "nearest", "zeros", align_corners=False)[0]
+        exact = F.grid_sample(exact[None], where, "nearest", "zeros", align_corners=False)[0]
         brain = exact[:-1] > 0
         # Interpolation bleeds over the brain's edge; outside stays zero.
         image = torch.where(brain, image, image.new_zeros(()))
@@ -227,7 +227,7 @@ class Noise(Transform):
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         std = chance.between(self.std)
-        return _in_brain(patch, patch.image + std * noise_like(patch.image, chance.keys()))
+        return in_brain(patch, patch.image + std * noise_like(patch.image, chance.keys()))
 
     def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
         add_noise(image, chance.between(self.std), chance.keys(), float(TINY))
@@ -245,12 +245,12 @@ class Blur(Transform):
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         image = [
-            _blurred(channel, chance.between(self.sigma))
+            blurred(channel, chance.between(self.sigma))
             if chance.happens(self.per_channel)
             else channel
             for channel in patch.image
         ]
-        return _in_brain(patch, torch.stack(image))
+        return in_brain(patch, torch.stack(image))
 
     def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
         for channel in image:
@@ -266,7 +266,7 @@ class Brightness(Transform):
         self.factor = positive("factor", factor)
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
-        return _in_brain(patch, torch.stack([x * chance.between(self.factor) for x in patch.image]))
+        return in_brain(patch, torch.stack([x * chance.between(self.factor) for x in patch.image]))
 
     def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
         for channel in image:
@@ -284,10 +284,10 @@ class Contrast(Transform):
         self.factor = positive("factor", factor)
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
-        was = _Statistics(patch.image, patch.brain)
+        was = Statistics(patch.image, patch.brain)
         away = patch.image - was.mean
         image = torch.stack([x * chance.around_one(self.factor) for x in away]) + was.mean
-        return _in_brain(patch, image.clamp(was.low, was.high))
+        return in_brain(patch, image.clamp(was.low, was.high))
 
     def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
         for channel in image:
@@ -309,13 +309,13 @@ class Gamma(Transform):
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         image = patch.image * self.sign
-        was = _Statistics(image, patch.brain)
+        was = Statistics(image, patch.brain)
         span = (was.high - was.low).clamp_min(1e-7)
         unit = ((image - was.low) / span).clamp(0, 1)
         image = torch.stack([x ** chance.around_one(self.gamma) for x in unit]) * span
-        new = _Statistics(image, patch.brain)
+        new = Statistics(image, patch.brain)
         image = (image - new.mean) / new.std.clamp_min(1e-7) * was.std + was.mean
-        return _in_brain(patch, image * self.sign)
+        return in_brain(patch, image * self.sign)
 
     def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
         for channel in image:
@@ -340,12 +340,12 @@ class LowResolution(Transform):
 
     def apply(self, patch: Patch, chance: Chance) -> Patch:
         image = [
-            _coarse(channel, chance.between(self.zoom))
+            coarse(channel, chance.between(self.zoom))
             if chance.happens(self.per_channel)
             else channel
             for channel in patch.image
         ]
-        return _in_brain(patch, torch.stack(image))
+        return in_brain(patch, torch.stack(image))
 
     def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
         for channel in image:
@@ -380,7 +380,7 @@ class ScaleShift(Transform):
             torch.from_numpy(numbers).to(device, non_blocking=True)
             for numbers in self._draw(patch.image.shape, chance)
         )
-        return _in_brain(patch, patch.image * scale + shift)
+        return in_brain(patch, patch.image * scale + shift)
 
     def apply_here(self, image: Array, label: Array, chance: Chance) -> None:
         drawn = (
@@ -396,20 +396,6 @@ class ScaleShift(Transform):
         return scale, chance.array((-self.shift, self.shift), (*shape, 1, 1))
 
 
-class _Statistics:
-    """Mean, deviation and extremes of each channel over the brain, 4×1×1×1."""
-
-    def __init__(self, image: Tensor, brain: Tensor) -> None:
-        every = (1, 2, 3)
-        count = brain.sum(every, keepdim=True).clamp_min(1)
-        nothing = image.new_zeros(())
-        self.mean = torch.where(brain, image, nothing).sum(every, keepdim=True) / count
-        away = torch.where(brain, image - self.mean, nothing)
-        self.std = ((away * away).sum(every, keepdim=True) / count).sqrt()
-        self.low = torch.where(brain, image, torch.inf).amin(every, keepdim=True)
-        self.high = torch.where(brain, image, -torch.inf).amax(every, keepdim=True)
-
-
 def _around(sample: Sample, size: Sequence[int]) -> Patch:
     """Read the box around a patch."""
     box = sample.around
@@ -419,43 +405,3 @@ def _around(sample: Sample, size: Sequence[int]) -> Patch:
     d, h, w = size
     one = torch.from_numpy(image)
     return Patch(one, torch.from_numpy(label), one != 0, Inside((d, h, w), box.centre))
-
-
-def _in_brain(patch: Patch, image: Tensor) -> Patch:
-    return replace(patch, image=torch.where(patch.brain, image, patch.image))
-
-
-def _grid(matrix: np.ndarray, patch: Patch) -> Tensor:
-    """Say where each voxel of the result lies in the source, for a matrix in voxels D, H, W."""
-    source = np.array(patch.label.shape)
-    size, centre = source, source / 2
-    if patch.inside is not None:
-        size, centre = np.array(patch.inside.size), np.array(patch.inside.centre)
-    # Normalised coordinates run from -1 to 1 whatever the edge, in the order W, H, D.
-    turn = matrix * size[None, :] / source[:, None]
-    shift = 2 * centre / source - 1
-    theta = np.concatenate([turn[::-1, ::-1], shift[::-1, None]], axis=1).astype(np.float32)
-    # Not blocking: the processor must not wait for the step before.
-    moved = torch.from_numpy(theta).to(patch.label.device, non_blocking=True)
-    return F.affine_grid(moved[None], [1, 1, *size.tolist()], align_corners=False)
-
-
-def _blurred(x: Tensor, sigma: float) -> Tensor:
-    weights = gaussian(sigma)
-    radius = len(weights) // 2
-    for axis, length in enumerate(x.shape):
-        edges = [0] * 6  # of the last axis first
-        edges[4 - 2 * axis : 6 - 2 * axis] = [radius] * 2
-        wide = F.pad(x[None, None], edges, "replicate")[0, 0]
-        # Sums of shifted copies: the same bits on every run; a tuned convolution may differ.
-        x = sum(
-            (float(w) * wide.narrow(axis, shift, length) for shift, w in enumerate(weights)),
-            start=torch.zeros((), device=x.device),
-        )
-    return x
-
-
-def _coarse(x: Tensor, zoom: float) -> Tensor:
-    size = [max(1, round(length * zoom)) for length in x.shape]
-    small = F.interpolate(x[None, None], size, mode="nearest-exact")
-    return F.interpolate(small, x.shape, mode="trilinear", align_corners=False)[0, 0]

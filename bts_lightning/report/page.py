@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bts_lightning.errors import DataError, did_you_mean
 from bts_lightning.metrics.table import VOLUMES
 from bts_lightning.modalities import (
     COMPLETE,
@@ -172,7 +173,10 @@ def _script_data(summary: Summary, slices: dict[str, dict[str, Any]]) -> str:
 
 def _insides(summary: Summary) -> dict[str, list[int]]:
     """Say of each region which of the values of a label map belong to it."""
-    scheme = SCHEMES[str(summary.protocol.get("scheme", "brats"))]
+    name = str(summary.protocol.get("scheme", "brats"))
+    if name not in SCHEMES:
+        raise DataError(f"protocol.json: scheme is {name!r}; {did_you_mean(name, SCHEMES)}")
+    scheme = SCHEMES[name]
     return {
         region: [int(label in labels) for label in range(scheme.classes)]
         for region, labels in scheme.regions.items()

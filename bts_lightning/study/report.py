@@ -50,11 +50,10 @@ def write_study(
 
     `published` names the source of averages that stand beside ours.
     """
-    subsets = {result.table.subsets for result in results}
-    if len(subsets) > 1:
+    if len({(result.table.subsets, result.table.regions) for result in results}) > 1:
         raise UserError(
-            f"the trainings in {folder} were evaluated in different subsets; evaluate all in the "
-            "same, as with evaluation.subsets=null"
+            f"the trainings in {folder} were evaluated in different subsets or regions; evaluate "
+            "all in the same, as with evaluation.subsets=null and one data.scheme"
         )
     said = remarks(results, planned)
     for metric in shown(results):

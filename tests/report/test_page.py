@@ -33,6 +33,11 @@ def test_page_is_well_formed_and_needs_no_network() -> None:
     assert "$" not in re.sub(r"<script.*", "", text, flags=re.DOTALL)
 
 
+def test_a_scheme_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(DataError, match="scheme is 'cavety'; did you mean cavity"):
+        written(scheme="cavety")
+
+
 def test_lesions_are_counted_by_subset_and_by_size() -> None:
     made = [r | {"lesions": 2, "found": 1, "false_lesions": 3} for r in rows(2)]
     summary = summarise(EvaluationTable.from_rows(made), protocol(lesions="brats2023"))

@@ -211,6 +211,13 @@ def test_tests_use_what_all_experiments_have():
     np.testing.assert_allclose(differences, 10.0)  # not 0.6 against 0.7
 
 
+def test_trainings_of_two_schemes_make_no_table(tmp_path: Path):
+    cavity = [row | {"region": "RC"} for row in rows(3) if row["region"] == "ET"]
+    found = [result("plain", 0, None, rows(3)), result("cavity", 0, None, rows(3) + cavity)]
+    with pytest.raises(UserError, match="different subsets or regions"):
+        write_study(tmp_path, found, 2, Screen())
+
+
 def test_the_table_is_printed_and_written(tmp_path: Path):
     results = [
         result(name, seed, fold, rows(6, seed=fold, noise=seed + shift, prefix=f"f{fold}_"))
