@@ -192,7 +192,6 @@ def test_a_branch_encodes_its_own_modality(net: Backbone, order: list[int]) -> N
 
 
 @pytest.mark.parametrize("m", range(4))
-@pytest.mark.parametrize("net", [case for case in forms() if not case.marks], indirect=True)
 @torch.no_grad()
 def test_a_part_of_a_modality_serves_that_modality_alone(net: Backbone, m: int) -> None:
     if not branches(net) or type(net).__name__ in RUNS_ABSENT:

@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 from scipy.special import betaincinv, ndtr, ndtri
 
+from bts_lightning.metrics.policies import LONGEST
 from bts_lightning.report.document import table
 from bts_lightning.report.statistics import case_means, holm, patient_means, signed_rank
 
@@ -21,7 +22,7 @@ PATIENTS, SCANS = (5, 10, 25, 75, 250), (1, 2, 4)
 TARGET, MOST_ALARMS = (93, 97), 6
 ALIKE = 0.7
 INFINITY = float("inf")
-UNBOUNDED, SHARE, DISTANCE = (-INFINITY, INFINITY), (0.0, 1.0), (0.0, INFINITY)
+UNBOUNDED, SHARE, DISTANCE = (-INFINITY, INFINITY), (0.0, 1.0), (0.0, LONGEST["brats"])
 # Fine enough to interpolate quantiles.
 _GRID = np.linspace(0, 1, 4001)
 
@@ -54,9 +55,9 @@ def distance(missed: float, empty: float) -> Callable[[np.ndarray], np.ndarray]:
 
     def at(quantile: np.ndarray) -> np.ndarray:
         inner = np.clip((quantile - empty) / (1 - missed - empty), 1e-9, 1 - 1e-9)
-        values = np.minimum(np.exp(1.8 + 0.8 * ndtri(inner)), 373.12866)
+        values = np.minimum(np.exp(1.8 + 0.8 * ndtri(inner)), LONGEST["brats"])
         values = np.where(quantile < empty, 0.0, values)
-        return np.where(quantile > 1 - missed, 373.12866, values)
+        return np.where(quantile > 1 - missed, LONGEST["brats"], values)
 
     return at
 
