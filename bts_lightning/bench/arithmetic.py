@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bts_lightning.modalities import SUBSETS
+from bts_lightning.modalities import MODALITIES, SUBSETS
 from bts_lightning.networks.backbone import Backbone
 
 
@@ -23,20 +23,19 @@ class Cost:
         """Of one pass, with all modalities."""
         return self.encode + self.decode
 
-    @property
-    def naive(self) -> float:
-        """Of a whole pass for each subset."""
-        return len(SUBSETS) * self.once
+    def loop(self, *, skips_absent: bool = False) -> float:
+        """Of a whole pass for each subset, with the encoders of all modalities or the subset's."""
+        shown = sum(map(sum, SUBSETS)) / len(MODALITIES) if skips_absent else len(SUBSETS)
+        return shown * self.encode + len(SUBSETS) * self.decode
 
-    @property
-    def reuse_bound(self) -> float:
-        """Give how much faster it may become by encoding once."""
-        return self.naive / (self.encode + len(SUBSETS) * self.decode)
+    def reuse_bound(self, *, skips_absent: bool = False) -> float:
+        """Give how much faster than that loop it may become by encoding once."""
+        naive = self.loop(skips_absent=skips_absent)
+        return naive / (self.encode + len(SUBSETS) * self.decode)
 
-    @property
-    def ours_bound(self) -> float:
+    def ours_bound(self, *, skips_absent: bool = False) -> float:
         """Give the same for what we really compute."""
-        return self.naive / (self.encode + self.decode_all)
+        return self.loop(skips_absent=skips_absent) / (self.encode + self.decode_all)
 
 
 def count(make: Callable[[], Backbone], window: int, device: torch.device | None = None) -> Cost:

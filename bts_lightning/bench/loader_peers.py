@@ -157,6 +157,7 @@ class Peers:
             loader = data.ThreadDataLoader(
                 dataset,
                 batch_size=self.batch,
+                # Threads as workers share a transform's random state, which they break (1.6).
                 num_workers=0,
                 sampler=RandomSampler(dataset, replacement=True, num_samples=1_000_000),
             )

@@ -25,9 +25,10 @@ from bts_lightning.networks.backbone import Backbone
 from bts_lightning.task import SegmentationTask
 
 STAGES = ("read", "encode", "decode", "accumulate", "label", "metrics", "write")
-LOOP, SKIPPING, OURS = "loop", "loop, absent skipped", "ours"
-# These repositories compute their training heads in evaluation too.
-WITH_AUXILIARY = ("rfnet", "mmformer")
+LOOP, OURS = "loop", "ours"
+# The loop is that of the network's own repository: these compute their training heads in
+# evaluation too, and this one runs the encoders of the subset alone.
+WITH_AUXILIARY, SKIPS_ABSENT = ("rfnet", "mmformer"), ("a2fseg",)
 
 
 class Recipe:
@@ -83,25 +84,22 @@ class Case:
 
 
 class Race:
-    """Let both run in turns.
-
-    Args:
-        masks: how many of the 15 the loop does; its seconds are scaled up.
-    """
+    """Let both run in turns."""
 
     def __init__(
-        self, recipe: Recipe, case: Case, protocol: Protocol, masks: int, device: torch.device
+        self, recipe: Recipe, case: Case, protocol: Protocol, device: torch.device
     ) -> None:
         torch.manual_seed(0)
         self.name, self.case, self.protocol, self.device = recipe.name, case, protocol, device
         window = protocol.size[0]
         make = partial(recipe.net, window)
-        self.cost = count(make, window, device)
+        cost = count(make, window, device)
         self.net = make().to(device).eval()
         self.loss = recipe.loss()
-        self.masks = spread_masks(masks)
-        self.skips = recipe.name.startswith("a2fseg")
+        self.skips = recipe.name.startswith(SKIPS_ABSENT)
         self.auxiliary = recipe.name.startswith(WITH_AUXILIARY)
+        self.reuse_bound = cost.reuse_bound(skips_absent=self.skips)
+        self.ours_bound = cost.ours_bound(skips_absent=self.skips)
         self.clocks: dict[str, list[Clock]] = {}
         self.seconds: dict[str, list[float]] = {}
         self.maps: dict[str, NDArray[np.uint8]] = {}
@@ -110,29 +108,25 @@ class Race:
         """Take turns; the first window of each is not timed."""
         self._warm_up()
         for _ in range(rounds):
-            self._time(LOOP, lambda clock: self._loop(clock, skip_absent=False))
-            if self.skips:
-                self._time(SKIPPING, lambda clock: self._loop(clock, skip_absent=True))
+            self._time(LOOP, self._loop)
             self._time(OURS, self._ours)
 
     def whole(self, who: str) -> float:
         """Give the seconds of a case from file to scores: Dice in the loop, HD95 too in ours."""
-        return float(np.median(self.seconds[who])) * self._scale(who)
+        return float(np.median(self.seconds[who]))
 
     def network(self, who: str) -> float:
-        """Give the seconds of everything but scores and the table; not a number if it never ran."""
-        if who not in self.clocks:
-            return np.nan
+        """Give the seconds of everything but scores and the table."""
         return sum(self.stage(who, name) or 0 for name in STAGES[:5])
 
     def stage(self, who: str, name: str) -> float | None:
         """Give the seconds of one stage."""
         found = [clock.seconds[name] for clock in self.clocks[who] if name in clock.seconds]
-        return float(np.median(found)) * self._scale(who) if found else None
+        return float(np.median(found)) if found else None
 
     def different(self) -> float:
         """Give the share of voxels where the two sides' label maps differ."""
-        return float(np.mean(self.maps["loop"] != self.maps["ours"][self.masks]))
+        return float(np.mean(self.maps["loop"] != self.maps["ours"]))
 
     def _warm_up(self) -> None:
         patch = torch.zeros(1, 4, *self.protocol.size, device=self.device)
@@ -147,20 +141,18 @@ class Race:
         self.seconds.setdefault(who, []).append(seconds_of(lambda: work(clock)))
         self.clocks.setdefault(who, []).append(clock)
 
-    def _loop(self, clock: Clock, *, skip_absent: bool) -> None:
+    def _loop(self, clock: Clock) -> None:
         self.maps["loop"] = segment_naively(
             self.net,
             self.loss,
             self.case.volume,
             self.protocol,
-            [SUBSETS[m] for m in self.masks],
+            SUBSETS,
             self.device,
-            skip_absent=skip_absent,
+            skip_absent=self.skips,
             auxiliary=self.auxiliary,
             clock=clock,
-            score=lambda number, _: dice_of(
-                self.case.predicted[self.masks[number]], self.case.truth
-            ),
+            score=lambda number, _: dice_of(self.case.predicted[number], self.case.truth),
         )
 
     def _ours(self, clock: Clock) -> None:
@@ -176,12 +168,3 @@ class Race:
                 for r, region in enumerate(REGIONS):
                     values = scores["dice"][s, r], scores["hd95"][s, r]
                     table.writerow(["case", subset_name(subset), region, *values])
-
-    def _scale(self, who: str) -> float:
-        return 1.0 if who == OURS else len(SUBSETS) / len(self.masks)
-
-
-def spread_masks(count: int) -> list[int]:
-    """Choose masks with as many modalities as all 15 have on average, or a little fewer."""
-    by_size = sorted(range(len(SUBSETS)), key=lambda s: sum(SUBSETS[s]))
-    return sorted(by_size[int((i + 0.5) * len(SUBSETS) / count)] for i in range(count))

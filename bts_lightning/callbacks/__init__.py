@@ -7,6 +7,7 @@ from bts_lightning.callbacks.preemption import Preemption
 from bts_lightning.callbacks.speed_on_cpu import SpeedOnCpu
 from bts_lightning.callbacks.subsets import SubsetEvaluation
 from bts_lightning.callbacks.throughput import Throughput
+from bts_lightning.callbacks.training_bar import TrainingBar
 
 __all__ = [
     "EpochLines",
@@ -16,4 +17,5 @@ __all__ = [
     "SpeedOnCpu",
     "SubsetEvaluation",
     "Throughput",
+    "TrainingBar",
 ]
