@@ -63,7 +63,7 @@ def measure(args: argparse.Namespace) -> Result:
     rounds = args.rounds or (1 if args.quick else 3)
     size = args.size or ("96x96x96" if args.quick else "150x180x135" if on_gpu else None)
     case = _case(args.scratch, size)
-    settings = {
+    settings: dict[str, Any] = {
         "case": f"synthetic, {size}" if size else "phantom of " + "x".join(map(str, PHANTOM)),
         "brain": "x".join(map(str, case.truth.shape)),
         "overlap": args.overlap if args.overlap is not None else (0.5 if on_gpu else 0.25),

@@ -16,10 +16,9 @@ class TrainingBar(RichProgressBar):
             return
         if self.train_progress_bar_id is None:
             self._initialize_train_progress_bar_id()
-        self.progress.update(
-            self.train_progress_bar_id,
-            description=self._get_train_description(trainer.current_epoch),
-        )
+        assert self.train_progress_bar_id is not None
+        name = self._get_train_description(trainer.current_epoch)
+        self.progress.update(self.train_progress_bar_id, description=name)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning import LightningModule, Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
+from bts_lightning.callbacks import TrainingBar
 from bts_lightning.commands.evaluate import evaluate
 from bts_lightning.loggers import read_metrics
 from bts_lightning.report.table import EvaluationTable
@@ -68,3 +71,42 @@ def test_validation_logs_every_cell_and_keeps_the_best(phantom: Path) -> None:
         watched = curves[f"val/{metric}/mean"][best][1]
         assert watched == pytest.approx(table.grid(metric).mean(), rel=1e-5)
     assert len(list((run / "overlays").glob("*.png"))) == 2
+
+
+class Watched(TrainingBar):
+    """Remember what the bar shows after each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: list[tuple[str, float, float | None]] = []
+
+    def refresh(self, hard: bool = False) -> None:
+        super().refresh(hard)
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            bar = self.train_progress_bar
+            self.shown.append((bar.description, bar.completed, bar.total))
+
+
+def fit_two_epochs(resume: Path | None = None, **limits: int) -> tuple[Watched, Trainer]:
+    bar = Watched()
+    settings = {"max_epochs": 2, "limit_train_batches": 3, "limit_val_batches": 1, **limits}
+    trainer = Trainer(callbacks=[bar], logger=False, accelerator="cpu", **settings)
+    net: LightningModule = BoringModel()
+    trainer.fit(net, ckpt_path=resume)
+    return bar, trainer
+
+
+def test_one_bar_counts_the_batches_of_all_epochs_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    bar, trainer = fit_two_epochs()
+    shown = list(dict.fromkeys(bar.shown))
+    assert [(done, total) for _, done, total in shown if done] == [
+        *[(n, 6) for n in (1, 2, 3, 3, 4, 5, 6)]
+    ]
+    assert [name for name, _, _ in shown[-3:]] == ["Epoch 1/1 "] * 3
+    file = tmp_path / "half.ckpt"
+    first, trainer = fit_two_epochs(max_epochs=1)
+    trainer.save_checkpoint(file)
+    bar, _ = fit_two_epochs(resume=file)
+    assert [done for _, done, _ in dict.fromkeys(bar.shown)] == [3, 4, 5, 6]
+    bar, _ = fit_two_epochs(max_epochs=-1, max_steps=4)
+    assert bar.shown[-1][1:] == (4, 4)
