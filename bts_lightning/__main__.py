@@ -35,6 +35,7 @@ VERBS = {
     "sweep": "search hyper-parameters, with Weights & Biases or without an account",
     "agent": "join a running sweep from another machine",
     "study": "train and evaluate a grid of experiments, seeds and folds",
+    "best": "choose among the experiments of a study, and their pairs",
     "bench": "measure speed beside what other people use",
     "report": "write the report of an evaluation again",
     "distill": "train a teacher and its students",

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
-from bts_lightning.callbacks.whole_cases import network_of, score_case, segment_case, tally_of
+from bts_lightning.callbacks.whole_cases import gathered, score_case, tally_of
 from bts_lightning.data.cache.prepare import CachedCase, write_prediction
-from bts_lightning.inference import Protocol
 from bts_lightning.metrics.calibration.counts import Calibration
 from bts_lightning.metrics.lesions.measure import Found
 from bts_lightning.modalities import Subset, subset_name, subsets_within
@@ -18,6 +17,7 @@ from bts_lightning.report.calibration import bin_rows
 from bts_lightning.report.folder import has_rows, write_beside, write_rows
 from bts_lightning.report.lesions import lesion_row
 from bts_lightning.report.slices import choose_slices, save_slices
+from bts_lightning.runs.ensemble import Ensemble
 
 
 class CaseScorer(Callback):
@@ -26,7 +26,8 @@ class CaseScorer(Callback):
     def __init__(
         self,
         folder: Path,
-        protocol: Protocol,
+        ensemble: Ensemble,
+        prepared: Sequence[Mapping[str, CachedCase]],
         cases: Sequence[str],
         made: str,
         *,
@@ -34,10 +35,11 @@ class CaseScorer(Callback):
     ) -> None:
         self.folder = folder
         self.made = made
-        self.protocol = protocol
+        self.ensemble, self.prepared = ensemble, prepared
+        self.protocol = ensemble.protocol
         self.predictions = predictions
-        self.asked = protocol.subsets_of(cases)
-        self.beside = asked_for(protocol.facts())
+        self.asked = self.protocol.subsets_of(cases)
+        self.beside = asked_for(self.protocol.facts())
 
     def on_test_batch_end(
         self,
@@ -58,9 +60,12 @@ class CaseScorer(Callback):
         if not subsets:
             self._write(case, [], (), {})
             return
-        scheme = network_of(pl_module)[1].scheme
+        loss = self.ensemble.loss
+        scheme = loss.scheme
         tally = tally_of(case, scheme) if self.protocol.calibration and case.is_labelled else None
-        predicted = segment_case(pl_module, case, self.protocol, subsets, tally)
+        views = [own[case.name] for own in self.prepared]
+        one_by_one = self.ensemble.each_subset(views, subsets)
+        predicted = gathered(one_by_one, case, subsets, loss, tally)
         if self._wants_predictions(case):
             for subset, label_map in zip(subsets, predicted, strict=True):
                 write_prediction(case, label_map, self._prediction(case, subset))

@@ -1,13 +1,14 @@
 """Segment and score a whole case with the network of a task, in training and evaluation alike."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from lightning import LightningModule
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bts_lightning.data.cache.prepare import CachedCase
-from bts_lightning.inference import Protocol, each_subset
+from bts_lightning.inference import Protocol, segment
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.metrics.calibration.counts import Calibration
 from bts_lightning.metrics.calibration.tally import Tally
@@ -32,14 +33,21 @@ def segment_case(
     case: CachedCase,
     protocol: Protocol,
     subsets: Sequence[Subset],
-    tally: Tally | None = None,
 ) -> NDArray[np.uint8]:
-    """Predict the label maps of a case, one for each subset; `tally` takes the probabilities."""
+    """Predict the label maps of a case, one for each subset."""
     net, loss = network_of(module)
-    labels = np.empty((len(subsets), *case.image.shape[1:]), np.uint8)
-    one_by_one = each_subset(
-        net, loss, case.image, case.available, protocol, subsets, module.device
-    )
+    return segment(net, loss, case.image, case.available, protocol, subsets, module.device)
+
+
+def gathered(
+    one_by_one: Iterable[tuple[NDArray[np.uint8], Tensor]],
+    case: CachedCase,
+    subsets: Sequence[Subset],
+    loss: SegmentationLoss,
+    tally: Tally | None,
+) -> NDArray[np.uint8]:
+    """Stack the label maps of a case, one for each subset; `tally` takes the probabilities."""
+    labels = np.empty((len(subsets), *case.geometry.size), np.uint8)
     for s, (label, averaged) in enumerate(one_by_one):
         labels[s] = label
         if tally:

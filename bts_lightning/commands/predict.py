@@ -4,15 +4,14 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bts_lightning import runs
-from bts_lightning.commands.words import run_and_overrides, runs_a_network, takes_words
+from bts_lightning.commands.words import RUN_WORDS, runs_a_network, runs_and_overrides, takes_words
 from bts_lightning.errors import Parser, UserError
 from bts_lightning.modalities import MODALITIES, Modality
-from bts_lightning.runs.opening import open_run
+from bts_lightning.runs.opening import open_runs
 
 
 def add_arguments(parser: Parser) -> None:
-    takes_words(parser, "RUN|EXPERIMENT|KEY=VALUE", "of an experiment: its newest run")
+    takes_words(parser, "RUN|EXPERIMENT|KEY=VALUE", RUN_WORDS)
     for modality in MODALITIES:
         parser.add_argument(f"--{modality}", type=Path, metavar="FILE", help="if it was acquired")
     parser.add_argument("--folder", type=Path, help="a data set instead of one patient")
@@ -22,10 +21,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    folder, overrides = run_and_overrides(args.words)
+    folders, overrides = runs_and_overrides(args.words)
     given = {modality: getattr(args, modality) for modality in MODALITIES}
     predict(
-        folder,
+        folders,
         args.out,
         images={modality: file for modality, file in given.items() if file is not None},
         folder=args.folder,
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def predict(
-    run: Path,
+    run: Path | Sequence[Path],
     out: Path,
     *,
     images: Mapping[Modality, Path] | None = None,
@@ -53,7 +52,7 @@ def predict(
     """Segment one patient from its images, or all cases of a folder, and give the files written.
 
     Args:
-        run: the run whose network is used.
+        run: the run whose network is used; of several the probabilities are averaged.
         out: a `.nii.gz` file for one patient, a folder for a folder of cases.
         images: one file a modality; those that were never acquired are simply not there.
         folder: a data set in any layout that `bts prepare` knows.
@@ -64,12 +63,11 @@ def predict(
         device: `cpu`, `cuda` or `cuda:1`; a GPU if there is one by default.
     """
     _check_places(out, images or {}, folder)
-    _, nodes = open_run(run, words, allow)
-    checkpoint = checkpoint or runs.best_checkpoint(run)
+    opened = open_runs(run, words, allow, checkpoint)
     # torch is imported once nothing is wrong with what was typed.
     from bts_lightning.commands.segment import Segmenter
 
-    segmenter = Segmenter(run, nodes, checkpoint, device, with_probabilities=with_probabilities)
+    segmenter = Segmenter(opened, device, with_probabilities=with_probabilities)
     return segmenter.folder(folder, out) if folder else [segmenter.patient(images or {}, out)]
 
 

@@ -1,7 +1,6 @@
 """What `bts evaluate --fit-temperature` does: fit one temperature, and keep it with the run."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,11 +10,11 @@ from bts_lightning.data.splits import Part
 from bts_lightning.errors import UserError
 from bts_lightning.files import sha256
 from bts_lightning.inference import Protocol
-from bts_lightning.inference.temperature import HIGHEST, LOWEST, fit, sample
+from bts_lightning.inference.temperature import HIGHEST, LOWEST, fit, held_out, sample
 from bts_lightning.memory import keep_freed_memory
 from bts_lightning.modalities import subsets_within
 from bts_lightning.runs.devices import chosen_device
-from bts_lightning.runs.opening import check_scheme, load_task
+from bts_lightning.runs.opening import OpenRun, check_scheme, load_task
 from bts_lightning.runs.quiet import hush
 from bts_lightning.runs.temperature import keep_temperature
 
@@ -23,16 +22,15 @@ from bts_lightning.runs.temperature import keep_temperature
 VOXELS = 1_000_000
 
 
-def fit_temperature(
-    run: Path, nodes: dict[str, Any], checkpoint: Path, part: Part, device: str | None
-) -> Path:
+def fit_temperature(opened: OpenRun, part: Part, device: str | None) -> Path:
     """Fit the temperature of a checkpoint on one part of the split; give the file it is kept in."""
     hush()
     keep_freed_memory()
     where = chosen_device(device)
+    run, nodes, checkpoint = opened.run, opened.nodes, opened.checkpoint
     task = load_task(nodes, checkpoint).to(where)
     protocol: Protocol = build(nodes["evaluation"])
-    data = open_part(run, nodes, part)
+    data = open_part(run, build(nodes["data"]), part)
     check_scheme(task, data)
     asked = protocol.subsets_of(getattr(data.split, part))
     shown = {
@@ -44,6 +42,7 @@ def fit_temperature(
     if not rows:
         raise UserError(f"no case of the {part} part has a label and one of the subsets to fit on")
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    patients: list[str] = []
     for name, subsets in shown.items():
         case = data.cases[name]
         parts += sample(
@@ -57,6 +56,7 @@ def fit_temperature(
             max(1, VOXELS // rows),
             where,
         )
+        patients += [case.patient] * (len(parts) - len(patients))
     logits, labels = (torch.cat(some, dim=-1) for some in zip(*parts, strict=True))
     temperature, before, after = fit(task.loss, logits, labels)
     if not 1.01 * LOWEST < temperature < 0.99 * HIGHEST:
@@ -68,7 +68,11 @@ def fit_temperature(
         run,
         {
             "temperature": temperature,
-            "nll": {"before": before, "after": after},
+            "nll": {
+                "before": before,
+                "after": after,
+                "held_out": held_out(task.loss, parts, patients),
+            },
             "part": part,
             "split": data.split.lists_fingerprint,
             "cases": len(shown),

@@ -10,6 +10,8 @@ from bts_lightning.config.targets import HOST
 from bts_lightning.errors import Parser, UserError
 from bts_lightning.runs.folder import find_run
 
+RUN_WORDS = "of an experiment: its newest run; several segment together"
+
 
 def takes_words(parser: Parser, metavar: str, text: str) -> None:
     """Let a verb take words; those behind options, and `--net.width=8`, are put to them."""
@@ -52,14 +54,13 @@ def names_among(words: Sequence[str]) -> list[str]:
     return [word for word in words if not is_override(word)]
 
 
-def run_and_overrides(words: Sequence[str]) -> tuple[Path, list[str]]:
-    """Take the run, or the newest run of the experiment, that stands among overrides."""
+def runs_and_overrides(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Take the runs, or the newest runs of experiments, that stand among overrides."""
     names = names_among(words)
-    if len(names) != 1:
-        given = " ".join(names) or "none"
-        raise UserError(f"name one run, as runs/a2fseg/20260131-120000, or experiment; got {given}")
-    run = find_run(names[0]) if is_place(names[0]) else find_run(None, names[0])
-    return run, [word for word in words if word != names[0]]
+    if not names:
+        raise UserError("name a run, as runs/a2fseg/20260131-120000, or an experiment; got none")
+    found = [find_run(name) if is_place(name) else find_run(None, name) for name in names]
+    return found, [word for word in words if word not in names]
 
 
 def is_place(word: str) -> bool:

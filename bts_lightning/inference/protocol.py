@@ -69,6 +69,9 @@ class Protocol:
         et_minimum: an ET of fewer voxels is taken for a false alarm; 500 in the RFNet family.
         et_small: `erase` makes such an ET background; `relabel` makes it necrosis, so that WT and
             TC stay as they are (DeMoSeg).
+        component_minimum: a connected part of the tumour (by faces, edges or corners, all tissues
+            together) of fewer voxels is taken for a false alarm and made background, before ET is
+            counted.
         lesions: also score lesion by lesion: `brats2023`, `brats2024` or `brats2025`.
         lesion_task: of that challenge: `gli`, `ssa`, `men` or `met`; `ped` or `men_rt` for data of
             that scheme.
@@ -105,6 +108,7 @@ class Protocol:
     skip_empty: bool = True
     et_minimum: int = 0
     et_small: SmallET = "erase"
+    component_minimum: int = 0
     lesions: LesionPolicy | None = None
     lesion_task: LesionTask = "gli"
     calibration: bool = False
@@ -154,11 +158,12 @@ class Protocol:
                 f"temperature={self.temperature!r} of the evaluation is neither fitted nor a "
                 "positive number; 1 leaves probabilities as they are"
             )
-        if self.et_minimum < 0:
-            raise ConfigError(
-                f"et_minimum={self.et_minimum!r} of the evaluation is a number of voxels; "
-                "0 keeps every ET, 500 is usual"
-            )
+        for name, kept in (("et_minimum", "ET, 500 is usual"), ("component_minimum", "part")):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} of the evaluation is a number of voxels; "
+                    f"0 keeps every {kept}"
+                )
         if self.subsets is not None and self.draw != "all":
             raise ConfigError(
                 f"draw={self.draw} of the evaluation says which subset a case shows, and subsets="
@@ -260,6 +265,7 @@ class Protocol:
                 if self.et_minimum
                 else {}
             ),
+            **({"component_minimum": self.component_minimum} if self.component_minimum else {}),
             **({"draw": self.draw} if self.draw != "all" else {}),
             **({"lesions": self.lesions, "lesion_task": self.lesion_task} if self.lesions else {}),
             **({"temperature": self.temperature} if self.temperature != 1 else {}),

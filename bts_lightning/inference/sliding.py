@@ -13,13 +13,14 @@ from torch import Tensor
 
 from bts_lightning.errors import UserError
 from bts_lightning.inference.averages import Averages
+from bts_lightning.inference.cleanup import clean
 from bts_lightning.inference.clock import Clock, stage
 from bts_lightning.inference.convolutions import OneDNN
 from bts_lightning.inference.protocol import AUTOCAST, Protocol
 from bts_lightning.inference.windows import lay_out
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.memory import give_back_freed_memory, is_out_of_memory
-from bts_lightning.modalities import BACKGROUND, Subset, subset_name, subsets_within
+from bts_lightning.modalities import Subset, subset_name, subsets_within
 from bts_lightning.networks.backbone import Backbone, Features
 
 # Of the memory that is free when the first subset has been decoded; the rest is for fragmentation.
@@ -73,12 +74,29 @@ def each_subset(
     clock: Clock | None = None,
 ) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
     """Yield label map D×H×W and averaged probabilities 1×C×D×H×W of each subset; see `segment`."""
+    each = each_average(net, loss, image, available, protocol, subsets, device, clock)
+    for averaged in each:
+        with stage(clock, "label"):
+            label = label_map(loss, averaged, protocol)
+        yield label, averaged
+
+
+def each_average(
+    net: Backbone,
+    loss: SegmentationLoss,
+    image: NDArray[Any],
+    available: Sequence[bool],
+    protocol: Protocol,
+    subsets: Sequence[Subset],
+    device: torch.device | str = "cpu",
+    clock: Clock | None = None,
+) -> Iterator[Tensor]:
+    """Yield averaged probabilities 1×C×D×H×W of each subset; see `segment`."""
     averages = _average(net, loss, image, available, protocol, subsets, torch.device(device), clock)
     for s in range(len(subsets)):
         with stage(clock, "label"):
             averaged = averages.probabilities(s)
-            label = label_map(loss, averaged, protocol)
-        yield label, averaged
+        yield averaged
 
 
 def each_logits(
@@ -100,11 +118,7 @@ def each_logits(
 def label_map(loss: SegmentationLoss, averaged: Tensor, protocol: Protocol) -> NDArray[np.uint8]:
     """Read the label map D×H×W off averaged probabilities 1×C×D×H×W, as the protocol wants it."""
     labels: NDArray[np.uint8] = loss.labels(averaged)[0].cpu().numpy()
-    paint = loss.scheme.paint
-    if protocol.et_minimum and "ET" in paint:
-        small = labels == paint["ET"]
-        if 0 < np.count_nonzero(small) < protocol.et_minimum:
-            labels[small] = BACKGROUND if protocol.et_small == "erase" else paint["TC"]
+    clean(labels, protocol, loss.scheme)
     return labels
 
 

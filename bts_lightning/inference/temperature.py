@@ -20,6 +20,7 @@ from bts_lightning.modalities import Subset
 from bts_lightning.networks.backbone import Backbone
 
 LOWEST, HIGHEST = 0.05, 20.0
+GROUPS, THINNED = 5, 10
 # Of the logarithm: four digits of a temperature near 1.
 _CLOSE = 1e-4
 
@@ -58,14 +59,52 @@ def fit(loss: SegmentationLoss, logits: Tensor, labels: Tensor) -> tuple[float, 
         logits: C×N.
         labels: N.
     """
+    ends = math.log(LOWEST), math.log(HIGHEST)
+    found = minimize_scalar(
+        lambda of_log: nll(loss, logits, labels, math.exp(of_log)),
+        bounds=ends,
+        method="bounded",
+        options={"xatol": _CLOSE},
+    )
+    return math.exp(found.x), nll(loss, logits, labels), float(found.fun)
+
+
+def nll(loss: SegmentationLoss, logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
+    """Give the mean negative log-likelihood of the regions."""
     spread = logits.double()[None, :, :, None, None]  # B C D H W, of one plane of one row
     truth = regions_of(labels[None, :, None, None], loss.scheme).double()
+    inside = loss.of_regions(loss.probabilities(spread / temperature))
+    # Rounded sums of labels may lie a little above 1.
+    return float(F.binary_cross_entropy(inside.clamp(1e-12, 1 - 1e-12), truth))
 
-    def nll(of_log: float) -> float:
-        inside = loss.of_regions(loss.probabilities(spread / math.exp(of_log)))
-        # Rounded sums of labels may lie a little above 1.
-        return float(F.binary_cross_entropy(inside.clamp(1e-12, 1 - 1e-12), truth))
 
-    ends = math.log(LOWEST), math.log(HIGHEST)
-    found = minimize_scalar(nll, bounds=ends, method="bounded", options={"xatol": _CLOSE})
-    return math.exp(found.x), nll(0.0), float(found.fun)
+def held_out(
+    loss: SegmentationLoss, parts: Sequence[tuple[Tensor, Tensor]], patients: Sequence[str]
+) -> float | None:
+    """Give the NLL of each patient's voxels at the temperature of the others; None of one patient.
+
+    Patients are taken in five groups.
+
+    Args:
+        loss: as for `fit`.
+        parts: logits C×N and labels N.
+        patients: of each part.
+    """
+    names = list(dict.fromkeys(patients))
+    if len(names) < 2:
+        return None
+    group = [names.index(patient) % GROUPS for patient in patients]
+    total, voxels = 0.0, 0
+    for number in set(group):
+        others, mine = (
+            [torch.cat(some, dim=-1) for some in zip(*chosen, strict=True)]
+            for chosen in (
+                [part for part, own in zip(parts, group, strict=True) if own != number],
+                [part for part, own in zip(parts, group, strict=True) if own == number],
+            )
+        )
+        # One number needs few voxels.
+        temperature, _, _ = fit(loss, others[0][:, ::THINNED], others[1][::THINNED])
+        total += nll(loss, mine[0], mine[1], temperature) * len(mine[1])
+        voxels += len(mine[1])
+    return total / voxels

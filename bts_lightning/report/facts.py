@@ -52,6 +52,7 @@ LEFT_OUT: dict[str, object] = {
     "windows": "even",
     "average": "probabilities",
     "et_minimum": 0,
+    "component_minimum": 0,
     "draw": "all",
     "lesions": "not scored",
     "temperature": 1,
@@ -101,7 +102,7 @@ def policy(protocol: Mapping[str, Any]) -> str:
     return (
         f"HD95 (“{distance}”) is {HD95.get(distance, 'not described here')}. "
         f"Empty regions (policy “{empty}”): {EMPTY.get(empty, 'not described here')}."
-        f"{_lesions(protocol)}{_calibration(protocol)}"
+        f"{_lesions(protocol)}{_calibration(protocol)}{_leak(protocol)}"
     )
 
 
@@ -144,20 +145,27 @@ def _calibration(protocol: Mapping[str, Any]) -> str:
     )
 
 
+def _leak(protocol: Mapping[str, Any]) -> str:
+    """Say that cases were known to the networks; nothing if they were not."""
+    seen = protocol.get("seen")
+    return f" Leak: {seen}, so these scores are better than those of new patients." if seen else ""
+
+
 def brief(protocol: Mapping[str, Any]) -> str:
     """Say in one line what a reader must know before comparing numbers."""
     keys = (
         *("window", "overlap", "weighting", "mirror", "temperature", "precision"),
         *("checkpoint", "commit"),
     )
-    told = [f"{key} {_short(key, protocol[key])}" for key in keys if key in protocol]
+    told = [f"{key} {short(key, protocol[key])}" for key in keys if key in protocol]
     policies = f"HD95 {protocol.get('hd95')}, empty regions {protocol.get('empty')}"
     if protocol.get("lesions"):
         policies += f", lesions {protocol['lesions']} ({protocol.get('lesion_task')})"
     return f"{'; '.join([*told, policies])}."
 
 
-def _short(key: str, value: object) -> str:
+def short(key: str, value: object) -> str:
+    """Write a value of the protocol in few letters."""
     if key == "commit":
         return as_text(value)[:10]
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -169,7 +177,9 @@ def facts(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List what is known about the evaluation as pairs of label and text."""
     keys = [key for key in _ORDER if key in protocol]
     keys += [key for key in protocol if key not in _ORDER and key not in _TOLD]
-    return [(key.replace("_", " "), as_text(protocol[key])) for key in keys]
+    told = [(key.replace("_", " "), as_text(protocol[key])) for key in keys if key != "members"]
+    members = enumerate(protocol.get("members", ()), 1)
+    return [*told, *((f"member {number}", as_text(one)) for number, one in members)]
 
 
 def unscored(protocol: Mapping[str, Any]) -> list[str]:

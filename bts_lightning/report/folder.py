@@ -20,7 +20,10 @@ from bts_lightning.report.table import KEYS, PATIENT, VALUES, EvaluationTable, r
 from bts_lightning.report.write import choose_cases, write_report
 
 # What may differ between the start of an evaluation and its continuation.
-_MAY_DIFFER = ("commit", "versions", "run", "experiment", "created", "cases", "unscored")
+_MAY_DIFFER = (
+    *("commit", "versions", "run", "experiment", "members"),
+    *("created", "cases", "unscored"),
+)
 
 
 def making(facts: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from bts_lightning.report.screen import Screen
 # These name the runs rather than tell how they were evaluated.
 _OWN = (
     *("run", "experiment", "checkpoint_sha256", "commit", "versions", "split"),
-    *("created", "cases", "unscored", "subsets"),
+    *("created", "cases", "unscored", "subsets", "members"),
 )
 
 

@@ -11,11 +11,13 @@ from bts_lightning.runs.folder import (
     find_run,
     is_run,
     new_run,
+    provenance,
     refuse_another,
     refuse_links,
     refuse_strangers,
     require_data,
     save_config,
+    seen_cases,
     was_edited,
 )
 
@@ -30,10 +32,12 @@ __all__ = [
     "find_run",
     "is_run",
     "new_run",
+    "provenance",
     "refuse_another",
     "refuse_links",
     "refuse_strangers",
     "require_data",
     "save_config",
+    "seen_cases",
     "was_edited",
 ]

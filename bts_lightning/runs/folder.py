@@ -1,5 +1,6 @@
 """Run folders: where a training keeps its configuration, checkpoints, logs and evaluations."""
 
+import json
 import os
 import re
 import time
@@ -172,6 +173,32 @@ def check_split(run: Path, data: Any, parts: Sequence[Part]) -> None:
                 f"and are in its {part} part now, because the data or the split have changed; "
                 f"data.split={file} keeps the first one"
             )
+
+
+def seen_cases(run: Path, data: Any, part: Part) -> set[str]:
+    """Give the cases of a part that a run has trained on, or that chose its checkpoint.
+
+    Of another data set nothing is known: it may call other patients by the same names.
+    """
+    file = run / "split.json"
+    if not file.exists():
+        return set()
+    before = Split.load(file)
+    roots = (Path(OmegaConf.load(config_file(run)).data.root), Path(data.root))
+    first, now = (expanded(root).resolve() for root in roots)
+    if first != now and before.fingerprint != data.fingerprint:
+        return set()
+    known = {"train": (), "val": before.train, "test": (*before.train, *before.val)}
+    return set(known[part]) & set(getattr(data.split, part))
+
+
+def provenance(run: Path) -> dict[str, Any]:
+    """Give what a training wrote down about its code and data; nothing where it has not."""
+    try:
+        told = json.loads(content(run / "provenance.json"))
+        return {key: told[key] for key in ("commit", "versions", "data_fingerprint", "split")}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def best_checkpoint(run: Path) -> Path:

@@ -184,7 +184,7 @@ class TrainAndEvaluate(Scheduler[T]):
 
     def ended(self, training: T, code: int) -> list[str] | None:
         """Let the evaluation follow upon the training."""
-        run, was_trained = training.run, _is_trained(training.run)
+        run, was_trained = training.run, is_trained(training.run)
         done = "evaluated" if was_trained else "trained"
         if code:
             why = f"{reason(run, code)}; see {run / 'output.log'}"
@@ -200,15 +200,16 @@ class TrainAndEvaluate(Scheduler[T]):
     def _command(self, training: T) -> list[str]:
         self._began[training.run] = time.monotonic()
         words = ["train", *self.words(training)]
-        if _is_trained(training.run):
+        if is_trained(training.run):
             words = ["evaluate", str(training.run), "--name", self.part, "--part", self.part]
         return [sys.executable, "-P", "-m", "bts_lightning", *words, *self._allow]
 
 
 def is_evaluated(run: Path, part: str) -> bool:
     """Say whether a run has been trained to its end and evaluated."""
-    return _is_trained(run) and (run / "evaluation" / part / "cases.csv").is_file()
+    return is_trained(run) and (run / "evaluation" / part / "cases.csv").is_file()
 
 
-def _is_trained(run: Path) -> bool:
+def is_trained(run: Path) -> bool:
+    """Say whether a training of a study has come to its end."""
     return (run / _TRAINED).is_file()

@@ -1,6 +1,7 @@
 """Open a run: its configuration and its trained task."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from omegaconf import DictConfig
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
-from bts_lightning.errors import ConfigError
+from bts_lightning.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from bts_lightning.task import SegmentationTask
@@ -32,6 +33,58 @@ def open_run(
             "evaluation._target_=bts_lightning.inference.Protocol"
         )
     return config, nodes
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run whose configuration was read and checked, and the weights that are taken of it.
+
+    Attributes:
+        nodes: what the configuration says, to build from.
+    """
+
+    run: Path
+    config: DictConfig
+    nodes: dict[str, Any]
+    checkpoint: Path
+
+    @property
+    def experiment(self) -> str:
+        """Name the experiment, after which the folder above is called."""
+        return self.run.resolve().parent.name
+
+
+def open_runs(
+    folders: Path | Sequence[Path],
+    words: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    checkpoint: Path | None = None,
+) -> list[OpenRun]:
+    """Open one run, or the runs of an ensemble; the first half of what every verb does with runs.
+
+    It finds what is wrong with what was typed, and loads no weights. `runs.ensemble.load_ensemble`
+    is the other half: it takes this list and gives the one thing that segments, or refuses runs
+    that cannot be averaged. To hand on an ensemble is to hand on these folders and `words`.
+
+    Args:
+        folders: of the runs, each once.
+        words: overrides, for all of them.
+        allow: packages that `_target_` may name beyond ours.
+        checkpoint: another one than the best, of a single run.
+    """
+    folders = [folders] if isinstance(folders, Path) else list(folders)
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for i, folder in enumerate(folders) if places[i] in places[:i]]:
+        raise UserError(f"{twice[0]} is given twice; an ensemble has each run once")
+    if checkpoint and len(folders) > 1:
+        raise UserError(
+            f"--checkpoint {checkpoint}: of {len(folders)} runs each has its own; leave it out, or "
+            "give one run"
+        )
+    return [
+        OpenRun(run, *open_run(run, words, allow), checkpoint or runs.best_checkpoint(run))
+        for run in folders
+    ]
 
 
 def tell_if_edited(run: Path) -> None:

@@ -15,7 +15,7 @@ from bts_lightning.config.merge import is_override
 from bts_lightning.data.splits import Part
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
-from bts_lightning.runs.jobs import is_evaluated
+from bts_lightning.runs.jobs import is_evaluated, is_trained
 
 STUDIES = Path("studies")
 PART: Part = "test"
@@ -99,6 +99,30 @@ def _training(
     experiment = "+".join(group)
     run = folder / _file_name(experiment) / name
     return Training(experiment, seed, fold, run, (*group, *own, *overrides))
+
+
+def trained(folder: Path) -> dict[str, list[Training]]:
+    """Give the trainings of a study by experiment, as far as all experiments have come.
+
+    So every experiment has the same seeds and folds, in the same order.
+    """
+    found: dict[str, dict[tuple[int, int | None], Training]] = {}
+    for run in sorted(folder.glob("*/seed-*")):
+        match = re.fullmatch(r"seed-(\d+)(?:_fold-(\d+))?", run.name)
+        own = found.setdefault(run.parent.name, {})
+        if match and is_trained(run):
+            seed, fold = int(match[1]), int(match[2]) if match[2] else None
+            own[seed, fold] = Training(run.parent.name, seed, fold, run, ())
+    if not any(found.values()):
+        raise UserError(f"{folder} has no training that has come to its end; see bts study --help")
+    common = set.intersection(*(set(own) for own in found.values()))
+    if not common:
+        raise UserError(
+            f"the experiments in {folder} have no seed and fold in common that are trained; go on "
+            "with the study, or choose among a study of its own"
+        )
+    order = sorted(common, key=lambda one: (one[1] or 0, one[0]))
+    return {name: [own[which] for which in order] for name, own in found.items()}
 
 
 def slurm_script(words: list[str], folder: Path, count: int) -> str:

@@ -14,7 +14,7 @@ import torch
 import bts_lightning
 from bts_lightning import commands, config
 from bts_lightning.__main__ import VERBS, main, parse
-from bts_lightning.commands.words import run_and_overrides
+from bts_lightning.commands.words import runs_and_overrides
 from bts_lightning.config import targets
 from bts_lightning.config.merge import SEARCH
 
@@ -78,7 +78,7 @@ def test_no_verb_prints_the_help_and_fails(capsys):
     ("line", "text"),
     [
         ("trian tiny", "unknown verb 'trian'; did you mean train?"),
-        ("xyz", "unknown verb 'xyz'; choose from agent, bench, compare,"),
+        ("xyz", "unknown verb 'xyz'; choose from agent, bench, best,"),
         ("--verbose", "there is no option --verbose; see: bts --help"),
         ("phantom", "the following arguments are required: out; see: bts phantom --help"),
         ("phantom out --size 3x3", "argument --size: '3x3' is not a size as 96x96x80"),
@@ -86,8 +86,7 @@ def test_no_verb_prints_the_help_and_fails(capsys):
         ("compare", "the following arguments are required: RUN|EXPERIMENT"),
         ("predict a --out b --t1x c", "unknown option --t1x; overrides are written key=value"),
         ("predict a --out b --t1ce c", "or --key=value; did you mean --t1c?"),
-        ("evaluate", "name one run, as runs/a2fseg/20260131-120000, or experiment; got none"),
-        ("evaluate a b seed=1", "name one run, as runs/a2fseg/20260131-120000, or experiment; got"),
+        ("evaluate", "name a run, as runs/a2fseg/20260131-120000, or an experiment; got none"),
         ("evaluate tiny", "no run below runs/tiny; train one first"),
         ("predict runs/tiny/1 --out seg.nii.gz", "runs/tiny/1 is not a run"),
         ("train tiny --max-epochs 3", "unknown option --max-epochs; overrides are written"),
@@ -194,9 +193,9 @@ def test_the_newest_run_of_an_experiment_is_meant_by_its_name(here):
         run.mkdir(parents=True)
         (run / "config.yaml").write_text("")
     os.utime(here / "runs/tiny/20260101-000000/config.yaml", (0, 0))
-    found, overrides = run_and_overrides(["seed=1", "tiny"])
+    (found,), overrides = runs_and_overrides(["seed=1", "tiny"])
     assert (found.name, overrides) == ("20260102-000000", ["seed=1"])
-    found, _ = run_and_overrides(["runs/tiny/20260101-000000"])
+    (found,), _ = runs_and_overrides(["runs/tiny/20260101-000000"])
     assert found.name == "20260101-000000"
 
 
@@ -262,7 +261,7 @@ def test_help_of_train_lists_the_experiments(capsys):
 
 def test_every_verb_is_a_module_and_every_module_helps_one():
     folder = Path(commands.__file__).parent
-    helpers = {"words", "fit", "score", "segment", "streams", "temperature"}
+    helpers = {"words", "choose", "fit", "score", "segment", "streams", "temperature"}
     assert {file.stem for file in folder.glob("[a-z]*.py")} == set(VERBS) | helpers
     for verb in VERBS:
         module = import_module(f"bts_lightning.commands.{verb}")

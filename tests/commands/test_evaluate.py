@@ -343,7 +343,7 @@ def test_a_window_larger_than_the_case_is_padded(run: Path) -> None:
     ("words", "line"),
     [
         (["nowhere"], "no run below"),
-        ([], "name one run"),
+        ([], "name a run"),
         (["--part", "tset"], "there is no 'tset'; did you mean test?"),
         (["--name", "../elsewhere"], "--name '../elsewhere': give the name of a folder in"),
         (["--fit-temperature", "--name", "x"], "scores nothing: leave --name and --predictions"),

@@ -12,7 +12,7 @@ import pytest
 
 from bts_lightning.data.cache import prepare
 from bts_lightning.data.cache.reading import BrokenCaseError, read_volumes
-from bts_lightning.data.cache.ready import load_case, read_images
+from bts_lightning.data.cache.ready import case_of, load_case
 from bts_lightning.data.layouts import Case, bids, brats, find_cases
 from bts_lightning.data.layouts.find import layouts
 from bts_lightning.errors import DataError
@@ -476,7 +476,7 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
 def test_images_of_one_patient_need_no_data_set(tmp_path: Path) -> None:
     write_image(tmp_path / "x.nii.gz", volume(0))
     write_image(tmp_path / "y.nii.gz", volume(1))
-    case = read_images({"flair": tmp_path / "y.nii.gz", "t1": tmp_path / "x.nii.gz"})
+    case = load_case(case_of({"flair": tmp_path / "y.nii.gz", "t1": tmp_path / "x.nii.gz"}))
     assert case.available == (True, False, False, True)
     assert case.label is None
     assert not case.image[1:3].any()
@@ -486,7 +486,7 @@ def test_images_of_one_patient_must_share_a_grid(tmp_path: Path) -> None:
     write_image(tmp_path / "x.nii.gz", volume(0))
     write_image(tmp_path / "y.nii.gz", volume(1), _moved())
     with pytest.raises(DataError, match=r"y\.nii\.gz: another grid: .* from that of x\.nii\.gz"):
-        read_images({"t1": tmp_path / "x.nii.gz", "flair": tmp_path / "y.nii.gz"})
+        load_case(case_of({"t1": tmp_path / "x.nii.gz", "flair": tmp_path / "y.nii.gz"}))
 
 
 def _unlinked(path: Path) -> Path:

@@ -23,9 +23,9 @@ from bts_lightning.data.cache.prediction import write_probabilities
 from bts_lightning.data.cache.prepare import (
     CachedCase,
     build,
+    case_of,
     fingerprint,
     prepare,
-    read_images,
     write_prediction,
 )
 from bts_lightning.data.cache.ready import load_case
@@ -557,7 +557,7 @@ def test_truth_written_as_a_prediction_is_the_file_it_came_from(tmp_path: Path, 
 
 def test_same_prediction_gives_the_same_bytes(tmp_path: Path) -> None:
     write_image(tmp_path / "x.nii.gz", volume(0))
-    case = read_images({"t1": tmp_path / "x.nii.gz"})
+    case = load_case(case_of({"t1": tmp_path / "x.nii.gz"}))
     prediction = np.full(case.image.shape[1:], 3, dtype=np.uint8)
     for name in ("a.nii.gz", "b.nii.gz"):
         write_prediction(case, prediction, tmp_path / name)
@@ -569,7 +569,7 @@ def test_same_prediction_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_probabilities_are_put_back_on_the_grid(tmp_path: Path) -> None:
     write_image(tmp_path / "x.nii.gz", volume(0))
-    case = read_images({"t1": tmp_path / "x.nii.gz"})
+    case = load_case(case_of({"t1": tmp_path / "x.nii.gz"}))
     probabilities = np.full((3, *case.image.shape[1:]), 0.25, dtype=np.float32)
     write_probabilities(case, probabilities, tmp_path / "p.nii.gz")
     written: Any = nib.Nifti1Image.from_filename(tmp_path / "p.nii.gz")
@@ -581,7 +581,7 @@ def test_probabilities_are_put_back_on_the_grid(tmp_path: Path) -> None:
 
 def test_prediction_on_another_grid_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "x.nii.gz", volume(0))
-    case = read_images({"t1": tmp_path / "x.nii.gz"})
+    case = load_case(case_of({"t1": tmp_path / "x.nii.gz"}))
     with pytest.raises(ValueError, match="the box holds"):
         write_prediction(case, np.zeros(SIZE, dtype=np.uint8), tmp_path / "y.nii.gz")
 

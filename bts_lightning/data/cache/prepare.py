@@ -18,7 +18,7 @@ from bts_lightning.data.cache.nifti import count_voxels
 from bts_lightning.data.cache.normalise import Crop, Normalisation, Recipe
 from bts_lightning.data.cache.prediction import write_prediction
 from bts_lightning.data.cache.reading import BrokenCaseError
-from bts_lightning.data.cache.ready import load_case, read_images
+from bts_lightning.data.cache.ready import case_of, load_case, load_cases
 from bts_lightning.data.cache.storage import check_place, ensure, is_current
 from bts_lightning.data.layouts.case import Case, DataSet, Fault
 from bts_lightning.data.layouts.find import find_cases, whole_path
@@ -30,10 +30,11 @@ __all__ = [
     "CachedCase",
     "Prepared",
     "build",
+    "case_of",
     "fingerprint",
     "load_case",
+    "load_cases",
     "prepare",
-    "read_images",
     "write_prediction",
 ]
 

@@ -1,6 +1,6 @@
 """A case that a network can read, in memory; `cache.py` has the same one on disk."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bts_lightning.data.cache.geometry import Geometry
 from bts_lightning.data.cache.normalise import Recipe, UncountableError, normalise
-from bts_lightning.data.cache.reading import BrokenCaseError, read_volumes
+from bts_lightning.data.cache.reading import BrokenCaseError, Volumes, read_volumes
 from bts_lightning.data.layouts.case import LABEL_VALUES, Case, Fault, Numbering
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import BACKGROUND, MODALITIES, SCHEMES, Modality, Scheme, Subset
@@ -99,8 +99,18 @@ def load_case(case: Case, recipe: Recipe | None = None) -> MemoryCase:
     Raises:
         BrokenCaseError: when any of its files cannot be used.
     """
-    recipe = recipe or Recipe()
-    volumes = read_volumes(case, recipe.scheme)
+    (ready,) = load_cases(case, [recipe or Recipe()])
+    return ready
+
+
+def load_cases(case: Case, recipes: Sequence[Recipe]) -> list[MemoryCase]:
+    """Read and check a case once, and normalise it by recipes of one scheme."""
+    volumes = read_volumes(case, recipes[0].scheme)
+    ready = {recipe: _normalised(case, volumes, recipe) for recipe in dict.fromkeys(recipes)}
+    return [ready[recipe] for recipe in recipes]
+
+
+def _normalised(case: Case, volumes: Volumes, recipe: Recipe) -> MemoryCase:
     try:
         image, box = normalise(volumes, recipe)
     except UncountableError as error:
@@ -130,22 +140,15 @@ def load_case(case: Case, recipe: Recipe | None = None) -> MemoryCase:
     )
 
 
-def read_images(
-    images: Mapping[Modality, Path],
-    *,
-    name: str = "case",
-    recipe: Recipe | None = None,
-) -> MemoryCase:
-    """Prepare the images of one patient that belong to no data set, for `bts predict`."""
+def case_of(images: Mapping[Modality, Path], *, name: str = "case", scheme: str = "brats") -> Case:
+    """Make a case of the images of one patient that belong to no data set, for `bts predict`."""
     if not images:
         raise DataError(f"no image is given; name one or more of {', '.join(MODALITIES)}")
-    recipe = recipe or Recipe()
-    case = Case(
+    return Case(
         name=name,
         patient=name,
         layout="images",
         images={modality: Path(images[modality]) for modality in MODALITIES if modality in images},
         label=None,
-        label_values=LABEL_VALUES[_NUMBERINGS[recipe.scheme]],
+        label_values=LABEL_VALUES[_NUMBERINGS[scheme]],
     )
-    return load_case(case, recipe)
