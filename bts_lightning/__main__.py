@@ -26,6 +26,7 @@ from bts_lightning.errors import Parser, UserError, did_you_mean, visible
 VERBS = {
     "phantom": "write a generated data set in the layout of BraTS 2021",
     "prepare": "check a data set, cache it, and report every fault",
+    "preprocess": "bring patients from the scanner to the grid and the names of BraTS",
     "show": "print an experiment, or the arguments of one of its nodes",
     "train": "train an experiment, or go on with a run",
     "evaluate": "score a run in all 15 subsets and write the report",

@@ -23,7 +23,7 @@ FLOORS = (
     {"metrics", "losses", "networks", "availability", "config", "loggers", "schedules"},
     {"inference", "data", "task", "report"},
     {"bench", "runs"},
-    {"callbacks", "distillation", "study", "sweep"},
+    {"callbacks", "distillation", "preprocess", "study", "sweep"},
     {"commands"},
     {"__main__"},
 )

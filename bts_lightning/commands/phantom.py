@@ -12,6 +12,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (%(default)s)")
     parser.add_argument("--size", type=_size, default=(240, 240, 155), help="grid, as 96x96x80")
     parser.add_argument("--cavities", action="store_true", help="after surgery, as BraTS 2024")
+    parser.add_argument("--raw", action="store_true", help="with skull, as for bts preprocess")
     parser.add_argument("--preview", action="store_true", help="also draw a contact sheet")
 
 
@@ -25,7 +26,11 @@ def run(args: argparse.Namespace) -> int:
         size=args.size,
         preview=args.preview,
         cavities=args.cavities,
+        raw=args.raw,
     )
+    if args.raw:
+        print(f"{args.cases} heads in {args.out}; next: bts preprocess OUT --folder {args.out}")
+        return 0
     scheme = " --scheme cavity" if args.cavities else ""
     print(f"{args.cases} cases in {args.out}; next: bts prepare {args.out}{scheme}")
     return 0

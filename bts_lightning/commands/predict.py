@@ -3,11 +3,16 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from bts_lightning.commands.preprocess import add_recipe, raw_recipe
 from bts_lightning.commands.words import RUN_WORDS, runs_a_network, runs_and_overrides, takes_words
 from bts_lightning.errors import Parser, UserError
 from bts_lightning.modalities import MODALITIES, Modality
 from bts_lightning.runs.opening import open_runs
+
+if TYPE_CHECKING:
+    from bts_lightning.preprocess.patient import Recipe
 
 
 def add_arguments(parser: Parser) -> None:
@@ -15,6 +20,8 @@ def add_arguments(parser: Parser) -> None:
     for modality in MODALITIES:
         parser.add_argument(f"--{modality}", type=Path, metavar="FILE", help="if it was acquired")
     parser.add_argument("--folder", type=Path, help="a data set instead of one patient")
+    parser.add_argument("--raw", action="store_true", help="as scanned, see bts preprocess")
+    add_recipe(parser)
     parser.add_argument("--out", type=Path, required=True, help="file (folder with --folder)")
     parser.add_argument("--probabilities", action="store_true", help="also write probabilities")
     runs_a_network(parser)
@@ -33,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoint=args.checkpoint,
         with_probabilities=args.probabilities,
         device=args.device,
+        raw=raw_recipe(args),
     )
     return 0
 
@@ -48,6 +56,7 @@ def predict(
     checkpoint: Path | None = None,
     with_probabilities: bool = False,
     device: str | None = None,
+    raw: "Recipe | None" = None,
 ) -> list[Path]:
     """Segment one patient from its images, or all cases of a folder, and give the files written.
 
@@ -61,6 +70,7 @@ def predict(
         checkpoint: another checkpoint than the best.
         with_probabilities: also write the network's probabilities beside the label map.
         device: `cpu`, `cuda` or `cuda:1`; a GPU if there is one by default.
+        raw: the images are as scanned: prepare them so, and segment on their own grids as well.
     """
     _check_places(out, images or {}, folder)
     opened = open_runs(run, words, allow, checkpoint)
@@ -68,6 +78,12 @@ def predict(
     from bts_lightning.commands.segment import Segmenter
 
     segmenter = Segmenter(opened, device, with_probabilities=with_probabilities)
+    if raw:
+        from bts_lightning.commands.raw import segment_raw, segment_raw_folder
+
+        if folder:
+            return segment_raw_folder(segmenter, folder, out, raw)
+        return segment_raw(segmenter, images or {}, out, raw)
     return segmenter.folder(folder, out) if folder else [segmenter.patient(images or {}, out)]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.progress import track
 
 from bts_lightning.data.cache.prediction import write_probabilities
@@ -35,14 +36,14 @@ class Segmenter:
 
     def patient(self, images: Mapping[Modality, Path], out: Path) -> Path:
         """Segment one patient from one file a modality."""
-        self._refuse_to_overwrite([out], images.values())
+        self.refuse_to_overwrite([out], images.values())
         try:
             scheme = self.ensemble.loss.scheme_name
             cases = load_cases(case_of(images, scheme=scheme), self.ensemble.recipes)
         except BrokenCaseError as error:
             # The files of one patient have no other name for their case.
             raise DataError("; ".join(f"{f.file}: {f.reason}" for f in error.faults)) from error
-        self._write(cases, out)
+        self.write(cases, out)
         console.print(f"{out}  from {subset_name(cases[0].available)}")
         return out
 
@@ -53,7 +54,7 @@ class Segmenter:
         # Labels are not read, but whoever has them wants to keep them.
         given = [file for case in found.cases for file in case.files]
         given += [file for fault in faults for file in (fault.file, *fault.others)]
-        self._refuse_to_overwrite((_place(case, out) for case in found.cases), given)
+        self.refuse_to_overwrite((_place(case, out) for case in found.cases), given)
         written = []
         for listed in track(
             found.cases, "segmenting", console=console, disable=not console.is_terminal
@@ -65,7 +66,7 @@ class Segmenter:
                 faults += error.faults
                 continue
             file = _place(listed, out)
-            self._write(cases, file)
+            self.write(cases, file)
             written.append(file)
         for fault in faults:
             console.print(f"left out: {fault}", style="yellow")
@@ -74,15 +75,16 @@ class Segmenter:
         console.print(f"{len(written)} label map{'s' if len(written) > 1 else ''} in {out}")
         return written
 
-    def _write(self, cases: Sequence[ReadyCase], out: Path) -> None:
-        """Segment a case, prepared for each network, with all that it has."""
+    def write(self, cases: Sequence[ReadyCase], out: Path) -> torch.Tensor:
+        """Segment a case, prepared for each network, with all that it has; give probabilities."""
         case = cases[0]
         ((labels, averaged),) = self.ensemble.each_subset(cases, [case.available])
         if self.with_probabilities:
             write_probabilities(case, averaged[0].cpu().numpy(), _beside(out))
         write_prediction(case, labels, out)
+        return averaged
 
-    def _refuse_to_overwrite(self, outs: Iterable[Path], given: Iterable[Path]) -> None:
+    def refuse_to_overwrite(self, outs: Iterable[Path], given: Iterable[Path]) -> None:
         """Compare all that will be written with all that is given, before anything is written."""
         written = list(outs)
         if self.with_probabilities:

@@ -77,17 +77,18 @@ class Document:
         return page(self.title, found + "".join(map(_section, self.sheets)), self.lead)
 
 
-def page(title: str, main: str, lead: str = "") -> str:
+def page(title: str, main: str, lead: str = "", *, with_pictures: bool = False) -> str:
     """Put sections under a title."""
     below = f'<p class="lead">{escape(lead)}</p>' if lead else ""
     header = f"<header><h1>{escape(title)}</h1>{below}</header>"
-    return shell(title, f"{header}<main>{main}</main>")
+    return shell(title, f"{header}<main>{main}</main>", with_pictures=with_pictures)
 
 
-def shell(title: str, body: str, *, with_scripts: bool = False) -> str:
+def shell(title: str, body: str, *, with_scripts: bool = False, with_pictures: bool = False) -> str:
     """Make a page of a body; it may load nothing, and run what it holds only `with_scripts`."""
     allowed = "default-src 'none'; style-src 'unsafe-inline'"
-    allowed += "; script-src 'unsafe-inline'; img-src data:" if with_scripts else ""
+    allowed += "; script-src 'unsafe-inline'" if with_scripts else ""
+    allowed += "; img-src data:" if with_scripts or with_pictures else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -52,6 +52,13 @@ class Geometry:
             values.setdefault(stored, in_file)
         return values
 
+    def in_file(self, label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Give the values that stored classes have in files."""
+        values = self.file_values
+        table = np.zeros(max(values) + 1, dtype=np.uint8)
+        table[list(values)] = list(values.values())
+        return table[label_map]
+
     def uncrop(self, array: NDArray[Any]) -> NDArray[Any]:
         """Put an array ...×D×H×W back where it was cut, zero around it."""
         if array.shape[-3:] != self.size:

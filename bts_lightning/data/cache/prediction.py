@@ -11,10 +11,7 @@ from bts_lightning.data.cache.ready import ReadyCase
 
 def write_prediction(case: ReadyCase, label_map: NDArray[np.uint8], out: Path) -> None:
     """Write a label map, D×H×W in stored classes on the cropped grid, as the data set does."""
-    values = case.geometry.file_values
-    table = np.zeros(max(values) + 1, dtype=np.uint8)
-    table[list(values)] = list(values.values())
-    full = table[case.geometry.uncrop(label_map)]
+    full = case.geometry.in_file(case.geometry.uncrop(label_map))
     write_nifti(full, np.array(case.geometry.affine), out)
 
 

@@ -182,7 +182,8 @@ def make_tissues(rng: np.random.Generator, warp: Array, atlas: Atlas, grid: Grid
     )
 
 
-def _read_map(name: str) -> Array:
+def template_file(name: str) -> Path:
+    """Find a map of the ICBM 152 template that nilearn ships: `gm`, `wm`, or a stripped `t1`."""
     spec = importlib.util.find_spec("nilearn")
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
@@ -196,7 +197,11 @@ def _read_map(name: str) -> Array:
             f"{path} is missing: this version of nilearn does not ship the ICBM 152 maps that the "
             "phantom is made of; install nilearn 0.14"
         )
-    values = np.asarray(nib.Nifti1Image.from_filename(path).dataobj, np.float32)
+    return path
+
+
+def _read_map(name: str) -> Array:
+    values = np.asarray(nib.Nifti1Image.from_filename(template_file(name)).dataobj, np.float32)
     return values / np.float32(255)
 
 

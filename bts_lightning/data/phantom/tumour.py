@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 (its own documentation imports it so)
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 

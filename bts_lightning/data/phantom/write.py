@@ -21,6 +21,7 @@ from bts_lightning.data.phantom import space as phantom_space
 from bts_lightning.data.phantom.anatomy import blurred_atlas, draw_warp, load_atlas, make_tissues
 from bts_lightning.data.phantom.contrast import render
 from bts_lightning.data.phantom.preview import contact_sheet
+from bts_lightning.data.phantom.raw import scan_raw, write_raw
 from bts_lightning.data.phantom.space import FULL_SIZE, head_grid
 from bts_lightning.data.phantom.tumour import draw_tumour, grow, operate, push_aside
 from bts_lightning.errors import DataError
@@ -59,6 +60,8 @@ AFTER = Form(
     "-seg",
     (0, 1, 2, 3, 4),
 )
+# As a scanner gives them; `raw.py` writes the files.
+RAW = Form("patient_{:05d}", {m: m for m in MODALITIES}, "seg", (0, 1, 2, 4))
 # Peak of a worker at full size is 0.8 GB; some is left for the rest of the machine.
 BYTES_PER_WORKER = 1_200_000_000
 PREVIEW_ROWS = 6
@@ -73,6 +76,7 @@ def write_phantom(
     workers: int | None = None,
     *,
     cavities: bool = False,
+    raw: bool = False,
 ) -> Path:
     """Write generated patients; those that are there already stay.
 
@@ -84,15 +88,18 @@ def write_phantom(
         preview: also draw a contact sheet.
         workers: processes.
         cavities: patients after surgery, as in BraTS 2024; by default before it, as in BraTS 2021.
+        raw: with skull, moved between the scans, each scan on its own grid.
     """
     _check(cases, seed, size)
-    form = AFTER if cavities else BEFORE
+    if raw and (cavities or preview):
+        raise DataError("raw scans are of patients before surgery, and have no preview")
+    form = RAW if raw else AFTER if cavities else BEFORE
     out.mkdir(parents=True, exist_ok=True)
     with alone(out) as turn:
         _claim(out, cases, seed, size, form)
         if turn == "ours":
             # Alone here, so what is unfinished was left by a process that was killed.
-            for left in out.glob(".BraTS*.part"):
+            for left in out.glob(f".{form.case.partition('{')[0]}*.part"):
                 shutil.rmtree(left)
         missing = [index for index in range(cases) if not (out / case_name(index, form)).exists()]
         _write_all(out, missing, seed, size, workers, form)
@@ -162,7 +169,8 @@ def _claim(out: Path, cases: int, seed: int, size: tuple[int, int, int], form: F
     """Refuse a folder with anything but a part of this very phantom, and sign an empty one."""
     record = out / RECORD
     made: dict[str, object] = {"seed": seed, "size": list(size), "recipe": RECIPE}
-    wanted = json.dumps(made | {"cavities": True} if form == AFTER else made)
+    kind = {AFTER.case: {"cavities": True}, RAW.case: {"raw": True}}.get(form.case, {})
+    wanted = json.dumps(made | kind)
     entries = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     start = form.case.partition("{")[0]
     beyond = sorted(n for n in entries if case_name(cases, form) <= n < f"{start}a")
@@ -217,9 +225,13 @@ def _write_case(
     paths, label_path = case_files(out, index, form)
     part = unfinished(out / case_name(index, form))
     part.mkdir()
-    for modality, path in paths.items():
-        _save(images[modality], affine, part / path.name)
-    _save(label, affine, part / label_path.name)
+    if form == RAW:
+        scanner = np.random.default_rng([seed, index, 6])
+        write_raw(part, scan_raw(scanner, images, size), label)
+    else:
+        for modality, path in paths.items():
+            _save(images[modality], affine, part / path.name)
+        _save(label, affine, part / label_path.name)
     try:
         part.rename(out / case_name(index, form))
     except OSError as error:
