@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES, SHOWN_AS, Modality
 from bts_lightning.preprocess import atlas
-from bts_lightning.preprocess.register import Registration, composed, register
+from bts_lightning.preprocess.register import Registration, composed, register, register_atlas
 from bts_lightning.preprocess.series import Series, read_series
 from bts_lightning.preprocess.strip import Strip, by_hd_bet, chosen, count_pieces, without_crumbs
 
@@ -23,9 +23,8 @@ LEAST_BRAIN, MOST_BRAIN = 0.9, 2.0
 LEAST_SIZE, MOST_SIZE = 0.7, 1.3
 # Between two registrations of one scan, mm.
 MOST_APART = 4.0
-# Voxels of 1 mm around the template's brain in which it must not find more of it, and around a
-# patient's, in which scans are compared.
-RIM, AROUND = 6, 10
+# Voxels of 1 mm around a patient's brain in which scans are compared.
+AROUND = 10
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,15 @@ def align(
     """Register all scans to one of them and that one to the atlas; resample each once."""
     anchor = next(modality for modality in ANCHORS if modality in scans)
     head = scans[anchor].image
-    template, brain = atlas.load(recipe.atlas)
+    template = atlas.load(recipe.atlas)
     tell("atlas")
-    place = register(template, head, atlas.grown(brain, RIM))
-    found = Aligned(anchor, template, {anchor: place.transform}, {}, brain, {"anchor": anchor})
+    place = register_atlas(template.head, head, template.seen, template.near)
+    found = Aligned(
+        anchor, template.shown, {anchor: place.transform}, {}, template.brain, {"anchor": anchor}
+    )
     _note(found, anchor, place)
     kind = "given" if recipe.mask else chosen(recipe.strip)
-    fitted = _fitted(found, template, head, brain, place, by_atlas=kind == "atlas")
+    fitted = _fitted(found, template, place, by_atlas=kind == "atlas")
     near = sitk.Resample(
         atlas.grown(fitted, AROUND), head, place.transform.GetInverse(), sitk.sitkNearestNeighbor
     )
@@ -125,23 +126,18 @@ def _note(found: Aligned, modality: Modality, registered: Registration) -> None:
 
 
 def _fitted(
-    found: Aligned,
-    template: sitk.Image,
-    head: sitk.Image,
-    brain: sitk.Image,
-    place: Registration,
-    by_atlas: bool,
+    found: Aligned, template: atlas.Atlas, place: Registration, *, by_atlas: bool
 ) -> sitk.Image:
-    """Fit the template's brain to the head by an affine transform, for the mask alone."""
-    free = register(template, head, atlas.grown(brain, RIM), affine=True, start=place.transform)
-    size = float(np.linalg.det(np.reshape(free.transform.GetMatrix(), (3, 3))))
+    """Bring the template's brain, fitted to the head, to BraTS's grid: for the mask alone."""
+    assert place.fitted is not None
+    size = float(np.linalg.det(np.reshape(place.fitted.GetMatrix(), (3, 3))))
     found.facts["size"] = round(size, 3)
     if by_atlas and not LEAST_SIZE <= size <= MOST_SIZE:
         found.faults.append(
             f"the atlas had to be scaled by {size:.2f}, not {LEAST_SIZE} to {MOST_SIZE}"
         )
-    back = composed(free.transform.GetInverse(), place.transform)
-    return sitk.Resample(brain, atlas.grid(), back, sitk.sitkNearestNeighbor)
+    back = composed(place.fitted.GetInverse(), place.transform)
+    return sitk.Resample(template.brain, atlas.grid(), back, sitk.sitkNearestNeighbor)
 
 
 def _brain(

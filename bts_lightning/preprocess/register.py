@@ -1,29 +1,38 @@
-"""Rigid and affine registration by mutual information, from coarse to fine, from many starts."""
+"""Rigid and affine registration by mutual information: from many starts, coarse to fine."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy import ndimage, optimize
 
-# Edges in mm of the grids on which starts are tried, and on which the best is refined.
-COARSE = 8.0
-FINE = (4.0, 2.0)
-# About each axis: a head that lies in the coil otherwise than the last time, or than the atlas.
-TURN = math.radians(20.0)
-BINS = 40
-# Voxels that the metric looks at on the finest grid: more take longer and move no head by 0.1 mm.
-SAMPLES = 120_000
-# Millimetres of air around the moving image.
-AROUND = 100.0
-# So many of the best starts go on, on each grid.
-KEPT = (6, 3, 1)
-STEPS = 60
-# How a result is pushed to see whether it comes back, degrees and mm, and how far from the middle
-# of a brain its border lies.
-PUSH, RADIUS = (4.0, -4.0, 4.0), 70.0
+# Turns in radians, shifts in mm, the logarithms of a scale and of two stretches, three shears.
+Params = NDArray[np.float64]
+Freedom = Literal["rigid", "scaled", "affine"]
+FREE: dict[Freedom, int] = {"rigid": 6, "scaled": 7, "affine": 12}
+
+# Edges in mm of the grids, and how many points at most the finest are compared at.
+EDGES = (8.0, 4.0, 2.0)
+MOST_POINTS = 30_000
+BINS = 24
+# About the axes to the left, to the back and up: heads nod most, and planes are tilted.
+TURNS = ((0.0, 0.25, -0.25, 0.5, -0.5), (0.0, 0.3, -0.3), (0.0, 0.3, -0.3))
+# A neck draws the middle of a head down by as much, mm.
+NECKS = (0.0, 30.0)
+# So many starts are refined on the coarse grid, so many results on the next.
+REFINED, KEPT = 6, 2
+# A brain's volume beside the ICBM's 1.9 l: where the search begins, and its ends.
+SCALE, LEAST_VOLUME, MOST_VOLUME = 0.93, 0.47, 1.06
+# A step of the search on the coarse grid.
+UNITS = np.array([0.1] * 3 + [8.0] * 3 + [0.05] * 6)
+# How a result is pushed to see whether it comes back, in steps, and how far from the middle of a
+# brain its border lies, mm.
+PUSH, RADIUS = np.array([0.7, -0.7, 0.7, 0.7, 0.7, -0.7] + [0.0] * 6), 70.0
 
 
 @dataclass(frozen=True)
@@ -31,48 +40,48 @@ class Registration:
     """A transform from points of the fixed image to those of the moving one.
 
     Attributes:
-        before: mutual information in the place that the files say.
+        before: mutual information in the place that the files say, bits.
         after: mutual information once registered; both by the same measure.
         apart: mm between where this transform and one found another way put the brain, at most.
+        fitted: the affine transform of an atlas, which makes the mask alone.
     """
 
-    transform: sitk.Transform
+    transform: sitk.AffineTransform
     before: float
     after: float
     apart: float
+    fitted: sitk.AffineTransform | None = None
 
 
-def register(
-    fixed: sitk.Image,
-    moving: sitk.Image,
-    mask: sitk.Image | None = None,
-    *,
-    affine: bool = False,
-    start: sitk.Transform | None = None,
-) -> Registration:
-    """Move rigidly from many starts, or from a given one, and by an affine transform after it.
+def register(fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image) -> Registration:
+    """Move one scan rigidly onto another.
 
     Args:
-        mask: where in the fixed image the metric looks.
+        mask: where in the fixed image they are compared.
     """
-    coarse = _Level(fixed, moving, mask, COARSE)
-    levels = [_Level(fixed, moving, mask, edge) for edge in FINE]
-    before = coarse.information(sitk.Euler3DTransform())
-    if affine:
-        assert start is not None
-        free = _freed(start)
-        for level in levels:
-            free = level.optimise(free, STEPS)
-        return Registration(free, before, coarse.information(free), 0.0)
-    centre = middle(fixed if mask is None else mask)
-    best = list(_starts(centre, middle(moving)))
-    for level, kept in zip((coarse, *levels), KEPT, strict=True):
-        best = sorted(best, key=level.information, reverse=True)[:kept]
-        best = [level.optimise(one, STEPS) for one in best]
-    (found,) = best
-    # Pushed away, it must come back.
-    again = levels[0].optimise(_pushed(found), STEPS)
-    return Registration(found, before, coarse.information(found), _apart(found, again, centre))
+    coarse, fine, finest = (_Level(fixed, moving, mask, edge) for edge in EDGES)
+    found = finest.refined(_best(coarse, fine, "rigid"), "rigid")
+    return _judged(coarse, fine, found, "rigid")
+
+
+def register_atlas(
+    head: sitk.Image, moving: sitk.Image, seen: sitk.Image, near: sitk.Image
+) -> Registration:
+    """Move an atlas onto a head: its place and size by the whole head, then by the brain.
+
+    Args:
+        seen: where in the atlas all heads are alike.
+        near: its brain and the rim.
+    """
+    coarse = _Level(head, moving, seen, EDGES[0])
+    fine, finest = (_Level(head, moving, near, edge, coarse.centre) for edge in EDGES[1:])
+    placed = finest.refined(_best(coarse, fine, "scaled"), "scaled")
+    judged = _judged(coarse, fine, placed, "scaled")
+    fitted = fine.refined(placed, "affine")
+    rigid = np.where(np.arange(len(placed)) < FREE["rigid"], placed, 0.0)
+    return Registration(
+        coarse.transform(rigid), judged.before, judged.after, judged.apart, coarse.transform(fitted)
+    )
 
 
 def composed(outer: sitk.Transform, inner: sitk.Transform) -> sitk.AffineTransform:
@@ -86,56 +95,127 @@ def composed(outer: sitk.Transform, inner: sitk.Transform) -> sitk.AffineTransfo
 
 
 class _Level:
-    """Both images on coarser grids, and the metric between them."""
+    """Points of the fixed image, and the moving image, on grids of one edge."""
 
     def __init__(
-        self, fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image | None, edge: float
+        self,
+        fixed: sitk.Image,
+        moving: sitk.Image,
+        mask: sitk.Image,
+        edge: float,
+        centre: NDArray[np.float64] | None = None,
     ) -> None:
-        self.fixed, self.moving = isotropic(fixed, edge), isotropic(moving, edge)
-        # Points without a partner do not count, so that two images would best leave each other.
-        around = [math.ceil(AROUND / edge)] * 3
-        self.moving = sitk.ConstantPad(self.moving, around, around, 0.0)
-        self.method = method = sitk.ImageRegistrationMethod()
-        method.SetMetricAsMattesMutualInformation(BINS)
-        method.SetInterpolator(sitk.sitkLinear)
-        if mask is not None:
-            method.SetMetricFixedMask(
-                sitk.Resample(mask, self.fixed, sitk.Transform(), sitk.sitkNearestNeighbor)
-            )
-        share = SAMPLES / math.prod(self.fixed.GetSize())
-        if share < 1:
-            method.SetMetricSamplingStrategy(method.RANDOM)
-            method.SetMetricSamplingPercentage(share, seed=1)
-        self.edge = edge
-
-    def optimise(self, start: sitk.Transform, steps: int) -> sitk.Transform:
-        method = self.method
-        method.SetOptimizerAsRegularStepGradientDescent(
-            learningRate=self.edge / 2,
-            minStep=self.edge / 200,
-            numberOfIterations=steps,
-            relaxationFactor=0.6,
-            gradientMagnitudeTolerance=1e-5,
+        few, small = _isotropic(fixed, edge), _isotropic(moving, edge)
+        inside = sitk.Resample(mask, few, sitk.Transform(), sitk.sitkNearestNeighbor)
+        index = np.argwhere(sitk.GetArrayViewFromImage(inside) > 0)
+        if len(index) > MOST_POINTS:
+            index = np.random.default_rng(0).choice(index, MOST_POINTS, replace=False)
+        points = (index[:, ::-1] @ _axes(few).T) + few.GetOrigin()
+        self.centre = points.mean(axis=0) if centre is None else centre
+        self.points = points - self.centre
+        self.fixed = np.rint(_binned(sitk.GetArrayViewFromImage(few)[tuple(index.T)])).astype(
+            np.intp
         )
-        method.SetOptimizerScalesFromPhysicalShift()
-        found = type(start)(start)
-        method.SetInitialTransform(found, inPlace=True)
-        try:
-            method.Execute(self.fixed, self.moving)
-        except RuntimeError:
-            # The images have left each other.
-            return start
-        return found
+        self.moving = _binned(sitk.GetArrayFromImage(small).transpose(2, 1, 0))
+        self.to_index, self.origin = np.linalg.inv(_axes(small)), np.array(small.GetOrigin())
+        self.middle = _middle(small)
+        self.units = UNITS * edge / EDGES[0]
 
-    def information(self, transform: sitk.Transform) -> float:
-        self.method.SetInitialTransform(transform, inPlace=False)
-        try:
-            return -float(self.method.MetricEvaluate(self.fixed, self.moving))
-        except RuntimeError:
-            return 0.0
+    def refined(self, start: Params, freedom: Freedom) -> Params:
+        """Go uphill from a start."""
+        count = FREE[freedom]
+
+        def loss(steps: Params) -> float:
+            params = start.copy()
+            params[:count] += steps * self.units[:count]
+            return self.loss(params)
+
+        settings = {"xtol": 0.05, "ftol": 1e-5, "maxfev": 100 * count}
+        found = optimize.minimize(loss, np.zeros(count), method="Powell", options=settings)
+        params = start.copy()
+        params[:count] += found.x * self.units[:count]
+        return params
+
+    def loss(self, params: Params) -> float:
+        """Turn agreement into what becomes less; volumes that no brain has cost."""
+        volume = float(3 * params[6] + params[7] + params[8])
+        beyond = max(0.0, volume - math.log(MOST_VOLUME), math.log(LEAST_VOLUME) - volume)
+        # Normalised (Studholme 1999): the plain one grows with what an atlas is stretched over.
+        return 3.0 * beyond - self._agreement(params)[1]
+
+    def information(self, params: Params) -> float:
+        """Measure mutual information, bits."""
+        return self._agreement(params)[0]
+
+    def _agreement(self, params: Params) -> tuple[float, float]:
+        """Measure mutual information, plain and normalised; around the moving image is air."""
+        places = self.points @ _matrix(params).T + (self.centre + params[3:6] - self.origin)
+        index = self.to_index @ places.T
+        values = ndimage.map_coordinates(self.moving, index, order=1, mode="grid-constant")
+        low = values.astype(np.intp)
+        share, first = values - low, self.fixed * (BINS + 1) + low
+        size = BINS * (BINS + 1)
+        joint = np.bincount(first, 1 - share, size) + np.bincount(first + 1, share, size)[:size]
+        joint = joint.reshape(BINS, BINS + 1) / len(values)
+        both = _entropy(joint)
+        alone = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))
+        return alone - both, alone / both
+
+    def transform(self, params: Params) -> sitk.AffineTransform:
+        """Make a transform of parameters."""
+        made = sitk.AffineTransform(3)
+        made.SetCenter(self.centre.tolist())
+        made.SetMatrix(_matrix(params).ravel().tolist())
+        made.SetTranslation(params[3:6].tolist())
+        return made
 
 
-def isotropic(image: sitk.Image, edge: float) -> sitk.Image:
+def _best(coarse: _Level, fine: _Level, freedom: Freedom) -> Params:
+    """Try many starts on the coarse grid, and the few best places on the next one."""
+    ranked = sorted(_starts(coarse, freedom), key=coarse.loss)[:REFINED]
+    kept: list[Params] = []
+    for one in sorted((coarse.refined(start, freedom) for start in ranked), key=coarse.loss):
+        if all(np.abs((one - other) / UNITS).max() > 1 for other in kept):
+            kept.append(one)
+    return min((fine.refined(one, freedom) for one in kept[:KEPT]), key=fine.loss)
+
+
+def _starts(level: _Level, freedom: Freedom) -> Iterator[Params]:
+    """Begin where the files say, and where the middles of both heads meet, turned each way."""
+    shift = level.middle - level.centre
+    scale = 0.0 if freedom == "rigid" else math.log(SCALE)
+    necks = NECKS if freedom == "scaled" else NECKS[:1]
+    for offset in (np.zeros(3), *(shift + np.array((0, 0, neck)) for neck in necks)):
+        for turns in product(*TURNS):
+            yield np.array([*turns, *offset, scale, *[0.0] * 5])
+
+
+def _judged(coarse: _Level, fine: _Level, found: Params, freedom: Freedom) -> Registration:
+    """Push a result away and look whether it comes back."""
+    again = fine.refined(found + PUSH * UNITS, freedom)
+    one, other = fine.transform(found), fine.transform(again)
+    ends = [(fine.centre + RADIUS * way).tolist() for way in (*np.eye(3), *-np.eye(3))]
+    apart = max(math.dist(one.TransformPoint(p), other.TransformPoint(p)) for p in ends)
+    return Registration(
+        one, coarse.information(np.zeros(len(found))), coarse.information(found), apart
+    )
+
+
+def _entropy(shares: NDArray[np.float64]) -> float:
+    there = shares[shares > 0]
+    return float(-(there * np.log2(there)).sum())
+
+
+def _matrix(params: Params) -> NDArray[np.float64]:
+    (a, b, c), (scale, wide, long, *shears) = params[:3], params[6:]
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(float(a), float(b), float(c))
+    stretched = np.diag(np.exp([scale + wide, scale + long, scale]))
+    stretched[np.triu_indices(3, 1)] = shears
+    return np.reshape(turn.GetMatrix(), (3, 3)) @ stretched
+
+
+def _isotropic(image: sitk.Image, edge: float) -> sitk.Image:
     """Smooth and sample an image at one edge for all axes."""
     spacing, size = image.GetSpacing(), image.GetSize()
     for axis, length in enumerate(spacing):
@@ -146,64 +226,25 @@ def isotropic(image: sitk.Image, edge: float) -> sitk.Image:
             image = smooth.Execute(image)
     counts = [max(1, round(n * length / edge)) for n, length in zip(size, spacing, strict=True)]
     # The same field of view: its first corner stays, not its first centre.
-    first = [
-        (count and (edge - length) / 2 / length)
-        for count, length in zip(counts, spacing, strict=True)
-    ]
+    first = [(edge - length) / 2 / length for length in spacing]
     origin = image.TransformContinuousIndexToPhysicalPoint(first)
     return sitk.Resample(
         image, counts, sitk.Transform(), sitk.sitkLinear, origin, [edge] * 3, image.GetDirection()
     )
 
 
-def _freed(rigid: sitk.Transform) -> sitk.AffineTransform:
-    free, rigid = sitk.AffineTransform(3), sitk.Euler3DTransform(rigid)
-    free.SetCenter(rigid.GetCenter())
-    free.SetMatrix(rigid.GetMatrix())
-    free.SetTranslation(rigid.GetTranslation())
-    return free
-
-
-def _pushed(rigid: sitk.Transform) -> sitk.Euler3DTransform:
-    pushed = sitk.Euler3DTransform(rigid)
-    turns, shift = pushed.GetParameters()[:3], pushed.GetParameters()[3:]
-    pushed.SetParameters(
-        [
-            *(t + math.radians(d) for t, d in zip(turns, PUSH, strict=True)),
-            *(s + d for s, d in zip(shift, PUSH[::-1], strict=True)),
-        ]
-    )
-    return pushed
-
-
-def _apart(one: sitk.Transform, other: sitk.Transform, centre: Sequence[float]) -> float:
-    """Measure how far two transforms put the border of a brain from each other, mm, at most."""
-    far = 0.0
-    for axis in range(3):
-        for sign in (-1, 1):
-            point = list(centre)
-            point[axis] += sign * RADIUS
-            far = max(far, math.dist(one.TransformPoint(point), other.TransformPoint(point)))
-    return far
-
-
-def _starts(centre: Sequence[float], other: Sequence[float]) -> Iterator[sitk.Euler3DTransform]:
-    """Begin where the files say, and where the middles of both heads meet, turned each way."""
-    shift = [b - a for a, b in zip(centre, other, strict=True)]
-    for offset in ([0.0] * 3, shift):
-        for turn in product((0.0, -TURN, TURN), repeat=3):
-            one = sitk.Euler3DTransform()
-            one.SetCenter(centre)
-            one.SetRotation(*turn)
-            one.SetTranslation(offset)
-            yield one
-
-
-def middle(image: sitk.Image) -> Sequence[float]:
-    """Give the middle of a head, or of a mask, in mm."""
-    if image.GetPixelID() != sitk.sitkUInt8:
-        image = isotropic(image, COARSE)
-        image = sitk.OtsuThreshold(image, 0, 1)
+def _middle(image: sitk.Image) -> NDArray[np.float64]:
+    """Give the middle of a head in mm."""
     shape = sitk.LabelShapeStatisticsImageFilter()
-    shape.Execute(image)
-    return shape.GetCentroid(1)
+    shape.Execute(sitk.OtsuThreshold(image, 0, 1))
+    return np.array(shape.GetCentroid(1))
+
+
+def _axes(image: sitk.Image) -> NDArray[np.float64]:
+    return np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+
+
+def _binned(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Spread values over bins, the few brightest in the last one."""
+    low, high = np.percentile(values, (0, 99.5))
+    return np.clip((values - low) / max(high - low, 1e-6), 0, 1) * (BINS - 1)

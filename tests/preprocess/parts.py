@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import numpy as np
+import SimpleITK as sitk
 
 from bts_lightning.data.phantom.raw import RawHead, scan_raw
 from bts_lightning.data.phantom.write import generate_case
@@ -22,4 +23,5 @@ def raw_head(index: int = 0, size: tuple[int, int, int] = SIZE) -> RawHead:
 def series(index: int = 0, *modalities: Modality) -> dict[Modality, Series]:
     """Give the scans of a generated patient, all or some."""
     scans = raw_head(index).scans
-    return {m: Series(scans[m], f"{index}{m}") for m in modalities or scans}
+    chosen = modalities or tuple(scans)
+    return {m: Series(sitk.Cast(scans[m], sitk.sitkFloat32), f"{index}{m}") for m in chosen}
