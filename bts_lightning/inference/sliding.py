@@ -15,7 +15,7 @@ from bts_lightning.errors import UserError
 from bts_lightning.inference.averages import Averages
 from bts_lightning.inference.cleanup import clean
 from bts_lightning.inference.clock import Clock, stage
-from bts_lightning.inference.convolutions import OneDNN
+from bts_lightning.networks.convolutions import OneDNN
 from bts_lightning.inference.protocol import AUTOCAST, Protocol
 from bts_lightning.inference.windows import lay_out
 from bts_lightning.losses import SegmentationLoss

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.inference import Clock, Protocol, label_map, segment, sliding
-from bts_lightning.inference.convolutions import OneDNN
+from bts_lightning.networks.convolutions import OneDNN
 from bts_lightning.inference.windows import axis_starts, importance
 from bts_lightning.losses import LabelLoss, RegionLoss
 from bts_lightning.modalities import SUBSETS, parse_subset, subsets_within
