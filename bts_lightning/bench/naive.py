@@ -15,12 +15,12 @@ from torch import Tensor
 
 from bts_lightning.inference import Clock, Protocol
 from bts_lightning.inference.clock import stage
-from bts_lightning.networks.convolutions import OneDNN
 from bts_lightning.inference.protocol import AUTOCAST
 from bts_lightning.inference.windows import importance, lay_out
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.modalities import COMPLETE, REGIONS, Subset
 from bts_lightning.networks.backbone import Backbone
+from bts_lightning.networks.convolutions import OneDNN
 
 Labels = NDArray[np.uint8]
 

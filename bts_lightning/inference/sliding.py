@@ -15,13 +15,13 @@ from bts_lightning.errors import UserError
 from bts_lightning.inference.averages import Averages
 from bts_lightning.inference.cleanup import clean
 from bts_lightning.inference.clock import Clock, stage
-from bts_lightning.networks.convolutions import OneDNN
 from bts_lightning.inference.protocol import AUTOCAST, Protocol
 from bts_lightning.inference.windows import lay_out
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.memory import give_back_freed_memory, is_out_of_memory
 from bts_lightning.modalities import Subset, subset_name, subsets_within
 from bts_lightning.networks.backbone import Backbone, Features
+from bts_lightning.networks.convolutions import OneDNN
 
 # Of the memory that is free when the first subset has been decoded; the rest is for fragmentation.
 SHARE_OF_MEMORY = 0.8

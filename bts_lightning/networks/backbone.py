@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.convolutions import OneDNN
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,11 @@ class Backbone(nn.Module, ABC):
 
     def forward(self, image: Tensor, present: Tensor, available: Tensor | None = None) -> Output:
         """Predict from the modalities in `present`; training may also look at `available` ones."""
+        here = self.training and image.device.type == "cpu" and not torch.compiler.is_compiling()
+        with OneDNN() if here else nullcontext():
+            return self._forward(image, present, available)
+
+    def _forward(self, image: Tensor, present: Tensor, available: Tensor | None) -> Output:
         use_dropped = self.learns_from_dropped and self.training and available is not None
         features = self.encode(
             image, available if use_dropped and available is not None else present

@@ -44,17 +44,13 @@ class Presence:
         return one
 
     def rows(self, m: int, level: int = 0) -> Rows:
-        """Give the rows that have a modality, and on a CPU never a single one of many."""
+        """Give the rows that have a modality."""
         if self.known is None:
             return None
         flags = self.known[level, :, m]
         if flags.all():
             return ALL
-        rows = flags.nonzero().flatten()
-        if len(rows) == 1 and not self.present[level].is_cuda:
-            # A CPU convolves one small row without its fast kernels: two take a third of the time.
-            rows = torch.cat([rows, (rows + 1) % len(flags)])
-        return rows.to(self.present[level].device)
+        return flags.nonzero().flatten().to(self.present[level].device)
 
     def keep(self, m: int, level: int = 0) -> Tensor:
         """Give the flags of a modality, B×1×1×1×1."""

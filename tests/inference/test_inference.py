@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.inference import Clock, Protocol, label_map, segment, sliding
-from bts_lightning.networks.convolutions import OneDNN
 from bts_lightning.inference.windows import axis_starts, importance
 from bts_lightning.losses import LabelLoss, RegionLoss
 from bts_lightning.modalities import SUBSETS, parse_subset, subsets_within
@@ -280,40 +277,6 @@ def test_clock_tells_the_stages_apart() -> None:
     segment(make(), RegionLoss(), case(8, 8, 8), ALL, Protocol(window=8), clock=clock)
     assert list(clock.seconds) == ["read", "encode", "decode", "accumulate", "label"]
     assert min(clock.seconds.values()) > 0
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"padding": 1},
-        {"bias": None, "stride": 2, "padding": (1, 0, 1)},
-        {"dilation": 2, "padding": "same"},
-        {"groups": 2},
-    ],
-)
-@torch.inference_mode()
-def test_single_windows_are_convolved_as_torch_does(options: dict) -> None:
-    x, weight, bias = torch.randn(1, 4, 9, 8, 7), torch.randn(6, 4, 3, 3, 3), torch.randn(6)
-    groups = options.get("groups", 1)
-    weight = weight[:, : 4 // groups]
-    options = {"bias": bias} | options
-    expected = F.conv3d(x, weight, **options)
-    with OneDNN():
-        torch.testing.assert_close(F.conv3d(x, weight, **options), expected, rtol=1e-5, atol=1e-5)
-        assert F.conv3d(x.double(), weight.double(), groups=groups).dtype == torch.float64
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert F.conv3d(x, weight, **options).dtype == torch.bfloat16
-
-
-@torch.inference_mode()
-def test_single_small_windows_meet_the_fast_kernels() -> None:
-    net = make()
-    with OneDNN(), profile(activities=[ProfilerActivity.CPU]) as watched:
-        net.encode(torch.randn(1, 4, 8, 8, 8), torch.tensor([ALL]))
-    called = {event.key for event in watched.key_averages()}
-    assert "aten::mkldnn_convolution" in called
-    assert "aten::slow_conv3d" not in called
 
 
 @pytest.mark.parametrize(
