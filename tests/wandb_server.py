@@ -15,7 +15,11 @@ import yaml
 
 ENTITY = "somebody"
 # What an agent and a run call for; wandb accepts errors for everything else.
-_OPERATION = re.compile(r"\b(upsertSweep|createAgent|agentHeartbeat|upsertBucket|createRunFiles)\b")
+_OPERATION = re.compile(
+    r"\b(upsertSweep|createAgent|agentHeartbeat|upsertBucket|createRunFiles|createArtifact"
+    r"|createArtifactManifest|updateArtifactManifest|createArtifactFiles|commitArtifact|useArtifact"
+    r"|notifyScriptableRunAlert)\b"
+)
 
 
 @dataclass
@@ -30,6 +34,9 @@ class Run:
     summary: dict[str, Any] = field(default_factory=dict)
     state: str = "pending"
     exit_code: int | None = None
+    alerts: list[tuple[str, str]] = field(default_factory=list)
+    made: list[str] = field(default_factory=list)
+    used: list[str] = field(default_factory=list)
 
     def curve(self, metric: str) -> list[float]:
         return [row[metric] for row in self.history if metric in row]
@@ -42,6 +49,8 @@ class WandbServer:
         runs: by name, in the order in which they were handed out.
         sweeps: the configuration of each sweep.
         stop: names of runs to stop, as hyperband would.
+        artifacts: what each holds: its name, type, metadata, aliases, names of files.
+        uploaded: the content of files by their names.
     """
 
     def __init__(self) -> None:
@@ -49,6 +58,8 @@ class WandbServer:
         self.sweeps: dict[str, dict[str, Any]] = {}
         self.agents: dict[str, str] = {}
         self.stop: set[str] = set()
+        self.artifacts: dict[str, dict[str, Any]] = {}
+        self.uploaded: dict[str, bytes] = {}
         self.unknown: list[str] = []
         self._lock = threading.Lock()
 
@@ -61,7 +72,8 @@ class WandbServer:
             if "SweepWithRuns" in query:
                 return {"project": {"sweep": self._sweep(variables["sweep"])}}
             if "RunResumeStatus" in query:
-                return {"model": {**_project(variables["project"]), "bucket": None}}
+                bucket = self._resumed(variables["name"])
+                return {"model": {**_project(variables["project"]), "bucket": bucket}}
             if "viewer" in query:
                 teams = {"edges": []}
                 return {"viewer": {"id": "1", "entity": ENTITY, "flags": "{}", "teams": teams}}
@@ -75,12 +87,13 @@ class WandbServer:
             files = content.get("files") or {}
             for kind, target in (("history", run.history), ("summary", None)):
                 lines = files.get(f"wandb-{kind}.json{'l' if target is not None else ''}", {})
-                for line in lines.get("content", ()):
+                for place, line in enumerate(lines.get("content", ()), lines.get("offset", 0)):
                     row = json.loads(line)
                     if target is None:
                         run.summary = row
                     else:
-                        target.append(row)
+                        # As the real one: what is there already is written over.
+                        target[place : place + 1] = [row]
             if content.get("complete"):
                 run.exit_code = content.get("exitcode")
                 run.state = "failed" if run.exit_code else "finished"
@@ -125,10 +138,79 @@ class WandbServer:
         if given.get("config"):
             told = json.loads(given["config"])
             run.config |= {key: entry.get("value") for key, entry in told.items()}
+        if given.get("summaryMetrics"):
+            run.summary = json.loads(given["summaryMetrics"])
         bucket = {"id": run.name, "name": run.name, "displayName": given.get("displayName")}
         bucket |= {"description": None, "config": "{}", "sweepName": given.get("sweep")}
-        bucket |= {"project": _project(given["project"]), "historyLineCount": 0}
-        return {"bucket": bucket, "inserted": True}
+        bucket |= {"project": _project(given["project"]), "historyLineCount": len(run.history)}
+        return {"bucket": bucket, "inserted": not run.history}
+
+    def _resumed(self, name: str) -> dict[str, Any] | None:
+        """Tell what is known of a run that has told something."""
+        run = self.runs.get(name)
+        if run is None or not (run.history or run.config):
+            return None
+        config = {key: {"value": value} for key, value in run.config.items()}
+        tail = [json.dumps(row) for row in run.history[-1:]]
+        counts = {"historyLineCount": len(run.history), "logLineCount": 0, "eventsLineCount": 0}
+        texts = {"historyTail": json.dumps(tail), "eventsTail": "[]", "config": json.dumps(config)}
+        texts |= {"summaryMetrics": json.dumps(run.summary), "wandbConfig": '{"t": 1}'}
+        more = {"id": name, "name": name, "displayName": name, "tags": [], "notes": None}
+        return counts | texts | more
+
+    def _createArtifact(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        told = given["input"]
+        place = f"artifact{len(self.artifacts)}"
+        name, run = told["artifactCollectionName"], told.get("runName")
+        metadata = json.loads(told.get("metadata") or "{}")
+        same = [a for a in self.artifacts.values() if a["name"] == name]
+        for artifact in same:
+            if artifact["digest"] == told["digest"]:
+                place = artifact["id"]
+        self.artifacts[place] = {
+            **{"id": place, "name": name, "type": told["artifactTypeName"], "metadata": metadata},
+            **{"aliases": [a["alias"] for a in told.get("aliases") or []], "files": []},
+            **{"digest": told["digest"], "state": "PENDING"},
+        }
+        # What a run only reads is nobody's output.
+        if run:
+            self.runs[run].made.append(name)
+        return {"artifact": {"id": place, "state": "PENDING", "artifactSequence": _SEQUENCE}}
+
+    def _createArtifactManifest(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        name = f"manifest-{given['artifactID']}"
+        file = {"id": name, "uploadUrl": f"/upload/{name}", "uploadHeaders": []}
+        return {"artifactManifest": {"id": name, "file": file}}
+
+    def _updateArtifactManifest(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        name = given["artifactManifestID"]
+        file = {"id": name, "uploadUrl": f"/upload/{name}", "uploadHeaders": []}
+        return {"artifactManifest": {"id": name, "file": file}}
+
+    def _createArtifactFiles(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        edges = []
+        for spec in given["input"]["artifactFiles"]:
+            place, name = spec["artifactID"], spec["name"]
+            self.artifacts[place]["files"].append(name)
+            path = f"{place}/{name}"
+            node = {"storagePath": path, "uploadUrl": f"/upload/{path}", "uploadHeaders": []}
+            node |= {"uploadMultipartUrls": None, "artifact": {"id": place}}
+            edges.append({"node": node})
+        return {"files": {"edges": edges}}
+
+    def _commitArtifact(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        artifact = self.artifacts[given["artifactID"]]
+        artifact["state"] = "COMMITTED"
+        return {"artifact": {"id": artifact["id"], "digest": artifact["digest"]}}
+
+    def _useArtifact(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        told = given["input"]
+        self.runs[told["runName"]].used.append(self.artifacts[told["artifactID"]]["name"])
+        return {"artifact": {"id": told["artifactID"]}}
+
+    def _notifyScriptableRunAlert(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        self.runs[given["runName"]].alerts.append((given["severity"], given["text"]))
+        return {"success": True}
 
     def _createRunFiles(self, given: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         files = [{"name": name, "uploadUrl": f"/upload/{name}"} for name in given["files"]]
@@ -142,6 +224,7 @@ class WandbServer:
 
 
 _NO_RUNS: dict[str, Any] = {"edges": []}
+_SEQUENCE: dict[str, Any] = {"id": "sequence", "latestArtifact": None}
 
 
 def _project(name: str) -> dict[str, Any]:
@@ -170,7 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(b"{}")
 
     def do_PUT(self) -> None:
-        self._content()
+        self.state.uploaded[self.path.removeprefix("/upload/")] = self._content()
         self._reply(b"")
 
     def _content(self) -> bytes:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bts_lightning.callbacks.preemption import state_folder
 from bts_lightning.errors import EveryRankError
+from bts_lightning.loggers import Wandb
 from bts_lightning.modalities import subset_name
 from bts_lightning.runs.ranks import from_all_ranks
 
@@ -38,11 +39,15 @@ class FiniteLoss(Callback):
         trainer.save_checkpoint(file, weights_only=False)
         guilty = from_all_ranks(trainer, [] if own.isfinite() else [(float(own), self._cases())])
         cases = [case for _, names in guilty for case in names]
-        raise EveryRankError(
+        said = (
             f"the loss is {guilty[0][0]} in epoch {trainer.current_epoch}, "
             f"step {trainer.global_step}, for {', '.join(cases)}; the weights before this step are "
             f"in {file}. Look at these cases, or lower task.optimizer.lr"
         )
+        for logger in trainer.loggers:
+            if isinstance(logger, Wandb):
+                logger.alert(said)
+        raise EveryRankError(said)
 
     def _cases(self) -> list[str]:
         batch = self._batch or {}

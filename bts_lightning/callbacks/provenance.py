@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from bts_lightning.data.splits import PARTS
 from bts_lightning.files import write_whole
+from bts_lightning.loggers import Wandb
 from bts_lightning.runs.facts import commit, machine, versions
 from bts_lightning.runs.folder import check_split
 
@@ -37,3 +38,6 @@ class Provenance(Callback):
         }
         write_whole(self.run / "provenance.json", json.dumps(facts, indent=2) + "\n")
         data.split.save(self.run / "split.json")
+        for logger in trainer.loggers:
+            if isinstance(logger, Wandb):
+                logger.use_data(data.fingerprint)

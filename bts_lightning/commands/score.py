@@ -1,13 +1,12 @@
 """What `bts evaluate` does: score cases in all subsets, one pass, and write the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import WandbLogger
 
 from bts_lightning import runs
 from bts_lightning.callbacks.case_scorer import CaseScorer
@@ -16,10 +15,12 @@ from bts_lightning.config.schema import Node
 from bts_lightning.data.splits import Part
 from bts_lightning.errors import UserError
 from bts_lightning.files import sha256
+from bts_lightning.loggers import Wandb
 from bts_lightning.memory import keep_freed_memory
 from bts_lightning.report.facts import LEFT_OUT, short
 from bts_lightning.report.folder import finish_folder, making, open_folder
 from bts_lightning.report.screen import Screen
+from bts_lightning.report.summary import means_by_name
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs.devices import check_accelerator, chosen_device
 from bts_lightning.runs.ensemble import Ensemble, load_ensemble
@@ -84,7 +85,7 @@ def score(
             labelled = {name for name in names if data.cases[name].is_labelled}
             table = finish_folder(folder, facts, scorer.made, names, labelled, console)
             if len(opened) == 1:
-                _send_to_wandb(run, nodes["logger"].get("wandb"), folder.name, table)
+                _send_to_wandb(run, nodes["logger"].get("wandb"), folder, table, facts)
             if leak:
                 console.print(f"leak: {leak}", style="yellow")
             console.print(f"table   {folder / 'cases.csv'}\nreport  {folder / 'report.html'}")
@@ -122,12 +123,13 @@ def _seen(opened: Sequence[OpenRun], data: Any, part: Part, *, allowed: bool) ->
     return f"{of} have trained or chosen {len(by)} of the {len(opened)} networks"
 
 
-def _send_to_wandb(run: Path, node: Node | None, name: str, table: EvaluationTable) -> None:
-    """Add the table to the W&B run of the training, if that had one."""
-    if node and issubclass(node.cls, WandbLogger):
-        logger: WandbLogger = build(node, save_dir=str(run / "logs"))
-        logger.log_table(f"evaluation/{name}", dataframe=table.rows)
-        logger.experiment.finish()
+def _send_to_wandb(
+    run: Path, node: Node | None, folder: Path, table: EvaluationTable, facts: Mapping[str, Any]
+) -> None:
+    """Add the evaluation to the W&B run of the training, if that had one."""
+    if node and issubclass(node.cls, Wandb):
+        logger: Wandb = build(node, save_dir=str(run / "logs"))
+        logger.add_evaluation(folder, table.rows, means_by_name(table), facts)
 
 
 def _trainer(given: dict[str, Any], device: str | None) -> Trainer:

@@ -13,7 +13,7 @@ from bts_lightning.modalities import MODALITIES, SHOWN_AS, dots, parse_subset
 from bts_lightning.report.document import item, plain, table
 from bts_lightning.report.facts import facts, policy, unscored
 from bts_lightning.report.risk import AURC, risk_rows
-from bts_lightning.report.statistics import Estimate, Means, case_means, groups
+from bts_lightning.report.statistics import Estimate, Means, case_means, groups, mean
 from bts_lightning.report.table import SUBSET_NAMES, EvaluationTable
 
 INTERVALS = "Intervals (95 %) are Student's t over patients, as docs/evaluation.md explains."
@@ -60,6 +60,23 @@ def summarise(table: EvaluationTable, protocol: Mapping[str, Any]) -> Summary:
             high = max(LONGEST["brats"], float(np.nanmax(grid, initial=0)))
         metrics[metric.name] = case_means(grid, table.patients, (low, high))
     return Summary(table, protocol, metrics)
+
+
+def means_by_name(table: EvaluationTable) -> dict[str, float]:
+    """Give the means that sort runs, as measured: `dice/ET`, `hd95/mean`, `dice/ET/with_t1c`.
+
+    They are those of `summary.md`: over subsets of the means over cases.
+    """
+    told = {}
+    for metric in (metric for metric in table.metrics if metric.is_main):
+        cells = mean(table.grid(metric.name), axis=0)  # S R
+        for title, subsets in groups(table.subsets).items():
+            end = "" if title.startswith("mean") else f"{title.split()[0]}_t1c"
+            regions = mean(cells[subsets], axis=0)
+            told[f"{metric.name}/{end or 'mean'}"] = float(mean(regions, axis=0))
+            for region, value in zip(table.regions, regions, strict=True):
+                told[f"{metric.name}/{region}{end and '/'}{end}"] = float(value)
+    return {name: value for name, value in told.items() if math.isfinite(value)}
 
 
 def markdown(summary: Summary) -> str:

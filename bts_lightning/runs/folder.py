@@ -22,7 +22,7 @@ RUNS = Path("runs")
 _FOLDERS = ("checkpoints", "logs", "overlays", "evaluation")
 _FILES = (
     *("config.yaml", "provenance.json", "split.json", "logs/metrics.csv"),
-    *("output.log", "worker.json", "trained.txt", "temperature.json", ".lock"),
+    *("output.log", "worker.json", "trained.txt", "temperature.json", ".lock", "logs/wandb.json"),
 )
 _SEAL = "# checksum: "
 # What helps where a study or a sweep would mix with another one.
