@@ -37,7 +37,9 @@ VERBS = {
     "agent": "join a running sweep from another machine",
     "study": "train and evaluate a grid of experiments, seeds and folds",
     "best": "choose among the experiments of a study, and their pairs",
+    "record": "write what a study has reproduced of a paper, to send it",
     "bench": "measure speed beside what other people use",
+    "published": "print what papers and repositories printed, by data set",
     "report": "write the report of an evaluation again",
     "distill": "train a teacher and its students",
 }
@@ -49,6 +51,14 @@ _OF_THE_DISK = (
     # A file where a folder is due, or the other way round.
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 )
+
+
+class _Help(argparse.HelpFormatter):
+    """Leave room for the longest verb; argparse measures verbs before it indents them."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 4 + max(map(len, VERBS))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Read a line: `verb` is the module that runs it, `typed` the words behind the verb."""
-    parser = Parser(prog="bts", description="Brain tumour segmentation with missing modalities.")
+    parser = Parser(
+        prog="bts",
+        description="Brain tumour segmentation with missing modalities.",
+        formatter_class=_Help,
+    )
     parser.add_argument("--version", action="store_true", help="of bts and all that it stands on")
     parser.set_defaults(verb=None, parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", prog="bts")

@@ -5,11 +5,11 @@ from html import escape
 
 import numpy as np
 
-from bts_lightning.metrics.table import Metric
+from bts_lightning.metrics.table import METRICS, Metric
 from bts_lightning.modalities import MODALITIES, REGIONS, SHOWN_AS, parse_subset
 from bts_lightning.report.document import columns, grid, heat
 from bts_lightning.report.plots import shown, signed
-from bts_lightning.report.published import Published
+from bts_lightning.report.published import MEAN, Published
 from bts_lightning.report.shapley import one_more
 from bts_lightning.report.statistics import Estimate, case_means
 from bts_lightning.report.summary import Summary, count_cases
@@ -55,41 +55,71 @@ def gain_tables(summary: Summary) -> str:
     return "".join(tables)
 
 
-def published_tables(summary: Summary, published: Sequence[Published]) -> str:
-    """Show our means beside the published ones, a table per data set and region."""
-    mean = 100 * summary.metrics["dice"].mean
-    regions = [name for name in summary.regions if name in REGIONS]
-    ours = np.full((len(SUBSET_NAMES), len(summary.regions)), np.nan)
-    for i, name in enumerate(summary.table.subsets):
-        ours[SUBSET_NAMES.index(name)] = mean[i]
-    datasets = sorted({table.dataset for table in published}, reverse=True)
+def published_tables(
+    summary: Summary, published: Sequence[Published]
+) -> tuple[dict[str, str], str]:
+    """Show our means beside the published ones, a table per metric and region.
+
+    Gives what there is to choose from, and the tables.
+    """
+    found = {}
+    for (metric, region), (name, ours) in _ours(summary).items():
+        tables = [t for t in published if (t.metric, t.region) == (metric, region)]
+        if tables:
+            found[f"{metric}-{region}"] = (name, ours, tables)
     parts = []
-    for number, dataset in enumerate(datasets):
-        tables = [table for table in published if table.dataset == dataset]
-        for region, name in enumerate(regions):
-            columns = [ours[:, region], *(table.dice[:, region] for table in tables)]
-            heads = '<th scope="col" class="ours">this run</th>' + "".join(
-                f'<th scope="col">{escape(table.method)}<sup>{_source(tables, table)}</sup></th>'
-                for table in tables
-            )
-            body = [
-                _published_row(dot_cells(subset), [float(column[i]) for column in columns])
-                for i, subset in enumerate(SUBSET_NAMES)
-            ]
-            ends = [float(c.mean()) for c in columns]
-            body.append(_published_row('<th scope="row" colspan="4">mean</th>', ends, "sum"))
-            first = number == 0 and region == 0
-            caption = f"Mean Dice in percent, {name}, published on {dataset}"
-            parts.append(
-                subset_table("published", f"{dataset}-{name}", first, caption, heads, body)
-            )
+    for number, (key, (name, ours, tables)) in enumerate(found.items()):
+        sources = list(dict.fromkeys((table.source, table.split) for table in tables))
+        heads = '<th scope="col" class="ours">this run</th>' + "".join(
+            f'<th scope="col">{escape(table.method)}{"" if table.quality == "ok" else " ?"}'
+            f"<sup>{sources.index((table.source, table.split)) + 1}</sup></th>"
+            for table in tables
+        )
+        lines = [ours, *(table.values[:-1] for table in tables)]
+        body = [
+            _published_row(dot_cells(subset), [float(line[i]) for line in lines])
+            for i, subset in enumerate(SUBSET_NAMES)
+        ]
+        ends = [float(ours.mean()), *(table.of(MEAN) for table in tables)]
+        body.append(_published_row('<th scope="row" colspan="4">mean</th>', ends, "sum"))
+        caption = f"{name}, published on {tables[0].dataset}; ?: suspicious"
+        part = subset_table("published", key, number == 0, caption, heads, body)
         notes = "".join(
-            f"<li value={i}>{escape(source)}: {escape(protocol)}</li>"
-            for i, (source, protocol) in enumerate(_sources(tables), 1)
+            f"<li value={i}>{escape(source)}; split: {escape(split)}{_doubts(tables, source)}</li>"
+            for i, (source, split) in enumerate(sources, 1)
         )
         hidden = "" if number == 0 else " hidden"
-        parts.append(f'<ol class="note" data-published="{dataset}"{hidden}>{notes}</ol>')
-    return "".join(parts)
+        parts.append(f'{part}<ol class="note" data-published="{key}"{hidden}>{notes}</ol>')
+    return {key: name for key, (name, _, _) in found.items()}, "".join(parts)
+
+
+def _ours(summary: Summary) -> dict[tuple[str, str], tuple[str, np.ndarray]]:
+    """Give our means over cases in the printed units, by what others call metric and region."""
+    kinds = [("dice", region, "dice", region) for region in REGIONS]
+    kinds += [("dice", "ETpp", "dice_pp", "ET")]
+    kinds += [("hd95", region, "hd95", region) for region in REGIONS]
+    found = {}
+    for metric, name, column, region in kinds:
+        if column not in summary.metrics or region not in summary.regions:
+            continue
+        row = METRICS[column]
+        ours = np.full(len(SUBSET_NAMES), np.nan)
+        places = [SUBSET_NAMES.index(subset) for subset in summary.table.subsets]
+        means = summary.metrics[column].mean[:, summary.regions.index(region)]
+        ours[places] = row.factor * means
+        heading = row.heading.replace(", ETpp", "")
+        found[metric, name] = (f"{heading}, {name}", ours)
+    return found
+
+
+def _doubts(tables: Sequence[Published], source: str) -> str:
+    """Say why tables of a source are suspicious or corrupt."""
+    said = [
+        f"{table.method} {table.quality}: {table.note}"
+        for table in tables
+        if table.source == source and table.quality != "ok"
+    ]
+    return "".join(f"<br>{escape(text)}" for text in said)
 
 
 def _heat_map(summary: Summary, metric: Metric, first: bool) -> str:
@@ -172,11 +202,3 @@ def _published_row(head: str, values: Sequence[float], style: str = "") -> str:
         for i, value in enumerate(values)
     )
     return f'<tr class="{style}">{head}{cells}</tr>'
-
-
-def _sources(tables: Sequence[Published]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((table.source, table.protocol) for table in tables))
-
-
-def _source(tables: Sequence[Published], table: Published) -> int:
-    return _sources(tables).index((table.source, table.protocol)) + 1

@@ -16,7 +16,6 @@ from bts_lightning.modalities import (
     COMPLETE,
     MODALITIES,
     REGION_WORDS,
-    REGIONS,
     SCHEMES,
     SHOWN_AS,
     subset_name,
@@ -26,7 +25,7 @@ from bts_lightning.report.document import asset, shell
 from bts_lightning.report.embed import embed
 from bts_lightning.report.facts import brief, policy
 from bts_lightning.report.plots import COLOURS, shown, signed
-from bts_lightning.report.published import WARNING, read_published
+from bts_lightning.report.published import WARNING, dataset_of, select
 from bts_lightning.report.shapley import case_values
 from bts_lightning.report.slices import CaseSlices
 from bts_lightning.report.summary import Summary, count_cases, notes
@@ -36,6 +35,9 @@ def page(
     summary: Summary,
     slices: Sequence[CaseSlices],
     beside: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+    *,
+    dataset: str = "",
+    corrupt: bool = False,
 ) -> str:
     """Fill the template: the result needs no network and no other file.
 
@@ -43,11 +45,14 @@ def page(
         summary: the table.
         slices: pictures of some cases.
         beside: what an evaluation wrote beside its table: lesions, calibration.
+        dataset: whose published numbers stand beside ours; what the names of cases tell if empty.
+        corrupt: also show the tables that are known to be wrong.
     """
-    published = read_published()
+    dataset = dataset or dataset_of(summary.table.cases) or ""
+    known = select(dataset=dataset, corrupt=corrupt) if dataset else []
+    choices, published = grids.published_tables(summary, known)
     embedded = embed(slices)
     regions = {region: region for region in summary.regions}
-    datasets = sorted({table.dataset for table in published}, reverse=True)
     title = str(summary.protocol.get("experiment") or "Evaluation")
     parts = {
         "title": escape(title),
@@ -82,11 +87,8 @@ def page(
         ),
         "brief": escape(brief(summary.protocol)),
         "warning": escape(WARNING).replace("`bts compare`", "<code>bts compare</code>"),
-        "choose_published": sections.choice(
-            "published", "Data set", {dataset: dataset for dataset in datasets}
-        )
-        + sections.choice("published", "Region", {r: r for r in regions if r in REGIONS}),
-        "published": grids.published_tables(summary, published),
+        "choose_published": sections.choice("published", "Published", choices) if choices else "",
+        "published": published or f'<p class="note">{escape(_nothing_published(dataset))}</p>',
         "facts": sections.facts_list(summary),
         "policy": escape(policy(summary.protocol)),
         "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in notes(summary)),
@@ -125,6 +127,15 @@ def findings(summary: Summary) -> list[str]:
         "The worst subset against all four sequences, in points of Dice": losses,
     }
     return [f"{start}: {', '.join(said)}." for start, said in sentences.items() if said]
+
+
+def _nothing_published(dataset: str) -> str:
+    if dataset:
+        return f"No table of {dataset} has the regions of this run; `bts published` lists all."
+    return (
+        "The names of the cases do not tell whose published numbers belong here. "
+        "`bts report RUN --published brats2020` says it; `bts published` lists all."
+    )
 
 
 def _lead(summary: Summary) -> str:

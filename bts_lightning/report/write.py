@@ -21,8 +21,14 @@ def write_report(
     table: EvaluationTable | None = None,
     protocol: Mapping[str, Any] | None = None,
     slices: Sequence[CaseSlices] | None = None,
+    *,
+    published: str = "",
+    corrupt: bool = False,
 ) -> Path:
     """Write summary.md, summary.tex and report.html; what is not given is read from the folder.
+
+    `published` names the data set whose published numbers stand beside ours, `corrupt` asks for
+    those that are known to be wrong too.
 
     >>> write_report(Path("runs/a2fseg/newest/evaluation/test"))
     PosixPath('runs/a2fseg/newest/evaluation/test/report.html')
@@ -33,7 +39,8 @@ def write_report(
     summary = summarise(table, facts)
     write_whole(folder / "summary.md", markdown(summary))
     write_whole(folder / "summary.tex", latex(summary))
-    return write_whole(folder / "report.html", page(summary, kept, read_all(folder, facts)))
+    made = page(summary, kept, read_all(folder, facts), dataset=published, corrupt=corrupt)
+    return write_whole(folder / "report.html", made)
 
 
 def choose_cases(table: EvaluationTable, count: int = 12) -> list[str]:

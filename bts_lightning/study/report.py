@@ -16,7 +16,7 @@ from bts_lightning.modalities import REGIONS, marked
 from bts_lightning.report.document import Document, Sheet
 from bts_lightning.report.evaluations import Evaluation
 from bts_lightning.report.facts import policy, read_protocol
-from bts_lightning.report.published import WARNING, averages
+from bts_lightning.report.published import WARNING, averages, dataset_of
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.statistics import groups, mean
 from bts_lightning.report.table import KEYS, PATIENT, VALUES, EvaluationTable
@@ -58,7 +58,7 @@ def write_study(
     said = remarks(results, planned)
     for metric in shown(results):
         console.print(_terminal_table(results, metric))
-    beside = [_published(published)] if published else []
+    beside = [_published(published, results)] if published else []
     for sheet in beside:
         console.print(f"{sheet.title}: {'; '.join(' '.join(row) for row in sheet.rows)}")
     for line in said:
@@ -187,11 +187,19 @@ def _terminal_table(results: Sequence[Outcome], metric: Metric) -> Table:
     return table
 
 
-def _published(source: str) -> Sheet:
-    """Show what others printed."""
-    rows = [[name, *(f"{value:.2f}" for value in means)] for name, means in averages(source)]
-    heads = ["method", *(f"{region} Dice %" for region in REGIONS)]
-    return Sheet(f"{source}, mean over 15 subsets", heads, rows, [WARNING])
+def _published(source: str, results: Sequence[Outcome]) -> Sheet:
+    """Show what others printed, of the data set of the study if they printed of it."""
+    rows = averages(source)
+    ours = dataset_of(case for result in results for case in result.table.cases)
+    same = [row for row in rows if row.dataset == ours]
+    names = ", ".join(dict.fromkeys(row.dataset for row in rows))
+    notes = [] if same else [f"Printed of {names}; the cases here are of {ours or 'unknown data'}."]
+    cells = [
+        [r.method, *(f"{r.values[name]:.2f}" for name in REGIONS), r.dataset, r.split, r.quality]
+        for r in same or rows
+    ]
+    heads = ["method", *(f"{region} Dice %" for region in REGIONS), "data set", "split", "quality"]
+    return Sheet(f"{source}, mean over 15 subsets", heads, cells, [*notes, WARNING])
 
 
 def _subset_rows(results: Sequence[Outcome], metric: Metric, region: int) -> list[list[str]]:

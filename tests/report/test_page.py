@@ -85,11 +85,8 @@ def test_nothing_is_lost_where_all_four_are_the_worst() -> None:
     assert not [sentence for sentence in said if "worst subset" in sentence]
 
 
-def test_published_numbers_come_with_their_warning_and_protocol() -> None:
-    text = written()
-    assert "splits, preprocessing, training recipe" in text
-    assert "nnU-Net framework, own 70/10/20 split" in text
-    assert "91.48" in text
+def test_published_numbers_come_with_their_warning() -> None:
+    assert "splits, preprocessing, training recipe" in written()
 
 
 @pytest.mark.parametrize(

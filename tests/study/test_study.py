@@ -235,8 +235,12 @@ def test_the_table_is_printed_and_written(tmp_path: Path):
     assert cell in row
     assert "Incomplete: 12 of 14 trainings" in text.getvalue()
     assert "only) 89.29 82.00 66.00;" in " ".join(text.getvalue().split())
-    published = "| baseline (average fusion module only) | 89.29 | 82.00 | 66.00 |"
+    published = "| baseline (average fusion module only) | 89.29 | 82.00 | 66.00 | BraTS2020 |"
     assert published in (tmp_path / "study.md").read_text()
+    assert (
+        "Printed of BraTS2020; the cases here are of unknown data."
+        in (tmp_path / "study.md").read_text()
+    )
     assert "18 cases, paired by case and subset" in text.getvalue()
     assert f"| base | 6 | {cell} |" in (tmp_path / "study.md").read_text()
     assert "| &lt;other>\\| | 6 |" in (tmp_path / "study.md").read_text()
