@@ -1,13 +1,18 @@
 """The table of curves, and W&B without an account."""
 
+import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from bts_lightning import config as configuration
-from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.errors import ConfigError, DataError, UserError
 from bts_lightning.loggers import Csv, Wandb, check_server, has_credentials, read_metrics
+from bts_lightning.loggers.cells import cells_among, heat_map, table_of
 
 
 def test_metrics_of_different_names_share_one_table(tmp_path: Path):
@@ -66,6 +71,87 @@ def test_wandb_goes_offline_by_itself_without_credentials(
     other = Wandb(save_dir=str(tmp_path / "runs/a/2/logs"))
     assert first._offline
     assert first._id == again._id != other._id
+
+
+def test_a_run_keeps_its_name_on_the_server_where_it_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logs = tmp_path / "elsewhere" / "2" / "logs"
+    logs.mkdir(parents=True)
+    told = {"id": "abc123", "project": "mine", "entity": "team", "scores": {"test/dice/ET": 0.5}}
+    (logs / "wandb.json").write_text(json.dumps(told))
+    # The variable chooses where a new run goes; this one is there already.
+    monkeypatch.setenv("WANDB_PROJECT", "other")
+    chosen = Wandb(save_dir=str(logs))._wandb_init
+    assert [chosen[part] for part in ("id", "project", "entity")] == ["abc123", "mine", "team"]
+    fresh = Wandb(save_dir=str(tmp_path / "runs/a/1/logs"))._wandb_init
+    assert fresh["project"] == "other"
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"id": 1}', '{"id": "a/b"}', '{"id": "a", "key": "b"}', "null"]
+)
+def test_a_name_that_is_none_is_told_in_one_line(tmp_path: Path, text: str):
+    (tmp_path / "wandb.json").write_text(text)
+    with pytest.raises(DataError, match=r"wandb\.json: .*delete it") as error:
+        Wandb(save_dir=str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_cells_of_a_validation_are_one_table_and_one_picture():
+    metrics = {
+        "val/t1c+flair/dice/ET": 1.0,
+        "val/flair/dice/ET": 0.25,
+        "val/flair/hd95/ET": 12.0,
+        "val/dice/ET": 0.625,
+        "val/dice/with_t1c": 1.0,
+        "train/loss": 2.0,
+    }
+    cells = cells_among(metrics)
+    assert list(cells) == list(metrics)[:3]
+    heads, rows = table_of(cells)
+    assert heads == ["subset", "dice ET", "hd95 ET"]
+    assert rows == [["flair", 0.25, 12.0], ["t1c+flair", 1.0, None]]
+    picture = heat_map(cells)
+    # A head, two rows; more is deeper.
+    assert picture.height == 3 * 22
+    low, high = (sum(picture.getpixel((133, 22 * row + 3))) for row in (1, 2))
+    assert high < low < 3 * 255
+
+
+WANTED = """
+import json, sys
+from pathlib import Path
+import pandas as pd
+import bts_lightning.commands.fit, bts_lightning.commands.score
+from bts_lightning.loggers import Wandb
+logger = Wandb(save_dir="runs/a/1/logs")
+assert "wandb" not in sys.modules
+folder = Path("runs/a/1/evaluation/test")
+folder.mkdir(parents=True)
+for name in ("cases.csv", "protocol.json", "summary.md"):
+    (folder / name).write_text("")
+logger.use_data("abc")
+logger.log_metrics({"val/t1c/dice/ET": 0.5}, step=0)
+logger.alert("stopped")
+rows = pd.DataFrame([{"case": "a"}])
+logger.add_evaluation(folder, rows, {"dice/ET": 0.5}, {"data_fingerprint": "abc"})
+print("\\n".join(str(path) for path in Path("runs").rglob("*wandb*")))
+"""
+
+
+@pytest.mark.slow
+def test_wandb_is_imported_when_it_is_wanted_and_writes_nothing_when_disabled(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", WANTED],
+        cwd=tmp_path,
+        env=os.environ | {"WANDB_MODE": "disabled", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
 
 
 def test_wandb_is_online_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -164,7 +164,7 @@ class Wandb(WandbLogger):
         hidden = {} if self.panels else cells_among(last)
         kept = {key: value for key, value in last.items() if key not in hidden}
         self.experiment.summary.update(kept | self._scores)
-        self._write_identity()
+        self._write_identity(self.experiment)
         told = ("checkpoint", "checkpoint_sha256", "data_fingerprint", "split", "commit")
         made = self._artifact(
             f"evaluation-{self.experiment.id}-{folder.name}",
@@ -202,14 +202,15 @@ class Wandb(WandbLogger):
 
     def _remembered(self, run: Any) -> Any:
         """Keep how the run is called."""
-        if not run.disabled:
-            found = {"id": run.id, "project": run.project, "entity": run.entity}
-            # Offline nobody knows whose run it will be.
-            self._known = {key: value for key, value in found.items() if value} | self._known
-            self._write_identity()
+        found = {"id": run.id, "project": run.project, "entity": run.entity}
+        # Offline nobody knows whose run it will be.
+        self._known = {key: value for key, value in found.items() if value} | self._known
+        self._write_identity(run)
         return run
 
-    def _write_identity(self) -> None:
+    def _write_identity(self, run: Any) -> None:
+        if run.disabled:
+            return
         kept = self._known | ({"scores": self._scores} if self._scores else {})
         write_whole(Path(str(self._save_dir)) / IDENTITY, json.dumps(kept, indent=1) + "\n")
 

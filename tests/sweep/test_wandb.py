@@ -206,7 +206,9 @@ def test_what_was_done_offline_is_one_run_once_it_is_synced(tmp_path: Path, phan
         # The last one first: each holds the numbers of those before it.
         command = [sys.executable, "-m", "wandb", "sync", *map(str, parts)]
         environment = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "HOME": str(tmp_path)}
-        subprocess.run(command, check=True, env=os.environ | environment, capture_output=True)
+        subprocess.run(
+            command, cwd=tmp_path, check=True, env=os.environ | environment, capture_output=True
+        )
         bts(tmp_path, address, "evaluate", str(moved), "--name", "again")
     (synced,) = server.runs.values()
     assert len(synced.curve("val/dice/mean")) == 1
