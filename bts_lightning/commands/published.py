@@ -12,7 +12,7 @@ from bts_lightning.errors import Parser, UserError
 from bts_lightning.modalities import parse_subset, subset_name
 
 if TYPE_CHECKING:
-    from bts_lightning.report.published import Published
+    from bts_lightning.report.published import Published, Row
 
 _COLUMNS = ("dataset", "split", "source", "method", "region", "metric", "quality", "note")
 
@@ -71,15 +71,14 @@ def _export(tables: "Sequence[Published]", file: Path) -> None:
     print(write_whole(file, text.getvalue()))
 
 
-def _print(rows: "Sequence[object]", subset: str) -> None:
+def _print(found: "Sequence[Row]", subset: str) -> None:
     from rich import box
     from rich.table import Table
 
-    from bts_lightning.report.published import MEAN, WARNING, Row
+    from bts_lightning.report.published import MEAN, WARNING
     from bts_lightning.report.screen import Screen
 
     console = Screen()
-    found = [row for row in rows if isinstance(row, Row)]
     if not found:
         raise UserError("no published number is of that kind; ask for less, or give --corrupt")
     regions = [r for r in ("WT", "TC", "ET", "ETpp", "mean3") if any(r in f.values for f in found)]

@@ -28,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
     # Before anything is written.
     select(dataset=args.published)
     for folder in args.runs:
-        told = {"published": args.published, "corrupt": args.corrupt}
-        print(write_report(evaluation_folder(folder), **told))
+        where = evaluation_folder(folder)
+        print(write_report(where, published=args.published, corrupt=args.corrupt))
     return 0

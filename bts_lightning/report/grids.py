@@ -65,6 +65,8 @@ def published_tables(
     found = {}
     for (metric, region), (name, ours) in _ours(summary).items():
         tables = [t for t in published if (t.metric, t.region) == (metric, region)]
+        # Averages alone come last.
+        tables.sort(key=lambda table: bool(np.isnan(table.values[:-1]).all()))
         if tables:
             found[f"{metric}-{region}"] = (name, ours, tables)
     parts = []

@@ -80,7 +80,7 @@ def select(
     source: str = "",
     corrupt: bool = False,
 ) -> list[Published]:
-    """Take the tables that are asked for, in any letter case; corrupt ones only by name.
+    """Take the tables that are asked for, in any letter case; of a source a part of its name does.
 
     Raises:
         UserError: for a name that no table has.
@@ -92,9 +92,11 @@ def select(
             continue
         names = sorted({str(getattr(table, column)) for table in read_published()})
         kept = [name for name in names if name.lower() == word.lower()]
+        if column == "source":
+            kept = [name for name in names if word.lower() in name.lower()]
         if not kept:
             raise UserError(f"no published {column} is called {word}: {did_you_mean(word, names)}")
-        found = [table for table in found if getattr(table, column) == kept[0]]
+        found = [table for table in found if getattr(table, column) in kept]
     return [table for table in found if corrupt or table.quality != "corrupt"]
 
 

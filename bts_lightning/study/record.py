@@ -131,7 +131,9 @@ def _paper(data: str, method: str, network: str, source: str) -> Row | None:
     if method and not of_method:
         known = {row.method for row in found}
         raise UserError(f"nothing of {method} is printed on {data}: {did_you_mean(method, known)}")
-    chosen = [row for row in of_method if row.source == source] if source else of_method
+    chosen = (
+        [row for row in of_method if source.lower() in row.source.lower()] if source else of_method
+    )
     if (source and not chosen) or len(chosen) > 1:
         told = "; ".join(f"{row.source} ({row.split})" for row in of_method)
         raise UserError(f"say with --source whose numbers to take: {told}")

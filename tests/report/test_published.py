@@ -51,6 +51,10 @@ def test_a_name_is_found_in_any_letter_case_and_a_wrong_one_told() -> None:
         select(region="WTT")
 
 
+def test_a_part_of_the_name_of_a_source_does() -> None:
+    assert {table.source for table in select(source="Dyh127")} == {"dyh127/RFNet@1e475fa:README.md"}
+
+
 def test_f_means_flair() -> None:
     (table,) = select(dataset="BraTS2018", method="DeMoSeg", region="WT", metric="dice")
     assert table.of("flair") == 89.53
