@@ -234,7 +234,7 @@ def test_the_table_is_printed_and_written(tmp_path: Path):
     assert row.split()[:2] == ["base", "6"]
     assert cell in row
     assert "Incomplete: 12 of 14 trainings" in text.getvalue()
-    assert "only) 89.29 82.00 66.00;" in " ".join(text.getvalue().split())
+    assert "only) 89.29 82.00 66.00 BraTS2020" in " ".join(text.getvalue().split())
     published = "| baseline (average fusion module only) | 89.29 | 82.00 | 66.00 | BraTS2020 |"
     assert published in (tmp_path / "study.md").read_text()
     assert (
