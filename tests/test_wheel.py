@@ -7,7 +7,12 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+
+from bts_lightning.__main__ import main
+from bts_lightning.commands.pack import pack
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [
@@ -89,6 +94,46 @@ def test_experiments_come_along_and_a_local_one_is_found_first(
     listed = dict(line.split(maxsplit=1) for line in lines if line.startswith("  "))
     assert listed["smoke"] == "Mine."
     assert listed["rfnet"].startswith("RFNet")
+
+
+def test_a_package_predicts_bit_for_bit_the_same_with_the_wheel_alone(
+    wheel: Path, trained: Path, phantom: Path, tmp_path: Path
+) -> None:
+    empty, home = tmp_path / "empty", tmp_path / "fresh"
+    empty.mkdir()
+    run([sys.executable, "-m", "venv", "--without-pip", str(home)], empty)
+    (site,) = home.glob("lib/python*/site-packages")
+    # What the wheel depends on is that of the tests; a path file leads to no editable install.
+    rest = [p for p in sys.path if Path(p).is_dir() and not ROOT.is_relative_to(Path(p).resolve())]
+    (site / "rest.pth").write_text("\n".join(rest))
+    pip = [sys.executable, "-m", "pip", "--python", str(home / "bin" / "python"), "install"]
+    run([*pip, "--quiet", "--no-deps", "--no-index", str(wheel)], empty)
+    fresh = {"PYTHONPATH": ""}
+    code = "import bts_lightning; print(bts_lightning.__file__)"
+    said = run([str(home / "bin" / "python"), "-c", code], empty, **fresh)
+    assert Path(said.strip()).is_relative_to(home)
+
+    case = phantom / "BraTS2021_00001"
+    images = [
+        f"--{m}={case / case.name}_{name}.nii.gz" for m, name in (("t1c", "t1ce"), ("t2", "t2"))
+    ]
+    words = [*images, "--probabilities", "--device=cpu"]
+    assert main(["predict", str(trained), *words, f"--out={tmp_path / 'here.nii.gz'}"]) == 0
+    model = pack(trained, tmp_path / "model.bts", evaluation="none")
+    bts = str(home / "bin" / "bts")
+    run([bts, "predict", str(model), *words, f"--out={tmp_path / 'there.nii.gz'}"], empty, **fresh)
+    for end in (".nii.gz", "_probabilities.nii.gz"):
+        here, there = (nib.load(tmp_path / f"{place}{end}") for place in ("here", "there"))
+        assert np.asarray(here.dataobj).tobytes() == np.asarray(there.dataobj).tobytes()
+        assert here.header.structarr.tobytes() == there.header.structarr.tobytes()
+    # A machine without the data and the run unpacks it too; a flipped byte is refused there.
+    assert "every part" in run([bts, "unpack", str(model)], empty, **fresh)
+    spoilt = bytearray(model.read_bytes())
+    spoilt[len(spoilt) // 2] ^= 1
+    model.write_bytes(spoilt)
+    done = subprocess.run([bts, "unpack", str(model), "again"], cwd=empty, capture_output=True)
+    assert done.returncode == 2
+    assert b"not as it was written" in done.stderr
 
 
 def test_training_and_report_work_in_an_empty_folder(

@@ -30,6 +30,7 @@ from bts_lightning.runs.lock import only_one
 from bts_lightning.runs.opening import OpenRun
 from bts_lightning.runs.quiet import hush
 from bts_lightning.runs.ranks import together
+from bts_lightning.runs.seen import warnings
 
 console = Screen()
 
@@ -94,6 +95,9 @@ def score(
 def open_part(run: Path, data: Any, part: Part) -> Any:
     """Prepare the data of a run, and refuse a part that is empty or was another part before."""
     runs.check_split(run, prepared_part(data, part), [part])
+    names = [(name, data.cases[name].patient) for name in getattr(data.split, part)]
+    for text in warnings(run, names, part):
+        console.print(text, style="yellow")
     return data
 
 

@@ -20,6 +20,7 @@ from bts_lightning.report.screen import Screen
 from bts_lightning.runs.devices import chosen_device
 from bts_lightning.runs.ensemble import load_ensemble
 from bts_lightning.runs.opening import OpenRun
+from bts_lightning.runs.seen import warnings
 
 console = Screen()
 
@@ -55,6 +56,9 @@ class Segmenter:
         given = [file for case in found.cases for file in case.files]
         given += [file for fault in faults for file in (fault.file, *fault.others)]
         self.refuse_to_overwrite((_place(case, out) for case in found.cases), given)
+        names = [(case.name, case.patient) for case in found.cases]
+        for text in (text for one in self.ensemble.runs for text in warnings(one.run, names)):
+            console.print(text, style="yellow")
         written = []
         for listed in track(
             found.cases, "segmenting", console=console, disable=not console.is_terminal

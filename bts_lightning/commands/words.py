@@ -8,7 +8,8 @@ from pathlib import Path
 from bts_lightning.config.merge import is_override
 from bts_lightning.config.targets import HOST
 from bts_lightning.errors import Parser, UserError
-from bts_lightning.runs.folder import find_run
+from bts_lightning.runs.container import SUFFIX
+from bts_lightning.runs.folder import find_run, find_runs
 
 RUN_WORDS = "of an experiment: its newest run; several segment together"
 
@@ -59,10 +60,10 @@ def runs_and_overrides(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     names = names_among(words)
     if not names:
         raise UserError("name a run, as runs/a2fseg/20260131-120000, or an experiment; got none")
-    found = [find_run(name) if is_place(name) else find_run(None, name) for name in names]
-    return found, [word for word in words if word not in names]
+    found = [find_runs(name) if is_place(name) else [find_run(None, name)] for name in names]
+    return [run for runs in found for run in runs], [word for word in words if word not in names]
 
 
 def is_place(word: str) -> bool:
-    """Tell a folder from the name of an experiment."""
-    return Path(word).exists() or os.sep in word
+    """Tell a folder, or a package, from the name of an experiment."""
+    return Path(word).exists() or os.sep in word or word.endswith(SUFFIX)

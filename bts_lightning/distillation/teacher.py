@@ -11,13 +11,15 @@ from torch import Tensor
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
-from bts_lightning.data.splits import Split
+from bts_lightning.data.splits import PARTS, Split
 from bts_lightning.distillation.answer import Answer
 from bts_lightning.errors import ConfigError
 from bts_lightning.files import sha256
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.networks.backbone import Backbone
 from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
+from bts_lightning.runs.container import is_package
+from bts_lightning.runs.seen import Seen
 
 
 class Teacher:
@@ -42,6 +44,8 @@ class Teacher:
     def of(cls, run: str | Path) -> "Teacher":
         """Open the teacher of a run, or say what is missing."""
         folder = Path(run)
+        if is_package(folder):
+            folder = runs.find_run(folder)
         if not runs.is_run(folder):
             raise ConfigError(
                 f"teacher {run} is not a run: it has no config.yaml; train one first and give its "
@@ -88,11 +92,9 @@ class Teacher:
                     f"teacher {self.run} saw data.{name}={saw}, the student has {sees}; both look "
                     "at one image, so give both the same"
                 )
-        split = Split.load(self.run / "split.json")
         patients = {name: case.patient for name, case in data.cases.items()}
-        seen = set(_patients(split.train, patients))
-        chosen = set(_patients(split.val, patients))
-        if not (seen | chosen | set(_patients(split.test, patients))) & set(patients.values()):
+        seen, chosen, left = self._lists(patients)
+        if not (seen | chosen | left) & set(patients.values()):
             raise ConfigError(
                 f"teacher {self.run} knows none of the cases in {data.root}, so nobody can tell "
                 "whether it was trained on test cases; train it on this data set"
@@ -110,6 +112,14 @@ class Teacher:
                     f"cases, such as {leaked[0]}; give the student the teacher's split, "
                     f"data.split={self.run / 'split.json'}"
                 )
+
+    def _lists(self, patients: dict[str, str]) -> list[set[str]]:
+        """Give the patients of each part of the teacher's split, as far as the data have them."""
+        if (digests := Seen.load(self.run)) is None:
+            split = Split.load(self.run / "split.json")
+            return [set(_patients(getattr(split, part), patients)) for part in PARTS]
+        its = {patient: digests.part_of(name, patient) for name, patient in patients.items()}
+        return [{patient for patient, part in its.items() if part == one} for one in PARTS]
 
 
 def _patients(cases: Iterable[str], known: dict[str, str]) -> list[str]:

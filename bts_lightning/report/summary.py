@@ -84,7 +84,13 @@ def markdown(summary: Summary) -> str:
     protocol = summary.protocol
     lines = [f"# Evaluation of {plain(protocol.get('experiment', 'a run'))}", ""]
     lines += [item(f"{label}: {text}") for label, text in facts(protocol)]
-    lines += ["", policy(protocol), "", *map(plain, notes(summary)), ""]
+    lines += ["", policy(protocol), "", *map(plain, notes(summary)), "", *tables(summary)]
+    return "\n".join(lines)
+
+
+def tables(summary: Summary) -> list[str]:
+    """Write the main metrics in paper layout, and what else a reader looks up by subset."""
+    lines = []
     aligned = [":-:"] * len(MODALITIES) + ["---:"] * (len(summary.regions) + 1)
     for metric in summary.main:
         titles = [*(SHOWN_AS[m] for m in MODALITIES), *summary.regions, "n"]
@@ -97,7 +103,7 @@ def markdown(summary: Summary) -> str:
         lines += [*table(titles, rows, aligned), ""]
     if "entropy" in summary.table.rows:
         lines += _risks(summary, aligned)
-    return "\n".join(lines)
+    return lines
 
 
 def _risks(summary: Summary, aligned: list[str]) -> list[str]:

@@ -131,12 +131,13 @@ def _canonical(name: object, source: str) -> str:
 def _patients(table: pd.DataFrame) -> list[str]:
     """Take the patients that a table tells; without them its names must, or each case is one."""
     return [
-        str(told) if pd.notna(told) and told != "" else _named_patient(case)
+        str(told) if pd.notna(told) and told != "" else named_patient(case)
         for case, told in zip(table["case"], table[PATIENT], strict=True)
     ]
 
 
-def _named_patient(case: str) -> str:
+def named_patient(case: str) -> str:
+    """Give the patient that the name of a case tells; otherwise each case is one."""
     match = _SCAN.fullmatch(case)
     return match["patient"] if match else case
 

@@ -11,11 +11,13 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from bts_lightning.config.merge import one_line
 from bts_lightning.errors import UserError
 from bts_lightning.files import NotAFileError, checksum, regular, whole
+from bts_lightning.runs.container import WEIGHTS, checked
 
 ALMOST_NOTHING = 2**20  # bytes
 
@@ -90,13 +92,18 @@ def _moved(value: Any, old: str, new: str) -> Any:
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Read a checkpoint of tensors and plain values; a broken or foreign one is named."""
     try:
-        with regular(file) as stream:
-            _refuse_damage(stream)
-            content = torch.load(stream, map_location="cpu", weights_only=True)
+        if file.suffix == Path(WEIGHTS).suffix:
+            content: Any = {"state_dict": load(checked(file))}
+        else:
+            with regular(file) as stream:
+                _refuse_damage(stream)
+                content = torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {file}") from error
     except NotAFileError as error:
         raise UserError(f"{file}: {error.strerror}, so no checkpoint") from error
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{file} cannot be read ({one_line(error).partition('. ')[0] or 'empty'}); truncated?"
@@ -116,6 +123,13 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             f"{file} was changed after it was saved; if it was you, take out its {_SEAL!r}"
         )
     return content
+
+
+def weights_alone(checkpoint: dict[str, Any]) -> bytes:
+    """Write the weights of a checkpoint as safetensors, which `read_checkpoint` reads too."""
+    # Copies, because the format takes no two tensors of one memory, and no strides.
+    plain = torch.contiguous_format
+    return save({k: v.clone(memory_format=plain) for k, v in checkpoint["state_dict"].items()})
 
 
 def _checksum(checkpoint: dict[str, Any]) -> str:

@@ -15,6 +15,15 @@ from bts_lightning.config.merge import join
 from bts_lightning.data.splits import PARTS, Part, Split
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.files import checksum, content, expanded, write_whole
+from bts_lightning.runs.container import (
+    SEEN,
+    WEIGHTS,
+    is_package,
+    is_unpacked,
+    open_package,
+    refuse_package,
+    runs_in,
+)
 
 # How one process tells those that Lightning starts for the other devices where the run lives.
 RUN_VARIABLE = "BTS_RUN"
@@ -76,6 +85,10 @@ def find_run(where: str | Path | None, experiment: str | None = None, root: Path
     if where is not None:
         if is_run(Path(where)):
             return Path(where)
+        if len(found := _packed(Path(where))) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"{where} holds {len(found)} runs, where one is asked for")
         raise UserError(
             f"{where} is not a run: it has no config.yaml; give a folder as runs/NAME/DATE"
         )
@@ -88,6 +101,18 @@ def find_run(where: str | Path | None, experiment: str | None = None, root: Path
     # One that stopped before its first epoch ended has nothing to evaluate.
     trained = [file for file in found if checkpoint_files(file.parent)]
     return (trained or found)[-1].parent
+
+
+def find_runs(where: str | Path) -> list[Path]:
+    """Find the runs of a package, or the one of a folder."""
+    return _packed(Path(where)) or [find_run(where)]
+
+
+def _packed(place: Path) -> list[Path]:
+    """List the runs of a package, unpacked or not; of anything else none."""
+    if is_package(place):
+        return open_package(place)
+    return runs_in(place) if is_unpacked(place) else []
 
 
 def require_data(config: DictConfig) -> None:
@@ -112,6 +137,7 @@ def refuse_links(run: Path, *names: str) -> None:
         run: the folder, which may be a link itself.
         names: what is written in it; the whole run without any.
     """
+    refuse_package(run)
     home = run.resolve()
     waiting = [home / name for name in names] or [home]
     while waiting:
@@ -141,9 +167,14 @@ def config_file(run: Path) -> Path:
 
 
 def save_config(run: Path, config: DictConfig) -> None:
-    """Keep the merged configuration with the run, below a line that tells of later changes."""
+    """Keep the merged configuration with the run."""
+    write_whole(config_file(run), sealed(config))
+
+
+def sealed(config: DictConfig) -> str:
+    """Write a configuration as YAML below a line that tells of later changes."""
     text = OmegaConf.to_yaml(config)
-    write_whole(config_file(run), f"{_SEAL}{checksum(text)}\n{text}")
+    return f"{_SEAL}{checksum(text)}\n{text}"
 
 
 def was_edited(run: Path) -> bool:
@@ -178,8 +209,16 @@ def check_split(run: Path, data: Any, parts: Sequence[Part]) -> None:
 def seen_cases(run: Path, data: Any, part: Part) -> set[str]:
     """Give the cases of a part that a run has trained on, or that chose its checkpoint.
 
-    Of another data set nothing is known: it may call other patients by the same names.
+    Of another data set nothing is known: it may call other patients by the same names. A package
+    does not say which one it is of, so its cases are known by name alone.
     """
+    if (run / SEEN).exists():
+        # pandas takes a second, which no help text needs.
+        from bts_lightning.runs.seen import BEFORE, Seen
+
+        seen = Seen.load(run)
+        named = {name: data.cases[name].patient for name in getattr(data.split, part)}
+        return {n for n, p in named.items() if seen and seen.part_of(n, p) in BEFORE[part]}
     file = run / "split.json"
     if not file.exists():
         return set()
@@ -215,11 +254,11 @@ def best_checkpoint(run: Path) -> Path:
 
 
 def checkpoint_files(run: Path) -> list[Path]:
-    """List the checkpoints that a training can go on from, newest first."""
+    """List the checkpoints that a training can go on from, newest first; a package's last."""
     found = [p for p in (run / "checkpoints").glob("*.ckpt") if p.name != "best.ckpt"]
-    best = run / "checkpoints" / "best.ckpt"
+    others = (run / "checkpoints" / "best.ckpt", run / WEIGHTS)
     found = sorted(found, key=lambda file: file.lstat().st_mtime_ns, reverse=True)
-    return [*found, *([best] if os.path.lexists(best) else [])]
+    return [*found, *(one for one in others if os.path.lexists(one))]
 
 
 def _job_name() -> str | None:

@@ -67,12 +67,13 @@ def open_runs(
     that cannot be averaged. To hand on an ensemble is to hand on these folders and `words`.
 
     Args:
-        folders: of the runs, each once.
+        folders: of the runs, each once; a package stands for the runs that it holds.
         words: overrides, for all of them.
         allow: packages that `_target_` may name beyond ours.
         checkpoint: another one than the best, of a single run.
     """
-    folders = [folders] if isinstance(folders, Path) else list(folders)
+    given = [folders] if isinstance(folders, Path) else folders
+    folders = [run for place in given for run in runs.find_runs(place)]
     places = [folder.resolve() for folder in folders]
     if twice := [folder for i, folder in enumerate(folders) if places[i] in places[:i]]:
         raise UserError(f"{twice[0]} is given twice; an ensemble has each run once")
