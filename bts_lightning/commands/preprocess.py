@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out} is a file; give a folder to write to")
     from rich.progress import Progress
 
-    from bts_lightning.preprocess.folder import find_patients, prepare_all, prepare_one
+    from bts_lightning.preprocess.folder import done_before, find_patients, prepare_all, prepare_one
     from bts_lightning.preprocess.page import write_page
 
     recipe = recipe_of(args)
@@ -86,11 +86,11 @@ def run(args: argparse.Namespace) -> int:
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if not args.folder and failed:
         raise DataError(failed[0].error)
-    page = write_page(outcomes, args.out)
+    page = write_page([*outcomes, *done_before(args.out, outcomes)], args.out)
     for outcome in failed:
         console.print(f"{outcome.case}: {outcome.error}", style="yellow")
-    if len(failed) < len(outcomes):
-        console.print(f"{len(outcomes) - len(failed)} patients in {args.out}; look at {page}")
+    if good := len(outcomes) - len(failed):
+        console.print(f"{good} patient{'s' if good > 1 else ''} in {args.out}; look at {page}")
         console.print(f"next: bts predict RUN --folder {args.out} --out FOLDER")
     if failed:
         console.print(f"Failed: {len(failed)} of {len(outcomes)}; each is named above.")

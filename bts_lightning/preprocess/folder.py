@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,6 +112,16 @@ def prepare_all(
             "a process that prepared a patient was killed, which is what the system does when "
             "memory runs out; ask for fewer --workers"
         ) from error
+
+
+def done_before(out: Path, now: Sequence[Outcome]) -> list[Outcome]:
+    """List the patients that earlier commands have prepared in a folder."""
+    known = {outcome.case for outcome in now}
+    records = (file for file in sorted(out.glob(f"*/{RECORD}")) if file.parent.name not in known)
+    return [
+        Outcome(file.parent.name, "there", json.loads(content(file)), file.parent / SHEET)
+        for file in records
+    ]
 
 
 def prepare_one(
