@@ -59,7 +59,8 @@ def register(fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image) -> Registr
     Args:
         mask: where in the fixed image they are compared.
     """
-    coarse, fine, finest = (_Level(fixed, moving, mask, edge) for edge in EDGES)
+    coarse = _Level(fixed, moving, mask, EDGES[0])
+    fine, finest = (_Level(fixed, moving, mask, edge, coarse.centre) for edge in EDGES[1:])
     found = finest.refined(_best(coarse, fine, "rigid"), "rigid")
     return _judged(coarse, fine, found, "rigid")
 
@@ -95,7 +96,11 @@ def composed(outer: sitk.Transform, inner: sitk.Transform) -> sitk.AffineTransfo
 
 
 class _Level:
-    """Points of the fixed image, and the moving image, on grids of one edge."""
+    """Points of the fixed image, and the moving image, on grids of one edge.
+
+    Args:
+        centre: about which is turned; the same one at all levels, so that parameters mean the same.
+    """
 
     def __init__(
         self,
