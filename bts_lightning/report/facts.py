@@ -45,6 +45,8 @@ _ORDER = (
     "data_fingerprint",
     "versions",
 )
+# The file holds more of each network that was averaged.
+_OF_A_MEMBER = ("run", "network", "checkpoint", "seed", "split", "commit")
 # What a protocol leaves out where it is so, as tables do from before these options.
 LEFT_OUT: dict[str, object] = {
     "scheme": "brats",
@@ -178,8 +180,10 @@ def facts(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
     keys = [key for key in _ORDER if key in protocol]
     keys += [key for key in protocol if key not in _ORDER and key not in _TOLD]
     told = [(key.replace("_", " "), as_text(protocol[key])) for key in keys if key != "members"]
-    members = enumerate(protocol.get("members", ()), 1)
-    return [*told, *((f"member {number}", as_text(one)) for number, one in members)]
+    for number, one in enumerate(protocol.get("members", ()), 1):
+        shown = {key: one[key] for key in _OF_A_MEMBER if key in one}
+        told.append((f"member {number}", as_text(shown)))
+    return told
 
 
 def unscored(protocol: Mapping[str, Any]) -> list[str]:

@@ -93,9 +93,7 @@ class Ensemble(LightningModule):
         self, cases: Sequence[ReadyCase], subsets: Sequence[Subset]
     ) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
         """Yield label map and probabilities of each subset; `cases` are one, as each wants it."""
-        # Each access of a cached case would read the file again.
-        images = {id(case): np.asarray(case.image) for case in cases}
-        views = [View(images[id(case)], case.geometry.box) for case in cases]
+        views = views_of(cases)
         return each_of_all(self.members, views, cases[0].available, subsets, self.device)
 
     def _check(self) -> None:
@@ -128,6 +126,12 @@ class Ensemble(LightningModule):
 def load_ensemble(opened: Sequence[OpenRun]) -> Ensemble:
     """Load the weights of opened runs, and refuse runs that cannot be averaged; see `Ensemble`."""
     return Ensemble(opened).eval()
+
+
+def views_of(cases: Sequence[ReadyCase]) -> list[View]:
+    """Read each image once, however many networks see the same one."""
+    images = {own: np.array(case.image) for own, case in {id(c): c for c in cases}.items()}
+    return [View(images[id(case)], case.geometry.box) for case in cases]
 
 
 def _protocol(opened: OpenRun) -> Protocol:

@@ -20,6 +20,8 @@ PART_MINIMA = (0, 10, 25, 50, 100, 250, 500, 1000)
 ET_MINIMA = (50, 100, 200, 300, 500, 750, 1000)
 # nnU-Net's number of folds.
 PARTS = 5
+# What two decimals of a table in percent show.
+LEAST_GAIN = 1e-4
 
 Counts = NDArray[np.int64]  # … × size of the part × predicted × true class
 Floats = NDArray[np.float64]
@@ -93,7 +95,7 @@ def choose(
     every = cleanups(scheme)
     cleaned = np.stack([dice(counts[best], one, scheme, empty) for one in every])
     held_out = _held_out(cleaned, patients)
-    is_better = _score(held_out) > means[best]
+    is_better = _score(held_out) - means[best] > LEAST_GAIN
     return Choice(
         name=best,
         table={name: _by_region(values, patients) for name, values in plain.items()},

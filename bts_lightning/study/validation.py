@@ -14,11 +14,11 @@ from bts_lightning.data.cache.prepare import CachedCase
 from bts_lightning.errors import UserError
 from bts_lightning.files import checksum, content, write_whole
 from bts_lightning.inference.cleanup import counted_by_size
-from bts_lightning.inference.ensemble import View, add_up, reads_alike, shared_loss
+from bts_lightning.inference.ensemble import add_up, reads_alike, shared_loss
 from bts_lightning.inference.sliding import label_map
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.modalities import Subset, subsets_within
-from bts_lightning.runs.ensemble import Ensemble
+from bts_lightning.runs.ensemble import Ensemble, views_of
 from bts_lightning.study.choice import PART_MINIMA, Counts
 
 Candidate = tuple[str, ...]
@@ -92,8 +92,7 @@ class Counter:
         if truth is None:
             raise UserError(f"the validation case {name} has no label, so nothing is chosen by it")
         box, truth = cases[0].geometry.box, np.ascontiguousarray(truth)
-        images = {id(case): np.asarray(case.image) for case in cases}
-        views = [View(images[id(case)], case.geometry.box) for case in cases]
+        views = views_of(cases)
         sums: dict[tuple[str, int], list[torch.Tensor]] = {}
         for experiment, own in self.own.items():
             # A pair of losses of two kinds reads regions, so an experiment may be read in two ways.
