@@ -7,6 +7,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,7 +20,9 @@ import yaml
 from bts_lightning.__main__ import main
 from bts_lightning.commands.evaluate import evaluate
 from bts_lightning.commands.pack import pack
-from bts_lightning.errors import UserError
+from bts_lightning.config import build
+from bts_lightning.distillation.teacher import Teacher
+from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.files import checksum
 from bts_lightning.report.card import scores
 from bts_lightning.report.summary import notes, summarise
@@ -27,6 +30,7 @@ from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs import container
 from bts_lightning.runs.checkpoints import read_checkpoint
 from bts_lightning.runs.container import open_package, unpack
+from bts_lightning.runs.opening import load_run
 from bts_lightning.runs.packing import nameless
 from bts_lightning.runs.seen import Seen
 
@@ -91,6 +95,7 @@ def test_a_package_predicts_what_its_run_does(
     assert predicted([tmp_path / "again.bts"], phantom, tmp_path / "again") == expected
 
 
+@pytest.mark.slow
 def test_a_package_of_several_runs_predicts_their_mean(
     run: Path, trained: Path, phantom: Path, tmp_path: Path
 ) -> None:
@@ -332,6 +337,16 @@ def test_another_scan_of_a_patient_was_seen_too() -> None:
     assert seen.part_of("BraTS-GLI-00002-000") is None
     # Two packages cannot be laid over each other.
     assert not seen.digests["train"] & other.digests["train"]
+
+
+def test_a_package_teaches_whom_its_cases_allow(packed: Path, trained: Path) -> None:
+    teacher = Teacher.of(str(packed))
+    for seed, refusal in ((0, None), (1, "trained on")):
+        data = build(load_run(trained, [f"data.split_seed={seed}"])["data"])
+        data.prepare_data()
+        data.setup("fit")
+        with pytest.raises(ConfigError, match=refusal) if refusal else nullcontext():
+            teacher.check_data(data)
 
 
 def test_predicting_cases_that_were_trained_on_is_said(
