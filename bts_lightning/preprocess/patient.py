@@ -21,8 +21,8 @@ ANCHORS: tuple[Modality, ...] = ("t1c", "t1", "flair", "t2")
 LEAST_BRAIN, MOST_BRAIN = 0.9, 2.0
 # Of the affine transform from the atlas, which makes the mask alone.
 LEAST_SIZE, MOST_SIZE = 0.7, 1.3
-# Between two registrations of one scan, mm.
-MOST_APART = 4.0
+# Between two registrations, mm: of a scan, and of an anchor to the atlas, which is another brain.
+MOST_APART, MOST_APART_FROM_ATLAS = 2.0, 4.0
 # Voxels of 1 mm around a patient's brain in which scans are compared.
 AROUND = 10
 
@@ -121,7 +121,7 @@ def _note(found: Aligned, modality: Modality, registered: Registration) -> None:
     if registered.after < registered.before - 0.01:
         fell = f"from {registered.before:.2f} to {registered.after:.2f}"
         found.faults.append(f"{name}: mutual information fell {fell}")
-    if registered.apart > MOST_APART:
+    if registered.apart > (MOST_APART_FROM_ATLAS if modality == found.anchor else MOST_APART):
         found.faults.append(f"{name}: two registrations lie {registered.apart:.0f} mm apart")
 
 
