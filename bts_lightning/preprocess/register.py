@@ -135,8 +135,12 @@ class _Level:
             params[:count] += steps * self.units[:count]
             return self.loss(params)
 
-        settings = {"xtol": 0.05, "ftol": 1e-5, "maxfev": 100 * count}
-        found = optimize.minimize(loss, np.zeros(count), method="Powell", options=settings)
+        found = optimize.minimize(
+            loss,
+            np.zeros(count),
+            method="Powell",
+            options={"xtol": 0.05, "ftol": 1e-5, "maxfev": 100 * count},
+        )
         params = start.copy()
         params[:count] += found.x * self.units[:count]
         return params
@@ -160,8 +164,8 @@ class _Level:
         low = values.astype(np.intp)
         share, first = values - low, self.fixed * (BINS + 1) + low
         size = BINS * (BINS + 1)
-        joint = np.bincount(first, 1 - share, size) + np.bincount(first + 1, share, size)[:size]
-        joint = joint.reshape(BINS, BINS + 1) / len(values)
+        counts = np.bincount(first, 1 - share, size) + np.bincount(first + 1, share, size)[:size]
+        joint = np.asarray(counts, np.float64).reshape(BINS, BINS + 1) / len(values)
         both = _entropy(joint)
         alone = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))
         return alone - both, alone / both
