@@ -82,7 +82,7 @@ def read_series(path: Path) -> Series:
     image = sitk.Cast(image, sitk.sitkFloat32)
     values = sitk.GetArrayViewFromImage(image)
     _check_values(path, values)
-    return Series(image, hashlib.sha256(np.ascontiguousarray(values)).hexdigest(), names)
+    return Series(image, hashlib.sha256(values.tobytes()).hexdigest(), names)
 
 
 def _check_shape(path: Path, image: sitk.Image) -> None:
