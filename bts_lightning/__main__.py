@@ -32,7 +32,7 @@ VERBS = {
     "evaluate": "score a run in all 15 subsets and write the report",
     "predict": "segment one patient, or a folder of cases",
     "pack": "write one file of a run or an ensemble, to hand on",
-    "unpack": "make a folder of such a file, or ask it for a case",
+    "unpack": "make a folder of a packed file, or ask it for a case",
     "challenge": "segment /input into /output, as the container of a challenge does",
     "compare": "compare evaluated runs, paired by case and subset",
     "demo": "phantom, training, all 15 subsets and the report, in minutes",

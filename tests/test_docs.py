@@ -29,8 +29,8 @@ SHELL = ("", "bash", "sh", "console")
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r"# ([\w./-]+\.(?:py|yaml|csv|txt))(?::.*)?\n")
 SEPARATORS = {"&&", "||", "|", ";", "&", ">", "do", "done"}
-# What stands for something that the reader has: `RUN`, `runs/a2fseg/DATE`, `…`.
-PLACEHOLDER = re.compile(r"[A-Z_…]+|.*/.*")
+# What stands for something that the reader has: `RUN`, `runs/a2fseg/DATE`, `a2fseg.bts`, `…`.
+PLACEHOLDER = re.compile(r"[A-Z_…]+|.*/.*|.*\.bts")
 
 
 @dataclass(frozen=True)

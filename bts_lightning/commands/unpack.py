@@ -9,7 +9,7 @@ from bts_lightning.runs.container import SUFFIX, is_package, open_package, unpac
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("package", type=Path, metavar=f"FILE{SUFFIX}")
-    parser.add_argument("folder", type=Path, nargs="?", help="a new one (called as the file)")
+    parser.add_argument("folder", type=Path, nargs="?", help="a new one (named as the file)")
     text = "say whether this case, or its patient, was in the split; may be repeated"
     parser.add_argument("--seen", action="append", metavar="CASE", help=text)
 
