@@ -63,6 +63,7 @@ class SegmentationTask(LightningModule):
         self.channels_last = channels_last
         self.compile_net = compile_net
         self.operates = gradients == "surgery"
+        self.watched: dict[str, Tensor] = {}
 
     def prepare_fit(self) -> None:
         """Refuse what cannot train, before the data are touched; by default nothing."""
@@ -97,7 +98,7 @@ class SegmentationTask(LightningModule):
         # Ranks add up once an epoch; adding up each step would cost a round of messages.
         self.log_dict(
             {"train/loss_epoch": total.detach()}
-            | {f"train/{name}": value.detach() for name, value in terms.items()},
+            | {f"train/{name}": value.detach() for name, value in (terms | self.watched).items()},
             on_step=False,
             on_epoch=True,
             sync_dist=True,
@@ -110,6 +111,16 @@ class SegmentationTask(LightningModule):
     ) -> dict[str, Tensor]:
         """Give losses, already weighted, that a task has beside those of its network."""
         return {}
+
+    @torch.no_grad()
+    def watch(self, output: Output, label: Tensor) -> None:
+        """Keep for the log what teaches nothing; beside `elbo/kl` the other part and the bound."""
+        self.watched = dict(output.watched)
+        if "elbo/kl" in self.watched:
+            with torch.autocast(label.device.type, enabled=False):
+                reconstruction = self.loss.surprise(output.logits, label)
+            bound = -(reconstruction + self.watched["elbo/kl"])
+            self.watched |= {"elbo/reconstruction": reconstruction, "elbo/bound": bound}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Do nothing: `callbacks/subsets.py` scores, since scores are of whole cases."""
@@ -151,6 +162,7 @@ class SegmentationTask(LightningModule):
             image = image.contiguous(memory_format=torch.channels_last_3d)
         output: Output = self.net(image, batch["present"], batch["available"])
         label = batch["label"]
+        self.watch(output, label)
         terms = {"main": self.main_factor * output.weight * self.loss(output.logits, label)}
         for extra in output.auxiliary:
             value = extra.weight * self.loss(extra.logits, label, extra.valid)

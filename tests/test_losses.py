@@ -194,3 +194,12 @@ def test_what_is_sure_gives_back_every_class_of_its_scheme(
     torch.testing.assert_close(loss.labels(loss.probabilities(logits)), label)
     torch.testing.assert_close(loss.of_regions(loss.probabilities(logits)) > 0.5, inside)
     assert loss(logits, label) < loss(torch.zeros_like(logits), label)
+
+
+def test_surprise_is_minus_the_logarithm_of_what_the_labels_were_given() -> None:
+    zeros = torch.zeros(LABELS)
+    assert RegionLoss().surprise(zeros[:, :3], LABEL).item() == pytest.approx(3 * math.log(2))
+    assert LabelLoss(weighted=True).surprise(zeros, LABEL).item() == pytest.approx(math.log(4))
+    assert SeparateLabelLoss().surprise(zeros, LABEL).item() == pytest.approx(3 * math.log(2))
+    for loss in (RegionLoss(), LabelLoss()):
+        assert loss.surprise(sure(loss, LABEL), LABEL) < 1e-6

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
-from bts_lightning.callbacks.whole_cases import gathered, score_case, tally_of
+from bts_lightning.callbacks.whole_cases import gathered, importance_of, score_case, tally_of
 from bts_lightning.data.cache.prepare import CachedCase, write_prediction
+from bts_lightning.inference import Importance
 from bts_lightning.metrics.calibration.counts import Calibration
 from bts_lightning.metrics.lesions.measure import Found
 from bts_lightning.modalities import Subset, subset_name, subsets_within
 from bts_lightning.report.beside import asked_for
 from bts_lightning.report.calibration import bin_rows
 from bts_lightning.report.folder import has_rows, write_beside, write_rows
+from bts_lightning.report.importance import weight_rows
 from bts_lightning.report.lesions import lesion_row
 from bts_lightning.report.slices import choose_slices, save_slices
 from bts_lightning.runs.ensemble import Ensemble
@@ -64,7 +66,9 @@ class CaseScorer(Callback):
         scheme = loss.scheme
         tally = tally_of(case, scheme) if self.protocol.calibration and case.is_labelled else None
         views = [own[case.name] for own in self.prepared]
-        one_by_one = self.ensemble.each_subset(views, subsets)
+        is_asked = self.protocol.importance and case.is_labelled
+        heard = importance_of(case, self.ensemble.members[0].net, scheme) if is_asked else None
+        one_by_one = self.ensemble.each_subset(views, subsets, heard)
         predicted = gathered(one_by_one, case, subsets, loss, tally)
         if self._wants_predictions(case):
             for subset, label_map in zip(subsets, predicted, strict=True):
@@ -76,7 +80,7 @@ class CaseScorer(Callback):
         each: list[Found] = []
         counts = tally.counts() if tally else None
         scores = score_case(case, predicted, self.protocol, scheme, each=each, calibration=counts)
-        self._write(case, subsets, tuple(scheme.regions), scores, each, counts)
+        self._write(case, subsets, tuple(scheme.regions), scores, each, counts, heard)
 
     def _write(
         self,
@@ -86,11 +90,13 @@ class CaseScorer(Callback):
         scores: Mapping[str, np.ndarray],
         each: Sequence[Found] = (),
         counts: Calibration | None = None,
+        heard: Importance | None = None,
     ) -> None:
         names = [subset_name(subset) for subset in subsets]
         rows = {
             "lesions": [lesion_row(case.name, names, regions, one) for one in each],
             "calibration": bin_rows(case.name, names, regions, counts) if counts else [],
+            "importance": weight_rows(case.name, names, regions, heard.means()) if heard else [],
         }
         for kind in self.beside:
             write_beside(self.folder, kind, case.name, rows[kind], self.made)

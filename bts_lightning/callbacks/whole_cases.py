@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bts_lightning.data.cache.prepare import CachedCase
-from bts_lightning.inference import Protocol, segment
+from bts_lightning.inference import Importance, Protocol, segment
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.metrics.calibration.counts import Calibration
 from bts_lightning.metrics.calibration.tally import Tally
 from bts_lightning.metrics.lesions.measure import Found
+from bts_lightning.metrics.masks import members_of
 from bts_lightning.metrics.policies import Floats
 from bts_lightning.metrics.score import score
 from bts_lightning.metrics.table import Metric
@@ -60,6 +61,13 @@ def tally_of(case: CachedCase, scheme: Scheme) -> Tally:
     # What an absent modality holds says nothing.
     brain = (case.image[list(case.available)] != 0).any(axis=0)
     return Tally(np.asarray(case.label), brain, case.geometry.spacing, scheme)
+
+
+def importance_of(case: CachedCase, net: Backbone, scheme: Scheme) -> Importance | None:
+    """Make ready to hear the weights of a labelled case, of a network that has some."""
+    if not net.weighers():
+        return None
+    return Importance(net, members_of(scheme)[:, np.asarray(case.label)])
 
 
 def score_case(

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         from bts_lightning.report.published import averages
 
         averages(args.published)
-    folder, trainings = plan_study(args)
+    folder, trainings, groups = plan_study(args)
     if args.slurm:
         print(slurm_script(args.typed, folder, len(trainings)))
         return 0
@@ -53,5 +53,5 @@ def run(args: argparse.Namespace) -> int:
     if not done:
         raise UserError(f"no training of the study in {folder} has come to its evaluation")
     results = [Outcome.read(t.experiment, t.seed, t.fold, t.evaluation or t.run) for t in done]
-    write_study(folder, results, len(trainings), console, args.published)
+    write_study(folder, results, len(trainings), console, args.published, groups)
     return failed

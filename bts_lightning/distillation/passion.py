@@ -114,6 +114,7 @@ class PassionTask(SegmentationTask):
             image = image.contiguous(memory_format=torch.channels_last_3d)
         teacher: Output = self.net(image, present, batch["available"])
         taught, shown = self._maps(teacher, label)
+        self.watch(teacher, label)
         assert teacher.features is not None
         real = teacher.features.real  # B M
         weights = {name: torch.zeros(len(label), device=image.device) for name in ("kl", "proto")}

@@ -83,7 +83,7 @@ class Averages:
         for s, of_windows in zip(subsets, probabilities.to(self.sums.device), strict=True):
             for w, probability in zip(windows, of_windows, strict=True):
                 place: Tensor = self.sums[s][(slice(None), *self.windows.views[w])]
-                place.addcmul_(probability, self._share(w, s))
+                place.addcmul_(probability, self.share(w, s))
 
     def leave_device(self) -> bool:
         """Make room on the device; say whether there was any to make."""
@@ -93,7 +93,8 @@ class Averages:
         self._shares.clear()
         return True
 
-    def _share(self, window: int, subset: int) -> Tensor:
+    def share(self, window: int, subset: int) -> Tensor:
+        """Give what a view of a window counts at each of its voxels; over all they add up to 1."""
         key = window, int(self.pattern[subset])
         if key not in self._shares:
             if len(self._shares) >= KEPT:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bts_lightning.inference.importance import Importance
 from bts_lightning.inference.protocol import Protocol
 from bts_lightning.inference.sliding import each_average, label_map
 from bts_lightning.losses import SegmentationLoss
@@ -51,6 +52,7 @@ def each_of_all(
     available: Sequence[bool],
     subsets: Sequence[Subset],
     device: torch.device | str = "cpu",
+    importance: Importance | None = None,
 ) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
     """Yield label map and mean probabilities of each subset, in terms of `shared_loss`.
 
@@ -60,9 +62,11 @@ def each_of_all(
         available: which channels hold an image.
         subsets: some that it can show.
         device: where the networks are.
+        importance: hears how the first weighs modalities.
     """
     loss = shared_loss([member.loss for member in members])
-    (totals,) = add_up(members, views, views[0].box, available, subsets, [loss], device)
+    box = views[0].box
+    (totals,) = add_up(members, views, box, available, subsets, [loss], device, importance)
     for total in totals:
         with torch.inference_mode():
             total /= len(members)
@@ -78,6 +82,7 @@ def add_up(
     subsets: Sequence[Subset],
     losses: Sequence[SegmentationLoss],
     device: torch.device | str = "cpu",
+    importance: Importance | None = None,
 ) -> list[list[Tensor]]:
     """Add up the probabilities of all members, as each loss reads them, for each subset.
 
@@ -86,7 +91,10 @@ def add_up(
     totals: list[list[Tensor]] = [[] for _ in losses]
     for member, view in zip(members, views, strict=True):
         net, own, protocol = member.net, member.loss, member.protocol
-        each = each_average(net, own, view.image, available, protocol, subsets, device)
+        heard = importance if member is members[0] else None
+        each = each_average(
+            net, own, view.image, available, protocol, subsets, device, importance=heard
+        )
         for s, averaged in enumerate(each):
             for loss, total in zip(losses, totals, strict=True):
                 said = averaged if reads_alike(own, loss) else own.of_regions(averaged)

@@ -78,6 +78,8 @@ class Protocol:
         calibration: also measure the probabilities of each region: expected calibration error and
             Brier score over the brain, and over a band around the region's own truth (voxels at
             most 5 mm from its surface), and the entropy inside what is predicted.
+        importance: also average over each region what the network weighs its modalities with; a
+            network that weighs none is not asked.
         hd95: `pooled` or `directed`, see `bts_lightning.metrics.score`.
         empty: what empty regions score, see `bts_lightning.metrics.policies`.
         leak: `released` also admits a network that sees the images of absent modalities, as some
@@ -112,6 +114,7 @@ class Protocol:
     lesions: LesionPolicy | None = None
     lesion_task: LesionTask = "gli"
     calibration: bool = False
+    importance: bool = False
     hd95: Hd95 = "pooled"
     empty: EmptyPolicy = "brats"
     leak: Leak = "none"
@@ -270,6 +273,7 @@ class Protocol:
             **({"lesions": self.lesions, "lesion_task": self.lesion_task} if self.lesions else {}),
             **({"temperature": self.temperature} if self.temperature != 1 else {}),
             **({"calibration": True, "calibration_band": BAND_MM} if self.calibration else {}),
+            **({"importance": True} if self.importance else {}),
         }
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from bts_lightning.errors import UserError
 from bts_lightning.inference.averages import Averages
 from bts_lightning.inference.cleanup import clean
 from bts_lightning.inference.clock import Clock, stage
+from bts_lightning.inference.importance import Importance
 from bts_lightning.inference.protocol import AUTOCAST, Protocol
 from bts_lightning.inference.windows import lay_out
 from bts_lightning.losses import SegmentationLoss
@@ -72,9 +74,10 @@ def each_subset(
     subsets: Sequence[Subset],
     device: torch.device | str = "cpu",
     clock: Clock | None = None,
+    importance: Importance | None = None,
 ) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
     """Yield label map D×H×W and averaged probabilities 1×C×D×H×W of each subset; see `segment`."""
-    each = each_average(net, loss, image, available, protocol, subsets, device, clock)
+    each = each_average(net, loss, image, available, protocol, subsets, device, clock, importance)
     for averaged in each:
         with stage(clock, "label"):
             label = label_map(loss, averaged, protocol)
@@ -90,9 +93,16 @@ def each_average(
     subsets: Sequence[Subset],
     device: torch.device | str = "cpu",
     clock: Clock | None = None,
+    importance: Importance | None = None,
 ) -> Iterator[Tensor]:
-    """Yield averaged probabilities 1×C×D×H×W of each subset; see `segment`."""
-    averages = _average(net, loss, image, available, protocol, subsets, torch.device(device), clock)
+    """Yield averaged probabilities 1×C×D×H×W of each subset; see `segment`.
+
+    `importance` hears how modalities are weighed.
+    """
+    where = torch.device(device)
+    averages = _average(
+        net, loss, image, available, protocol, subsets, where, clock, importance=importance
+    )
     for s in range(len(subsets)):
         with stage(clock, "label"):
             averaged = averages.probabilities(s)
@@ -131,6 +141,7 @@ def _average(
     subsets: Sequence[Subset],
     device: torch.device,
     clock: Clock | None,
+    importance: Importance | None = None,
 ) -> Averages:
     for subset in subsets:
         if not subsets_within(available, [subset]):
@@ -144,15 +155,20 @@ def _average(
             volume = windows.volume.to(device)
             shown = windows.brain @ np.array(subsets, np.bool_).reshape(-1, 4).T  # windows S
             averages = Averages(windows, shown, loss, protocol, device)
-        predictor = _Predictor(net, loss, subsets, protocol, averages, device, clock)
-        for group in _groups(shown, protocol.batch_windows):
-            views = [volume[(slice(None), *windows.views[w])] for w in group]
-            patch, rows = torch.stack(views).float(), np.flatnonzero(shown[group[0]])
-            for axes in _mirrors(protocol.mirror):
-                for chunk, predicted in predictor.predict(_flip(patch, axes), rows):
-                    with stage(clock, "accumulate"):
-                        averages.add(chunk.tolist(), group, _flip(predicted, axes))
-                    del predicted  # or it would lie beside the features of the next window
+        predictor = _Predictor(net, loss, subsets, protocol, averages, device, clock, importance)
+        with importance.listening(averages, subsets) if importance else nullcontext():
+            for group in _groups(shown, protocol.batch_windows):
+                views = [volume[(slice(None), *windows.views[w])] for w in group]
+                patch, rows = torch.stack(views).float(), np.flatnonzero(shown[group[0]])
+                for axes in _mirrors(protocol.mirror):
+                    if importance:
+                        importance.enter(group, axes)
+                    for chunk, predicted in predictor.predict(_flip(patch, axes), rows):
+                        with stage(clock, "accumulate"):
+                            averages.add(chunk.tolist(), group, _flip(predicted, axes))
+                            if importance:
+                                importance.add(chunk.tolist())
+                        del predicted  # or it would lie beside the features of the next window
     return averages
 
 
@@ -186,9 +202,10 @@ class _Predictor:
         averages: Averages,
         device: torch.device,
         clock: Clock | None,
+        importance: Importance | None,
     ) -> None:
         self.net, self.loss, self.protocol, self.averages = net, loss, protocol, averages
-        self.device, self.clock = device, clock
+        self.device, self.clock, self.importance = device, clock, importance
         self.present = torch.tensor(subsets, dtype=torch.bool, device=device).view(-1, 4)
         self.needed = self.present.any(dim=0, keepdim=True)
         self.at_once = protocol.batch_subsets
@@ -218,10 +235,17 @@ class _Predictor:
                 yield chunk, predicted
                 rows = rows[len(chunk) :]
 
+    def _begin(self, *, encodes: bool) -> None:
+        """Let what an attempt without success told be forgotten."""
+        if self.importance:
+            self.importance.forget(encoded=encodes)
+
     def _encode(self, patch: Tensor) -> Features:
+        self._begin(encodes=True)
         return self.net.encode(patch, self.needed.expand(len(patch), -1))
 
     def _decode(self, features: Features, chunk: NDArray[np.int64]) -> Tensor:
+        self._begin(encodes=False)
         measure = self.at_once is None
         before = _restart_peak(self.device) if measure else 0
         logits = self.net.decode_subsets(features, self.present[chunk.tolist()])  # S B C D H W
@@ -232,6 +256,7 @@ class _Predictor:
         return torch.unflatten(predicted, 0, logits.shape[:2])
 
     def _whole_pass(self, patch: Tensor, chunk: NDArray[np.int64]) -> Tensor:
+        self._begin(encodes=True)
         present = self.present[chunk.tolist()].expand(len(patch), -1)
         return self.averages.read(self.net(patch, present).logits).unsqueeze(0)
 

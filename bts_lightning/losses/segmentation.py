@@ -70,6 +70,10 @@ class SegmentationLoss(nn.Module, ABC):
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """Give the divergence KL(target, logits) in parts, B×C×D×H×W; both are logits."""
 
+    @abstractmethod
+    def surprise(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Give -log p(label) in nats a voxel, the mean over the batch, whatever is supervised."""
+
 
 class RegionLoss(SegmentationLoss):
     """Supervise regions (WT, TC, ET) that overlap: cross entropy and soft Dice on sigmoids.
@@ -154,6 +158,10 @@ class RegionLoss(SegmentationLoss):
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compare inside and outside of each region, whose two parts are added."""
         return binary_divergence(logits, target)
+
+    def surprise(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Add up the regions as if they were independent."""
+        return binary_surprise(logits, regions_of(label, self.scheme))
 
 
 class LabelLoss(SegmentationLoss):
@@ -259,6 +267,10 @@ class LabelLoss(SegmentationLoss):
         log = target.log_softmax(dim=1)
         return log.exp() * (log - logits.log_softmax(dim=1))
 
+    def surprise(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Read it off the softmax."""
+        return F.cross_entropy(full_precision(logits), label.long())
+
 
 class SeparateLabelLoss(SegmentationLoss):
     """Supervise each label by a sigmoid of its own: the sum of 1 - Dice over those of a tumour.
@@ -304,6 +316,18 @@ class SeparateLabelLoss(SegmentationLoss):
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compare inside and outside of each label, whose two parts are added."""
         return binary_divergence(logits, target)
+
+    def surprise(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Add up the labels of a tumour as if they were independent."""
+        truth = F.one_hot(label.long(), self.channels).movedim(-1, 1)[:, 1:]
+        return binary_surprise(logits[:, 1:], truth)
+
+
+def binary_surprise(logits: Tensor, truth: Tensor) -> Tensor:
+    """Give -log p of yes and no, added up over channels, averaged over voxels and batch."""
+    logits = full_precision(logits)
+    parts = F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="none")
+    return parts.sum(dim=1).mean()
 
 
 def binary_divergence(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """AMoE-BTS: four encoders of mixtures of experts, and a transformer of experts between them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -9,8 +10,17 @@ from torch import Tensor, nn
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Features, Output, over
-from bts_lightning.networks.experts import GAM_DROPOUT, ExpertMemory, Experts, GlobalModule, Mixer
+from bts_lightning.networks.backbone import Backbone, Features, Output, Weigher, over
+from bts_lightning.networks.experts import (
+    GAM_DROPOUT,
+    ExpertMemory,
+    Experts,
+    GlobalModule,
+    GlobalPool,
+    Mixer,
+    Neighbours,
+)
+from bts_lightning.networks.modules import Modules
 from bts_lightning.networks.presence import encode_each
 
 DEEPEST = 4
@@ -34,12 +44,19 @@ class AMoEBTS(Backbone):
         `expert_weighting="softmax"`: the experts chosen for a token are weighted by their share;
         officially weights that add up to 1 multiply the plain sum, which is `sum`.
         The position table is interpolated, so that every multiple of 16 voxels works.
+        `mixer="avgpool"`: as the code; `globalpool` is the paper's figure, read as NestedFormer has
+        it: the mean of each channel times a table plus a table, made for `patch` and stretched over
+        other sizes. The map that says where to look (CBAM) acts where the code has it.
+        `load_balance`: off as released. Above 0 it is the factor of a loss against experts that
+        nobody asks, see `experts.imbalance`; the mean over modalities, levels, layers and GAM.
         A skip's first convolution over the concatenated modalities is a sum over modalities; each
         term is computed once in `encode`, which changes no number.
 
     Args:
         width: channels of the stem; the levels have 1, 2, 4 and 8 times as many.
         hidden: hidden channels of an expert of the encoders.
+        mixer: how an encoder looks at other voxels, see above.
+        load_balance: see above; 0.01 is usual.
         renormalise: let the gates of the chosen experts of an encoder add up to 1.
         patch: edge of the cube of voxels that the position table is made for.
         expert_memory: what the encoders' experts keep for the backward pass, see `Experts`.
@@ -62,6 +79,8 @@ class AMoEBTS(Backbone):
         experts: int = 6,
         top_k: int = 3,
         hidden: int = 256,
+        mixer: Literal["avgpool", "globalpool"] = "avgpool",
+        load_balance: float = 0.0,
         renormalise: bool = False,
         gam: Literal["intended", "residual", "official"] = "intended",
         gam_hidden: int = 4096,
@@ -83,16 +102,23 @@ class AMoEBTS(Backbone):
         if gathered % heads:
             raise ConfigError(f"heads is {heads}; it must divide {gathered}, the width of a token")
 
-        def mixer(channels: int) -> Mixer:
+        def mixing(modality: int, channels: int) -> Mixer:
+            level = widths.index(channels, 1)
+            pools = mixer == "globalpool"
             return Mixer(
                 channels,
                 Experts(experts, channels, hidden, dropout=0.0, memory=expert_memory),
                 gate=nn.Linear(channels, experts),
                 top_k=top_k,
                 renormalise=renormalise,
+                around=GlobalPool(patch // 2**level) if pools else Neighbours(),
+                weigher=Weigher("gates", level, modality),
             )
 
-        self.encoders = nn.ModuleList(ModalityEncoder(widths, mixer) for _ in MODALITIES)
+        self.load_balance = load_balance
+        self.encoders = Modules(
+            ModalityEncoder(widths, partial(mixing, m)) for m in range(len(MODALITIES))
+        )
         self.skips = nn.ModuleList(Skip(w) for w in widths[:DEEPEST])
         self.gam: GlobalModule | None = None
         if gam != "official":
@@ -104,6 +130,7 @@ class AMoEBTS(Backbone):
                 plain_sum=expert_weighting == "sum",
                 heads=heads,
                 grid=patch // self.divisor,
+                weigher=Weigher("global gates", DEEPEST),
             )
         self.bottleneck = double(gathered, widths[DEEPEST])
         self.beside_gam = double(gathered, widths[DEEPEST]) if gam == "residual" else None
@@ -125,21 +152,44 @@ class AMoEBTS(Backbone):
         }
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
-        return encode_each(self.encoders, image)
+        """Give five levels; in training with a load-balancing loss also that, B×M×1×1×1×1."""
+        levels = encode_each(self.encoders, image)
+        return levels if self.training and self.load_balance else levels[: DEEPEST + 1]
+
+    def weighers(self) -> tuple[Weigher, ...]:
+        """Tell the gates of all experts, those of GAM for all modalities together."""
+        layers = (m for m in self.modules() if isinstance(m, Mixer | GlobalModule))
+        return tuple(layer.weigher for layer in layers)
 
     def decode(self, features: Features) -> Output:
         gathered = features.selected(DEEPEST).flatten(1, 2)  # B (M C) D H W
-        x = self.bottleneck(gathered if self.gam is None else self.gam(gathered))
+        mixed, uneven = (gathered, None) if self.gam is None else self.gam(gathered)
+        x = self.bottleneck(mixed)
         if self.beside_gam is not None:
             x = x + self.beside_gam(gathered)
         for level in reversed(range(DEEPEST)):
             skip = self.skips[level](_sum_of_present(features, level))
             x = self.join[level](torch.cat([skip, self.up[level](x)], dim=1))
-        return Output(self.head(x), embedding=x)
+        penalties: dict[str, Tensor] = {}
+        if self.training and self.load_balance:
+            penalties["balance"] = self.load_balance * self._imbalance(features, uneven)
+        return Output(self.head(x), penalties=penalties, embedding=x)
+
+    def _imbalance(self, features: Features, of_gam: Tensor | None) -> Tensor:
+        """Average over the modalities that were encoded, then, with GAM, over all layers."""
+        each, real = features.levels[DEEPEST + 1].flatten(1), features.real
+        mean = torch.where(real, each, 0).sum(dim=1) / real.sum(dim=1)  # B
+        if of_gam is not None:
+            layers = LAYERS * DEEPEST
+            mean = (layers * mean + of_gam) / (layers + 1)
+        return mean.mean()
 
 
 class ModalityEncoder(nn.Module):
-    """Encode one modality into its terms of the four skips, and the deepest features themselves."""
+    """Encode one modality into its terms of the four skips, and the deepest features themselves.
+
+    Last comes how unevenly its experts were asked.
+    """
 
     def __init__(self, widths: Sequence[int], mixer: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -149,11 +199,14 @@ class ModalityEncoder(nn.Module):
         self.terms = nn.ModuleList([*(term(w) for w in widths[:-1]), nn.Identity()])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        levels = []
-        for stage, to_skip in zip(self.stages, self.terms, strict=True):
-            x = stage(x)
-            levels.append(to_skip(x))
-        return tuple(levels)
+        stem, *levels = self.stages
+        x = stem(x)
+        found, uneven = [self.terms[0](x)], []
+        for level, to_skip in zip(levels, self.terms[1:], strict=True):
+            x, each = level(x)
+            uneven.append(each)
+            found.append(to_skip(x))
+        return *found, torch.stack(uneven).mean(dim=0).view(-1, 1, 1, 1, 1)
 
 
 class Level(nn.Module):
@@ -166,12 +219,15 @@ class Level(nn.Module):
         self.look = SpatialMap(width)
         self.mixers = nn.ModuleList(mixers)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give B×C×D×H×W, and how unevenly the experts were asked, B."""
         x = self.norm(self.embed(x).movedim(1, -1))  # B D H W C
         where = self.look(x.movedim(-1, 1)).movedim(1, -1)  # B D H W 1
+        uneven = []
         for mixer in self.mixers:
-            x = mixer(x, where)
-        return x.movedim(-1, 1)  # B C D H W
+            x, each = mixer(x, where)
+            uneven.append(each)
+        return x.movedim(-1, 1), torch.stack(uneven).mean(dim=0)
 
 
 class SpatialMap(nn.Module):

@@ -1,7 +1,7 @@
 """The contract of every network: encode each modality alone, then decode any subset of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -87,6 +87,8 @@ class Output:
         weight: factor of the final prediction's loss.
         auxiliary: extra supervised predictions.
         penalties: named extra losses, already weighted, added as they are and logged by name.
+        watched: named values that are logged and teach nothing. `elbo/kl` is joined by the other
+            part of the bound.
         features: what was decoded; `forward` fills this in.
     """
 
@@ -94,8 +96,29 @@ class Output:
     weight: float = 1.0
     auxiliary: tuple[Auxiliary, ...] = ()
     penalties: dict[str, Tensor] = field(default_factory=dict)
+    watched: dict[str, Tensor] = field(default_factory=dict)
     embedding: Tensor | None = None
     features: Features | None = None
+
+
+@dataclass(eq=False)
+class Weigher:
+    """Pass weights of modalities on; a network asks for `listener` first, so that silence is free.
+
+    Weights are B×M×d×h×w, as coarse as they are, B×M where all voxels share them, or
+    B×M×E×d×h×w where each of E experts has its own. What they say of absent modalities is ignored.
+
+    Attributes:
+        kind: what they are, in a word: `attention`, `gates`.
+        level: which of `Features.levels` they weigh.
+        modality: the only one that is weighed, alone in its encoder; M is 1 then.
+        listener: takes them in the order of the batch; `decode` may tell one row after the other.
+    """
+
+    kind: str
+    level: int
+    modality: int | None = None
+    listener: Callable[[Tensor], None] | None = None
 
 
 class Backbone(nn.Module, ABC):
@@ -199,6 +222,18 @@ class Backbone(nn.Module, ABC):
     def anchors(self, features: Features) -> dict[int, Tensor]:
         """Give what the present modalities of a level are pulled to, B×C×d×h×w; by default none."""
         return {}
+
+    def weighers(self) -> tuple[Weigher, ...]:
+        """Name the places where modalities are weighed, for who asks; by default there are none.
+
+        A network that shares work between subsets tells each of these as often as without sharing.
+        """
+        return ()
+
+    @property
+    def is_heard(self) -> bool:
+        """Say whether somebody listens to the weights now."""
+        return any(weigher.listener for weigher in self.weighers())
 
     def check(self, image: Tensor, present: Tensor) -> None:
         """Refuse what no network can use, in words that say what would do."""

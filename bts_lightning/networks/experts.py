@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bts_lightning.networks.attention import attention_branch, to_tokens, to_volume
+from bts_lightning.networks.backbone import Weigher
 
 ExpertMemory = Literal["plain", "checkpoint", "chunked"]
 # Tokens that `chunked` treats at a time: with 6 experts of 256 about 0.4 GB in single precision.
@@ -61,32 +62,79 @@ class Experts(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Average over neighbours, then ask the experts that the gate chooses for each voxel (LAM)."""
+    """Look at other voxels, then ask the experts that the gate chooses for each voxel (LAM).
+
+    Args:
+        around: the other voxels as the mean of the neighbours, or by a table of all.
+        weigher: hears the gates.
+    """
 
     def __init__(
-        self, width: int, experts: Experts, *, gate: nn.Linear, top_k: int, renormalise: bool
+        self,
+        width: int,
+        experts: Experts,
+        *,
+        gate: nn.Linear,
+        top_k: int,
+        renormalise: bool,
+        around: nn.Module,
+        weigher: Weigher,
     ) -> None:
         super().__init__()
         self.top_k = top_k
         self.renormalise = renormalise
+        self.around = around
+        self.weigher = weigher
         self.before_average = nn.LayerNorm(width, eps=1e-6)
         self.before_experts = nn.LayerNorm(width, eps=1e-6)
         self.gate = gate
         self.experts = experts
 
-    def forward(self, x: Tensor, where: Tensor) -> Tensor:
+    def forward(self, x: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the voxels B×D×H×W×C, and how unevenly the experts were asked, B."""
         y = self.before_average(x)
-        # PoolFormer subtracts its input from the average; this network adds it. Zeros beyond the
-        # border count; padded here because the pooling itself refuses volumes below 3³.
-        padded = F.pad(y.movedim(-1, 1), (1,) * 6)
-        x = x + y + F.avg_pool3d(padded, 3, stride=1).movedim(1, -1)
+        # PoolFormer subtracts its input from the average; this network adds it.
+        x = x + y + self.around(y)
         y = self.before_experts(x) * where
-        gates = keep_largest((self.gate(y) * where).softmax(dim=-1), self.top_k)
+        shares = (self.gate(y) * where).softmax(dim=-1)
+        gates = keep_largest(shares, self.top_k)
+        uneven = imbalance(shares.flatten(1, 3), gates.flatten(1, 3), self.top_k)
         if self.renormalise:
             gates = gates / gates.sum(dim=-1, keepdim=True)
+        if self.weigher.listener:
+            self.weigher.listener(gates.movedim(-1, 1).unsqueeze(1))  # B 1 E D H W
         answers = self.experts(y.flatten(1, 3), gates.flatten(1, 3))
         mixed: Tensor = x + answers.view(x.shape)
-        return mixed
+        return mixed, uneven
+
+
+class Neighbours(nn.Module):
+    """Average over 3³ voxels, as the official code does; zeros beyond the border count."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Padded here because the pooling itself refuses volumes below 3³.
+        padded = F.pad(x.movedim(-1, 1), (1,) * 6)
+        return F.avg_pool3d(padded, 3, stride=1).movedim(1, -1)
+
+
+class GlobalPool(nn.Module):
+    """Scale and shift the mean of each channel by tables with an entry a voxel, as in the figure.
+
+    That is NestedFormer's linear layer from one mean to all voxels, which all channels share. The
+    table is stretched over grids of another size.
+    """
+
+    def __init__(self, grid: int) -> None:
+        super().__init__()
+        # The start of a linear layer with one input.
+        self.table = nn.Parameter(torch.empty(1, 2, grid, grid, grid).uniform_(-1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, table = x.shape[1:4], self.table
+        if size != table.shape[2:]:
+            table = F.interpolate(table, size=size, mode="trilinear")
+        scale, shift = table[0].to(x.dtype).unsqueeze(-1)  # D H W 1
+        return x.mean(dim=(1, 2, 3), keepdim=True) * scale + shift
 
 
 class GlobalModule(nn.Module):
@@ -102,8 +150,10 @@ class GlobalModule(nn.Module):
         plain_sum: bool,
         heads: int,
         grid: int,
+        weigher: Weigher,
     ) -> None:
         super().__init__()
+        self.weigher = weigher
         self.grid = (grid,) * 3
         self.top_k = top_k
         self.plain_sum = plain_sum
@@ -114,16 +164,21 @@ class GlobalModule(nn.Module):
         self.gate = gate
         self.experts = experts
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give B×C×D×H×W, and how unevenly the experts were asked, B."""
         size = tuple(x.shape[2:])
         tokens = to_tokens(self.project(x)) + self.positions_for(size)
         tokens = tokens + self.attend(tokens)
         y = self.before_experts(tokens)
-        return to_volume(tokens + self.experts(y, self.gates(y)), size)
+        logits = self.gate(y)
+        gates = self.gates(logits)
+        if self.weigher.listener:
+            self.weigher.listener(to_volume(gates, size).unsqueeze(1))  # B 1 E D H W
+        uneven = imbalance(logits.softmax(dim=-1), gates, self.top_k)
+        return to_volume(tokens + self.experts(y, gates), size), uneven
 
-    def gates(self, tokens: Tensor) -> Tensor:
+    def gates(self, logits: Tensor) -> Tensor:
         """Weigh the chosen experts of each token."""
-        logits = self.gate(tokens)
         values, indices = logits.topk(self.top_k, dim=-1)
         shares = values.softmax(dim=-1)
         if self.plain_sum:
@@ -137,6 +192,17 @@ class GlobalModule(nn.Module):
             return self.positions
         table = to_volume(self.positions, self.grid)
         return to_tokens(F.interpolate(table, size=size, mode="trilinear"))
+
+
+def imbalance(shares: Tensor, gates: Tensor, k: int) -> Tensor:
+    """Say for each sample how unevenly B×N×E gates choose k experts: 1 where all are asked alike.
+
+    The number of experts times the sum, over experts, of how often one is chosen and the mean of
+    its share: the load-balancing loss of Switch Transformers (Fedus et al. 2022), by sample, so
+    that a sample counts the same in any batch.
+    """
+    chosen = (gates.detach() > 0).to(shares.dtype).mean(dim=1) / k  # B E
+    return shares.shape[-1] * (chosen * shares.mean(dim=1)).sum(dim=-1)
 
 
 def keep_largest(shares: Tensor, k: int) -> Tensor:

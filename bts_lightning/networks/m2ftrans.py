@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.attention import SelfAttention, perceptron_branch, to_volume
-from bts_lightning.networks.backbone import Backbone, Features, Output, over
+from bts_lightning.networks.backbone import Backbone, Features, Output, Weigher, over
 from bts_lightning.networks.modules import Modules
 from bts_lightning.networks.presence import encode_each
 from bts_lightning.networks.pyramid import (
@@ -85,6 +85,7 @@ class M2FTrans(Backbone):
         self.fused_levels = tuple(range(DEEP + 1 + depth))
         tokens = (patch // self.divisor) ** 3
 
+        self.weigher = Weigher("attention", DEEP)
         self.encoders = nn.ModuleList(Encoder(widths) for _ in MODALITIES)
         self.positions = nn.ParameterList(torch.zeros(1, tokens, deepest) for _ in MODALITIES)
         self.fusion_positions = nn.Parameter(torch.zeros(1, tokens, deepest))
@@ -117,6 +118,10 @@ class M2FTrans(Backbone):
             states.append(tokens.mT.reshape(deep.shape))
         return *levels, *states
 
+    def weighers(self) -> tuple[Weigher, ...]:
+        """Tell how the fusion looks at each place, summed over its tokens and heads."""
+        return (self.weigher,)
+
     def decode(self, features: Features) -> Output:
         x, weights = self.fuse(features)
         states = [x]
@@ -148,6 +153,8 @@ class M2FTrans(Backbone):
             tokens, look = layer.fuse(tokens, modalities, features.present[level])
             looks.append(look)
         weights = torch.unflatten(looks[0].detach(), 2, size)
+        if self.weigher.listener:
+            self.weigher.listener(weights)
         # An alignment may fill an absent modality at a finer level alone.
         present = over(features.present[DEEP], weights)
         mean = torch.where(present, weights, 0).sum(dim=1, keepdim=True)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output, over
+from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output, Weigher, over
 from bts_lightning.networks.modules import Modules
 from bts_lightning.networks.presence import (
     Presence,
@@ -65,8 +65,12 @@ class MFI(Backbone):
         self.stems = Modules(Stem(*widths[:2]) for _ in MODALITIES)
         self.towers = Modules(Tower(widths) for _ in MODALITIES)
         self.heads = Modules(nn.Conv3d(width, out_channels, kernel_size=1) for _ in MODALITIES)
-        self.exchanges_down = Modules(Exchange(w) for w in inner)
-        self.exchanges_up = Modules(Exchange(w) for w in reversed(inner[:-1]))
+        self.exchanges_down = Modules(
+            Exchange(w, Weigher("exchange down", level)) for level, w in enumerate(inner, 1)
+        )
+        self.exchanges_up = Modules(
+            Exchange(inner[i], Weigher("exchange up", i + 1)) for i in reversed(range(STEPS))
+        )
         self.head = MeanHead(out_channels)
         self.coarse_heads = Modules(
             nn.Conv3d(w, out_channels, kernel_size=3, padding=1) for w in reversed(inner[:-1])
@@ -86,6 +90,10 @@ class MFI(Backbone):
             return levels
 
         return stack_pyramids(lambda m: None if is_nobody(flags.rows(m)) else stem(m))
+
+    def weighers(self) -> tuple[Weigher, ...]:
+        """Tell what towers take of each, averaged over channels and towers."""
+        return tuple(each.weigher for each in (*self.exchanges_down, *self.exchanges_up))
 
     def decode(self, features: Features) -> Output:
         return self.exchange(features, self.blanks(features))
@@ -220,8 +228,9 @@ class Residual(nn.Module):
 class Exchange(nn.Module):
     """Add to each tower a mean of all, weighted by what both show and whether the other is real."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, weigher: Weigher) -> None:
         super().__init__()
+        self.weigher = weigher
         self.relate = nn.Sequential(
             nn.Linear(4 * width, 2 * width), nn.LeakyReLU(0.01), nn.Linear(2 * width, width)
         )
@@ -230,6 +239,8 @@ class Exchange(nn.Module):
         """Take a map B×C×D×H×W of each tower, and B×M bool."""
         x = torch.stack(list(towers), dim=2)  # B C M D H W
         weights = self.weights(x, present)
+        if self.weigher.listener:
+            self.weigher.listener(weights.mean(dim=(1, 2)))
         # The map itself is added as one more source, so that one product does both.
         kept = torch.eye(len(towers), device=x.device)
         mixed = (weights + kept).to(x.dtype) @ x.flatten(3)  # B C M V

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Features, Output
+from bts_lightning.networks.backbone import Backbone, Features, Output, Weigher
+from bts_lightning.networks.modules import Modules
 from bts_lightning.networks.presence import encode_each, full_precision, without_autocast
 from bts_lightning.networks.pyramid import (
     Encoder,
@@ -53,7 +54,10 @@ class RFNet(Backbone):
         self.maps = nn.ModuleList(
             RegionMaps(w, out_channels, guided=w != widths[-1]) for w in widths
         )
-        self.fusions = nn.ModuleList(RegionFusion(w, out_channels) for w in widths)
+        self.fusions = Modules(
+            RegionFusion(w, out_channels, Weigher("attention", level))
+            for level, w in enumerate(widths)
+        )
         self.enlarge = nn.ModuleList(enlarging(2 * w, w) for w in widths[:-1])
         self.join = nn.ModuleList(joining(w) for w in widths[:-1])
         self.head = nn.Conv3d(width, out_channels, kernel_size=1)
@@ -67,6 +71,10 @@ class RFNet(Backbone):
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
         return encode_each(self.encoders, image)
+
+    def weighers(self) -> tuple[Weigher, ...]:
+        """Tell the weights of the regions, mixed at each voxel by their probabilities."""
+        return tuple(fusion.weigher for fusion in self.fusions)
 
     def decode(self, features: Features) -> Output:
         x: Tensor | None = None
@@ -108,8 +116,9 @@ class RegionMaps(nn.Module):
 class RegionFusion(nn.Module):
     """Weigh the modalities for each region by what they show there, and fuse the weighted sums."""
 
-    def __init__(self, width: int, regions: int) -> None:
+    def __init__(self, width: int, regions: int, weigher: Weigher) -> None:
         super().__init__()
+        self.weigher = weigher
         modalities = len(MODALITIES)
         self.weigh = nn.ModuleList(
             nn.Sequential(
@@ -124,7 +133,11 @@ class RegionFusion(nn.Module):
         self.shortcut = bottleneck(modalities * width, width, width // 2)
 
     def forward(self, modalities: Tensor, maps: Tensor) -> Tensor:
-        weights = self.weights(modalities, maps).to(modalities.dtype)  # B R M
+        weights = self.weights(modalities, maps)  # B R M
+        if self.weigher.listener:
+            mixture = maps / maps.sum(dim=1, keepdim=True).clamp_min(1e-12)  # B R D H W
+            self.weigher.listener(torch.einsum("brm,brdhw->bmdhw", weights, mixture))
+        weights = weights.to(modalities.dtype)
         # sum_m w·f·P = P · sum_m w·f, so no tensor of all modalities times all regions is needed.
         mixed = torch.matmul(weights, modalities.flatten(2)).view(
             *weights.shape[:2], *modalities.shape[2:]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Features, Output, over
+from bts_lightning.networks.backbone import Backbone, Features, Output, Weigher, over
 from bts_lightning.networks.modules import Modules
 from bts_lightning.networks.presence import (
     encode_each,
@@ -81,7 +81,9 @@ class RobustSeg(Backbone):
         widths = [width * 2**level for level in self.fused_levels]
         painted = [m for m in MODALITIES if reconstruction_weight]
         self.encoders = nn.ModuleList(Encoder(widths) for _ in MODALITIES)
-        self.fusions = nn.ModuleList(GatedFusion(w) for w in widths)
+        self.fusions = Modules(
+            GatedFusion(w, Weigher("gates", level)) for level, w in enumerate(widths)
+        )
         self.decoder = ModalityDecoder(widths, out_channels)
         self.styles = nn.ModuleList(StyleEncoder(width) for _ in painted)
         self.painters = Modules(Painter(widths, patch) for _ in painted)
@@ -113,6 +115,10 @@ class RobustSeg(Backbone):
             return contents
         styles = stack_pyramids(lambda m: [self.styles[m](image[:, m : m + 1])])
         return *contents, *styles, image.unsqueeze(2)
+
+    def weighers(self) -> tuple[Weigher, ...]:
+        """Tell the gates of each scale."""
+        return tuple(fusion.weigher for fusion in self.fusions)
 
     def decode(self, features: Features) -> Output:
         fused = [
@@ -146,15 +152,18 @@ class RobustSeg(Backbone):
 class GatedFusion(nn.Module):
     """Weigh each modality voxel by voxel, seeing all that are present, and fuse them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, weigher: Weigher) -> None:
         super().__init__()
+        self.weigher = weigher
         modalities = len(MODALITIES)
         self.gate = Unit(modalities * width, modalities)
         self.fuse = Unit(modalities * width, width, kernel=1)
 
     def forward(self, modalities: Tensor) -> Tensor:
-        gates = self.gate(modalities.flatten(1, 2)).sigmoid().unsqueeze(2)  # B M 1 D H W
-        fused: Tensor = self.fuse((gates * modalities).flatten(1, 2))
+        gates = self.gate(modalities.flatten(1, 2)).sigmoid()  # B M D H W
+        if self.weigher.listener:
+            self.weigher.listener(gates)
+        fused: Tensor = self.fuse((gates.unsqueeze(2) * modalities).flatten(1, 2))
         return fused
 
 

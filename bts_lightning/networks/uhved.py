@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES, SUBSETS
-from bts_lightning.networks.backbone import Backbone, Features, Output, over
+from bts_lightning.networks.backbone import Backbone, Features, Output, Weigher, over
 from bts_lightning.networks.hemis import Decoder, Encoder
 from bts_lightning.networks.presence import encode_each, full_precision, is_worth_sharing
 
@@ -67,6 +67,7 @@ class UHVED(Backbone):
         widths = [width * 2**level for level in self.fused_levels]
         halves = [w // 2 for w in widths]
         self.encoders = nn.ModuleList(Encoder(widths, widths) for _ in MODALITIES)
+        self.precisions = [Weigher("precision", level) for level in self.fused_levels]
         self.decoder = Decoder(halves, widths, out_channels)
         self.reconstructions = nn.ModuleList(
             Decoder(halves, widths, 1) for _ in MODALITIES if reconstruction_weight
@@ -97,14 +98,21 @@ class UHVED(Backbone):
 
     def _fuse(self, features: Features, level: int) -> Tensor:
         x, present = features.levels[level], features.present[level]
-        mean, precision = posterior(*experts(x, present), present)
+        gaussians = experts(x, present)
+        mean, precision = posterior(*gaussians, present)
+        if listener := self.precisions[level].listener:
+            listener((gaussians[1] / precision.unsqueeze(1)).mean(dim=2))
         if self.training and self.fusion == "sample":
             mean = mean + torch.randn_like(mean) * (1 / precision + EPSILON).sqrt()
         return mean.to(x.dtype)
 
+    def weighers(self) -> tuple[Weigher, ...]:
+        """Tell the share of each modality in the precision of all; what is left is the prior's."""
+        return tuple(self.precisions)
+
     def decode_subsets(self, features: Features, subsets: Tensor) -> Tensor:
         """Compute once the Gaussians that are multiplied for all subsets of a case."""
-        if not is_worth_sharing(features.levels):
+        if self.is_heard or not is_worth_sharing(features.levels):
             return super().decode_subsets(features, subsets)
         everything = torch.ones_like(features.real)
         factors = [experts(features.levels[level], everything) for level in self.fused_levels]

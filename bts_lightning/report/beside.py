@@ -7,14 +7,17 @@ from typing import Any
 import pandas as pd
 
 from bts_lightning.errors import DataError
+from bts_lightning.modalities import MODALITIES
 from bts_lightning.report.table import KEYS, read_rows
 
 # The fact of the protocol that asks for it names it, and its files; these are its columns.
 BESIDE = {
     "lesions": (*KEYS, "mm3", "counts", "found", "dice", "hd95"),
     "calibration": (*KEYS, "area", "bin", "voxels", "probability", "truth"),
+    # Expert 0 is none; a modality a column.
+    "importance": (*KEYS, "kind", "level", "expert", *MODALITIES),
 }
-TEXT = (*KEYS, "area")
+TEXT = (*KEYS, "area", "kind")
 
 
 def asked_for(facts: Mapping[str, Any]) -> list[str]:

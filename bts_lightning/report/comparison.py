@@ -110,8 +110,9 @@ def _html(comparisons: Sequence[Comparison], pictures: Mapping[str, str]) -> str
                 f'<div class="scroll">{_grid(paired)}</div>'
             )
         parts.append("</section>")
-    title = f"Comparison of {len(comparisons) + 1} runs"
-    return page(title, "".join(parts), f"Reference: {comparisons[0].reference}")
+    references = list(dict.fromkeys(comparison.reference for comparison in comparisons))
+    title = f"Comparison of {len(comparisons) + len(references)} runs"
+    return page(title, "".join(parts), f"Reference: {', '.join(references)}")
 
 
 def _grid(paired: Paired) -> str:

@@ -59,11 +59,12 @@ LEFT_OUT: dict[str, object] = {
     "lesions": "not scored",
     "temperature": 1,
     "calibration": False,
+    "importance": False,
 }
 _SEAL, _TABLE = "checksum", "checksum_of_cases"
 # These are told in sentences, not in the list of facts.
 _TOLD = (
-    *("hd95", "empty", "lesions", "lesion_task", "calibration", "calibration_band"),
+    *("hd95", "empty", "lesions", "lesion_task", "calibration", "calibration_band", "importance"),
     *("cases", "subsets", "unscored"),
 )
 
@@ -104,7 +105,7 @@ def policy(protocol: Mapping[str, Any]) -> str:
     return (
         f"HD95 (“{distance}”) is {HD95.get(distance, 'not described here')}. "
         f"Empty regions (policy “{empty}”): {EMPTY.get(empty, 'not described here')}."
-        f"{_lesions(protocol)}{_calibration(protocol)}{_leak(protocol)}"
+        f"{_lesions(protocol)}{_calibration(protocol)}{_importance(protocol)}{_leak(protocol)}"
     )
 
 
@@ -151,6 +152,16 @@ def _leak(protocol: Mapping[str, Any]) -> str:
     """Say that cases were known to the networks; nothing if they were not."""
     seen = protocol.get("seen")
     return f" Leak: {seen}, so these scores are better than those of new patients." if seen else ""
+
+
+def _importance(protocol: Mapping[str, Any]) -> str:
+    """Say what a weight is averaged over; nothing if none is."""
+    if not protocol.get("importance"):
+        return ""
+    return (
+        " Weights of modalities are means over the voxels of a region in the truth; a case without "
+        "that region has none."
+    )
 
 
 def brief(protocol: Mapping[str, Any]) -> str:

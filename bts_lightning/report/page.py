@@ -20,7 +20,7 @@ from bts_lightning.modalities import (
     SHOWN_AS,
     subset_name,
 )
-from bts_lightning.report import calibration, grids, lesions, sections
+from bts_lightning.report import calibration, grids, importance, lesions, sections
 from bts_lightning.report.document import asset, shell
 from bts_lightning.report.embed import embed
 from bts_lightning.report.facts import brief, policy
@@ -44,7 +44,7 @@ def page(
     Args:
         summary: the table.
         slices: pictures of some cases.
-        beside: what an evaluation wrote beside its table: lesions, calibration.
+        beside: what an evaluation wrote beside its table: lesions, calibration, importance.
         dataset: whose published numbers stand beside ours; what the names of cases tell if empty.
         corrupt: also show the tables that are known to be wrong.
     """
@@ -72,9 +72,13 @@ def page(
             f'<a href="#{name}">{name.capitalize()}</a>'
             for name, column in (("lesions", "lesions"), ("calibration", "entropy"))
             if column in summary.table.rows
-        ),
+        )
+        + ('<a href="#weights">Weights</a>' if "importance" in beside else ""),
         "lesions": lesions.section(summary, beside.get("lesions")),
         "calibration": calibration.section(summary, beside.get("calibration")),
+        "importance": importance.section(
+            summary, beside.get("importance"), [one.case for one in slices]
+        ),
         "pictures": f"{count_cases(len(embedded))} with pictures in this file.",
         "metric_heads": "".join(
             f'<th scope="col">{escape(metric.heading)}</th>' for metric in summary.main

@@ -162,6 +162,33 @@ def reliability(bins: np.ndarray, region: str) -> str:
     return picture(right + 12, bottom + foot + 20, parts, label)
 
 
+def gates(lines: Sequence[tuple[str, np.ndarray]], heads: Sequence[str], region: str) -> str:
+    """Draw lines of squares, a group of experts under each head; an array is head × expert."""
+    side, top, left, gap = 12, 22, 126, 10
+    experts = lines[0][1].shape[1]
+    limit = np.nanmax([1e-6, *(np.nanmax(values, initial=0) for _, values in lines)])
+    wide = side * experts + gap
+    parts = [text(left + wide * h, top - 8, head, "dim") for h, head in enumerate(heads)]
+    for row, (title, values) in enumerate(lines):
+        y = top + row * (side + 2) + (6 if row else 0)
+        short = title if len(title) < 19 else f"…{title[-17:]}"
+        parts.append(titled(title, text(left - 8, y + 10, short, "" if row else "head", "end")))
+        for h, head in enumerate(heads):
+            told = ", ".join(f"{v:.2f}" if np.isfinite(v) else "–" for v in values[h])
+            squares = (
+                f'<rect x="{left + wide * h + side * e}" y="{y}" width="{side - 1}" '
+                f'height="{side - 1}" fill="{COLOURS[region]}" '
+                f'fill-opacity="{max(0.04, v / limit):.2f}"/>'
+                for e, v in enumerate(values[h])
+                if np.isfinite(v)
+            )
+            parts.append(titled(f"{title}, {head}: {told}", *squares))
+    height = top + len(lines) * (side + 2) + 8
+    # As wide as with a group a modality, so that squares have one size.
+    width = left + wide * len(MODALITIES)
+    return picture(width, height, parts, f"{region}: gates by patient and expert")
+
+
 def marks(subset: str, x: float, y: float) -> str:
     """Draw a subset as four circles, filled where the modality is there."""
     circles = (

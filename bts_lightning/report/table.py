@@ -11,7 +11,13 @@ import pandas as pd
 from bts_lightning.errors import DataError, UserError
 from bts_lightning.files import regular
 from bts_lightning.metrics.table import COUNTS, METRICS, TABLE, VOLUMES, Metric
-from bts_lightning.modalities import REGION_WORDS, SUBSETS, parse_subset, subset_name
+from bts_lightning.modalities import (
+    MODALITIES,
+    REGION_WORDS,
+    SUBSETS,
+    parse_subset,
+    subset_name,
+)
 
 KEYS = ("case", "subset", "region")
 PATIENT = "patient"
@@ -22,8 +28,8 @@ _SCAN = re.compile(
 VALUES = (*METRICS, *VOLUMES, *COUNTS)
 # What a table always had; metrics that came later may be absent.
 NEEDED = (*KEYS, "dice", "hd95", *VOLUMES)
-# The sum of probabilities, of a file beside the table, is no number where one of them is none.
-MISSING = {column: ["", "nan", "NaN"] for column in (*VALUES, "probability")}
+# Files beside the table have the sum of probabilities, and weights of modalities.
+MISSING = {column: ["", "nan", "NaN"] for column in (*VALUES, "probability", *MODALITIES)}
 SUBSET_NAMES: tuple[str, ...] = tuple(subset_name(subset) for subset in SUBSETS)
 
 

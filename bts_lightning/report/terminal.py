@@ -27,20 +27,26 @@ def compare_evaluations(
     out: Path | None = None,
     console: Screen | None = None,
     metrics: Sequence[str] | None = None,
-) -> None:
-    """Compare evaluations in the main metrics, or in these; print, and write files below `out`."""
+    groups: Sequence[Sequence[Evaluation]] | None = None,
+) -> list[Comparison]:
+    """Compare evaluations in the main metrics, or in these; print, and write files below `out`.
+
+    The first is the reference, or the first of each group.
+    """
     if out is not None and out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder, for table and figures")
-    for other in evaluations[1:]:
-        check_comparable(evaluations[0], other)
+    pairs = [(first, other) for first, *others in groups or [evaluations] for other in others]
+    for first, other in pairs:
+        check_comparable(first, other)
     chosen = _choose(evaluations, metrics)
-    comparisons = [_against(evaluations[0], other, chosen) for other in evaluations[1:]]
+    comparisons = [_against(first, other, chosen) for first, other in pairs]
     console = console or Screen(soft_wrap=False)
     for comparison in comparisons:
         _print(comparison, console)
     if out is not None:
         page = write_comparison(out, comparisons)
         console.print(f"Tables and figures: {page}")
+    return comparisons
 
 
 def _choose(evaluations: Sequence[Evaluation], names: Sequence[str] | None) -> list[Metric]:

@@ -12,7 +12,7 @@ from bts_lightning.config import build
 from bts_lightning.data.cache.prepare import CachedCase, prepare
 from bts_lightning.data.cache.ready import ReadyCase
 from bts_lightning.errors import ConfigError, DataError
-from bts_lightning.inference import Protocol
+from bts_lightning.inference import Importance, Protocol
 from bts_lightning.inference.ensemble import Member, View, each_of_all, shared_loss
 from bts_lightning.modalities import Subset
 from bts_lightning.runs.opening import OpenRun, check_scheme, load_task
@@ -21,7 +21,7 @@ from bts_lightning.runs.temperature import with_temperature
 # What is done to the mean, and how it is scored; all else each network has for itself.
 _SHARED = (
     *("chosen_subsets", "draw", "et_minimum", "et_small", "component_minimum"),
-    *("lesions", "lesion_task", "calibration", "hd95", "empty", "leak", "naive"),
+    *("lesions", "lesion_task", "calibration", "importance", "hd95", "empty", "leak", "naive"),
 )
 
 
@@ -90,15 +90,25 @@ class Ensemble(LightningModule):
         return [own[recipe] for recipe in self.recipes]
 
     def each_subset(
-        self, cases: Sequence[ReadyCase], subsets: Sequence[Subset]
+        self,
+        cases: Sequence[ReadyCase],
+        subsets: Sequence[Subset],
+        importance: Importance | None = None,
     ) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
         """Yield label map and probabilities of each subset; `cases` are one, as each wants it."""
         views = views_of(cases)
-        return each_of_all(self.members, views, cases[0].available, subsets, self.device)
+        return each_of_all(
+            self.members, views, cases[0].available, subsets, self.device, importance
+        )
 
     def _check(self) -> None:
         """Refuse runs whose probabilities have no mean, or whose mean would be read in two ways."""
         first, recipe = self.members[0], self.recipes[0]
+        if first.protocol.importance and len(self.members) > 1:
+            raise ConfigError(
+                "evaluation.importance=true: each network of an ensemble weighs modalities its own "
+                "way; evaluate each run by itself, or leave it out"
+            )
         for one, member, other in zip(self.runs, self.members, self.recipes, strict=True):
             who = f"{self.runs[0].run} and {one.run}"
             schemes = [m.loss.scheme_name for m in (first, member)]

@@ -19,7 +19,10 @@ from bts_lightning.runs.jobs import is_evaluated, is_trained
 
 STUDIES = Path("studies")
 PART: Part = "test"
-SEVERAL = "name the experiments in one word, as: bts study \"rfnet a2fseg 'rfnet medmap'\""
+SEVERAL = (
+    "name the experiments in one word, as: bts study \"rfnet a2fseg 'rfnet medmap'\"; or pairs, a "
+    "word each: bts study \"rfnet 'rfnet medmap'\" \"mmformer 'mmformer medmap'\""
+)
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,21 @@ class Training:
         return self.run / "evaluation" / PART if is_evaluated(self.run, PART) else None
 
 
-def plan_study(args: argparse.Namespace) -> tuple[Path, list[Training]]:
-    """List the trainings of a study, after all that can be wrong with them was looked for."""
+def plan_study(args: argparse.Namespace) -> tuple[Path, list[Training], list[list[str]]]:
+    """List the trainings of a study, after all that can be wrong with them was looked for.
+
+    Last come the names of its experiments, those of each word by themselves: the first of them is
+    the reference of the others.
+    """
     overrides = [word for word in args.words if is_override(word)]
-    given, *others = [word for word in args.words if word not in overrides] or [""]
-    if not given.strip():
+    words = [word for word in args.words if word not in overrides]
+    if not words or not all(word.strip() for word in words):
         raise UserError(SEVERAL)
-    if others:
-        raise UserError(f"{others[0]} is no key=value; {SEVERAL}")
+    given = [_experiments(word) for word in words]
+    if len(words) > 1:
+        for word, groups in reversed(list(zip(words, given, strict=True))):
+            if len(groups) == 1:
+                raise UserError(f"{word} is no key=value; {SEVERAL}")
     for word in overrides:
         key = word.lstrip("-").partition("=")[0]
         if key == "seed" or (key == "data.split" and args.folds):
@@ -59,13 +69,12 @@ def plan_study(args: argparse.Namespace) -> tuple[Path, list[Training]]:
         raise UserError(f"--seeds is {args.seeds}; give 1 or more")
     if args.folds is not None and args.folds < 3:
         raise UserError(f"--folds is {args.folds}; one tests, one validates, so give 3 or more")
-    try:
-        experiments = [tuple(group.split()) for group in shlex.split(given)]
-    except ValueError:
-        raise UserError(f"{given}: a quote is not closed; {SEVERAL}") from None
+    for word, groups in zip(words, given, strict=True):
+        if len({_file_name("+".join(group)) for group in groups}) < len(groups):
+            raise UserError(f"{word}: an experiment stands there twice")
+    # Two words may share one, as a reference.
+    experiments = list(dict.fromkeys(group for groups in given for group in groups))
     names = [_file_name("+".join(group)) for group in experiments]
-    if len(set(names)) < len(names):
-        raise UserError(f"{given}: an experiment stands there twice")
     for group in experiments:
         config = configuration.load([*group, *overrides], allow=args.allow)
         configuration.check(config, supplied=configuration.SUPPLIED)
@@ -83,7 +92,15 @@ def plan_study(args: argparse.Namespace) -> tuple[Path, list[Training]]:
         for group in experiments
         for fold in (range(1, args.folds + 1) if args.folds else [None])
     ]
-    return folder, trainings
+    return folder, trainings, [["+".join(group) for group in groups] for groups in given]
+
+
+def _experiments(word: str) -> list[tuple[str, ...]]:
+    """Take a word apart into experiments, each of one or several words."""
+    try:
+        return [tuple(group.split()) for group in shlex.split(word)]
+    except ValueError:
+        raise UserError(f"{word}: a quote is not closed; {SEVERAL}") from None
 
 
 def _training(

@@ -1,7 +1,7 @@
 """The end of a study: one table of means and deviations, and paired tests over all cases."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from bts_lightning.errors import UserError
 from bts_lightning.metrics.table import Metric
 from bts_lightning.modalities import REGIONS, marked
+from bts_lightning.report.comparison import Comparison, cell
 from bts_lightning.report.document import Document, Sheet
 from bts_lightning.report.evaluations import Evaluation
 from bts_lightning.report.facts import policy, read_protocol
@@ -21,6 +22,7 @@ from bts_lightning.report.screen import Screen
 from bts_lightning.report.statistics import groups, mean
 from bts_lightning.report.table import KEYS, PATIENT, VALUES, EvaluationTable
 from bts_lightning.report.terminal import compare_evaluations
+from bts_lightning.study.bound import bound_sheets, read_curves
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class Outcome:
     fold: int | None
     table: EvaluationTable
     protocol: dict[str, Any]
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, experiment: str, seed: int, fold: int | None, folder: Path) -> "Outcome":
-        """Read an evaluation folder."""
-        return cls(experiment, seed, fold, EvaluationTable.read(folder), read_protocol(folder))
+        """Read an evaluation folder, and the curves of its run."""
+        table, protocol = EvaluationTable.read(folder), read_protocol(folder)
+        return cls(experiment, seed, fold, table, protocol, read_curves(folder.parent.parent))
 
     def means(self, metric: Metric) -> np.ndarray:
         """Give the mean over cases for each subset and region, in printed units."""
@@ -44,11 +48,17 @@ class Outcome:
 
 
 def write_study(
-    folder: Path, results: Sequence[Outcome], planned: int, console: Screen, published: str = ""
+    folder: Path,
+    results: Sequence[Outcome],
+    planned: int,
+    console: Screen,
+    published: str = "",
+    groups: Sequence[Sequence[str]] = (),
 ) -> Path:
     """Print the table and the comparisons; write study.md, study.html and comparison/.
 
-    `published` names the source of averages that stand beside ours.
+    `published` names the source of averages that stand beside ours; `groups` the experiments that
+    are compared with their first, by default all.
     """
     if len({(result.table.subsets, result.table.regions) for result in results}) > 1:
         raise UserError(
@@ -63,13 +73,30 @@ def write_study(
         console.print(f"{sheet.title}: {'; '.join(' '.join(row) for row in sheet.rows)}")
     for line in said:
         console.print(line)
-    evaluations = pooled(results)
-    if len(evaluations) > 1:
-        compare_evaluations(evaluations, folder / "comparison", console)
+    evaluations = {e.name: e for e in pooled(results)}
+    named = groups or [list(_by_experiment(results))]
+    done = [[evaluations[name] for name in group if name in evaluations] for group in named]
+    # Without its reference nobody is compared.
+    paired = [
+        mine
+        for group, mine in zip(named, done, strict=True)
+        if len(mine) > 1 and mine[0].name == group[0]
+    ]
+    links = {}
+    if paired:
+        out = folder / "comparison"
+        all_of_them = list({e.name: e for group in paired for e in group}.values())
+        comparisons = compare_evaluations(all_of_them, out, console, groups=paired)
+        gains = _gains(comparisons)
+        beside.insert(0, gains)
+        links = {"Paired tests": "comparison/comparison"}
+        for row in gains.rows if len(comparisons) > 1 else ():
+            told = ", ".join(f"{h} {c}" for h, c in zip(gains.heads[1:], row[1:], strict=True))
+            console.print(f"{row[0]}: {told}")
+    curves = {name: [r.curves for r in of] for name, of in _by_experiment(results).items()}
     first, *others = _sheets(results)
-    several = len(_by_experiment(results)) > 1
-    links = {"Paired tests": "comparison/comparison"} if several else {}
-    page = Document("Study", said, [first, *beside, *others], links).write(folder / "study")
+    sheets = [first, *beside, *bound_sheets(named, curves), *others]
+    page = Document("Study", said, sheets, links).write(folder / "study")
     console.print(f"study   {page}")
     return page
 
@@ -200,6 +227,21 @@ def _published(source: str, results: Sequence[Outcome]) -> Sheet:
     ]
     heads = ["method", *(f"{region} Dice %" for region in REGIONS), "data set", "split", "quality"]
     return Sheet(f"{source}, mean over 15 subsets", heads, cells, [*notes, WARNING])
+
+
+def _gains(comparisons: Sequence[Comparison]) -> Sheet:
+    """Write what each experiment gains against its reference, as the mean over all subsets."""
+    metrics, rows = comparisons[0].metrics, []
+    for comparison in comparisons:
+        cells = [comparison.title]
+        for paired in comparison.metrics:
+            _, _, line, corrected = list(paired.rows())[len(paired.subsets)]
+            cells += [cell(line, corrected, r) for r in range(len(paired.regions))]
+        rows.append(cells)
+    heads = ["pair", *(f"{region} {m.metric.difference}" for m in metrics for region in m.regions)]
+    notes = ["Paired by case, [95 % interval]; * as in the paired tests."]
+    count = len(metrics[0].subsets)
+    return Sheet(f"Paired gain, mean over {count} subsets", heads, rows, notes)
 
 
 def _subset_rows(results: Sequence[Outcome], metric: Metric, region: int) -> list[list[str]]:

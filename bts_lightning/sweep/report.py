@@ -9,8 +9,9 @@ import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from bts_lightning.report.curves import draw_curves
 from bts_lightning.report.document import Document, Sheet
-from bts_lightning.sweep.plots import draw_choices, draw_curves, draw_points, draw_shares
+from bts_lightning.sweep.plots import draw_choices, draw_points, draw_shares
 from bts_lightning.sweep.space import Parameter
 from bts_lightning.sweep.store import Store, number_of
 

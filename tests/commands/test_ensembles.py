@@ -188,6 +188,7 @@ def test_wrong_words_about_several_runs_are_one_line(
 ) -> None:
     one, two, _ = three
     assert "is given twice" in refused([one, two, one.resolve()], capsys)
+    assert "weighs modalities" in refused([one, two, "evaluation.importance=true"], capsys)
     file = next((one / "checkpoints").iterdir())
     assert "each has its own" in refused([one, two, "--checkpoint", file], capsys)
     assert "is for several runs" in refused([one, "--seen"], capsys)

@@ -15,8 +15,10 @@ from bts_lightning.commands.compare import compare
 from bts_lightning.commands.evaluate import evaluate
 from bts_lightning.data.phantom.write import write_phantom
 from bts_lightning.errors import UserError
+from bts_lightning.modalities import MODALITIES, parse_subset
 from bts_lightning.report.write import write_report
 from bts_lightning.runs.checkpoints import read_checkpoint
+from tests.tiny_training import TINY, the_run
 
 
 @pytest.fixture
@@ -195,6 +197,46 @@ def test_calibration_is_measured_where_the_protocol_says_so(run: Path) -> None:
     compare([folder, plain])
     with pytest.raises(UserError, match=r"without ece; .* evaluation\.calibration=true"):
         compare([folder, plain], metrics=["ece"])
+
+
+def test_a_network_without_weights_is_not_asked_for_them(run: Path) -> None:
+    words = ["evaluation.subsets=[t1c+flair, t2]"]
+    folder = evaluate(run, device="cpu", words=[*words, "evaluation.importance=true"])
+    assert (folder / "importance.csv").read_text() == (
+        "case,subset,region,kind,level,expert,t1,t1c,t2,flair\n"
+    )
+    assert "UHeMIS does not weigh its modalities" in (folder / "report.html").read_text()
+    plain = evaluate(run, device="cpu", name="plain", words=words)
+    pd.testing.assert_frame_equal(table(folder), table(plain))
+
+
+@pytest.mark.slow
+def test_attention_is_written_down_for_each_case_subset_and_region(
+    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *TINY, f"data.root={phantom}", "evaluation.subsets=null"]) == 0
+    words = ["evaluation.importance=true", "evaluation.overlap=0.5"]
+    folder = evaluate(the_run(), device="cpu", words=words)
+    told, rows = pd.read_csv(folder / "importance.csv"), table(folder)
+    keys = ["case", "subset", "region"]
+    pd.testing.assert_frame_equal(told[keys], rows[keys])
+    present = np.array([parse_subset(name) for name in told.subset])
+    weights = told[list(MODALITIES)].to_numpy()
+    is_there = rows.true_ml.to_numpy() > 0
+    assert (weights[is_there][~present[is_there]] == 0).all()
+    np.testing.assert_allclose(weights[is_there].sum(axis=1), 1, atol=3e-6)
+    assert np.isnan(weights[~is_there]).all()
+    assert "What the network weighs" in (folder / "report.html").read_text()
+    # Whoever takes away its rows gets them again, the same.
+    before = (folder / "importance.csv").read_bytes()
+    next((folder / "importance").iterdir()).unlink()
+    (folder / "cases.csv").unlink()
+    evaluate(the_run(), device="cpu", words=words)
+    assert (folder / "importance.csv").read_bytes() == before
+    naive = evaluate(the_run(), device="cpu", name="naive", words=[*words, "evaluation.naive=true"])
+    again = pd.read_csv(naive / "importance.csv")
+    pd.testing.assert_frame_equal(told, again, rtol=0, atol=1e-5)
 
 
 def test_a_temperature_is_fitted_on_validation_cases_and_kept_with_the_run(

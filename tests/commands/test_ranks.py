@@ -221,13 +221,15 @@ def test_the_table_does_not_depend_on_the_ranks_nor_on_an_interruption(
 ) -> None:
     monkeypatch.chdir(two_ranks)
     run = the_run(two_ranks)
-    words = ["evaluate", str(run), "--part", "train"]
+    words = ["evaluate", str(run), "--part", "train", "evaluation.importance=true"]
     bts(*words, "--name", "two", *TWO, folder=two_ranks)
     alone = ["trainer.devices=1", "trainer.strategy=auto"]
     assert main([*words, "--name", "one", *alone]) == 0
     one, two = (pd.read_csv(run / "evaluation" / name / "cases.csv") for name in ("one", "two"))
     pd.testing.assert_frame_equal(one, two)
     assert not two.duplicated(["case", "subset", "region"]).any()
+    told = [(run / "evaluation" / n / "importance.csv").read_bytes() for n in ("one", "two")]
+    assert told[0] == told[1]
     (run / "evaluation" / "one").rename(run / "evaluation" / "cut")
     for file in sorted((run / "evaluation" / "cut" / "rows").iterdir())[::2]:
         file.unlink()

@@ -61,6 +61,7 @@ def test_every_region_is_trained_scored_reported_and_written_back(
     words = [*TINY, scheme, f"net.out_channels={len(regions)}", f"data.root={data}"]
     words += ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1"]
     words += ["evaluation.subsets=null", "evaluation.calibration=true"]
+    words += ["evaluation.importance=true"]
     assert train(*words, "evaluation.lesions=brats2024", f"evaluation.lesion_task={lesions}") == 0
     run = the_run()
     assert main(["evaluate", str(run), "--device", "cpu", "--predictions"]) == 0
@@ -73,7 +74,10 @@ def test_every_region_is_trained_scored_reported_and_written_back(
         ml = inside.sum() * np.prod(stored[str(case)].geometry.spacing) / 1000
         assert rows["true_ml"].to_numpy() == pytest.approx(ml, abs=1e-3)
     assert {"lesion_dice", "ece"} <= set(table.columns)
+    told = pd.read_csv(folder / "importance.csv")
+    assert list(told["region"][: len(regions)]) == list(regions)
     page = (folder / "report.html").read_text()
+    assert 'id="weights"' in page
     assert all(f"<h3>{region} " in page for region in regions)
     # What is written has the numbers of the files that it is compared with.
     allowed = set(next(iter(stored.values())).geometry.file_values.values())

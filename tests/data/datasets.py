@@ -115,6 +115,13 @@ def write_brats2023(root: Path) -> Path:
     return root
 
 
+def write_brats_met(root: Path) -> Path:
+    """Metastases (BraTS-MET 2023): two scans of one patient and one of another; ET is 3."""
+    for seed, name in enumerate(("00001-000", "00001-001", "00002-000")):
+        write_case(root / f"BraTS-MET-{name}", style="modern", seed=seed, label=tumour((1, 2, 3)))
+    return root
+
+
 def write_brats2024(root: Path) -> Path:
     """After treatment: time points count from 100 and 4 is the resection cavity."""
     label = tumour((1, 2, 3))

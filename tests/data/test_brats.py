@@ -77,6 +77,18 @@ def test_time_points_belong_to_one_patient(tmp_path: Path) -> None:
     assert [case.patient for case in cases] == ["BraTS-GLI-00000"] * 2 + ["BraTS-GLI-00002"]
 
 
+def test_metastases_are_read(tmp_path: Path) -> None:
+    found = find_cases(datasets.write_brats_met(tmp_path))
+    assert found.layout == "BraTS 2023"
+    assert [case.patient for case in found.cases] == ["BraTS-MET-00001"] * 2 + ["BraTS-MET-00002"]
+    for seed, case in enumerate(found.cases):
+        volumes = read_volumes(case)
+        assert case.available == (True, True, True, True)
+        np.testing.assert_array_equal(volumes.images["t1c"], volume(4 * seed + 1))
+        assert volumes.label is not None
+        assert np.bincount(volumes.label.ravel()).tolist() == STORED
+
+
 def test_absent_modalities_are_no_fault(tmp_path: Path) -> None:
     write_case(tmp_path / "BraTS2021_00000", modalities=["t1c", "flair"], label=tumour())
     (case,) = find_cases(tmp_path).cases

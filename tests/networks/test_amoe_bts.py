@@ -11,7 +11,15 @@ from torch.nn import functional as F
 from bts_lightning.errors import ConfigError
 from bts_lightning.networks import experts as experts_module
 from bts_lightning.networks.amoe_bts import AMoEBTS, ModalityEncoder, Skip
-from bts_lightning.networks.experts import ExpertMemory, Experts, GlobalModule, keep_largest
+from bts_lightning.networks.backbone import Weigher
+from bts_lightning.networks.experts import (
+    ExpertMemory,
+    Experts,
+    GlobalModule,
+    GlobalPool,
+    imbalance,
+    keep_largest,
+)
 
 ALL = torch.ones(1, 4, dtype=torch.bool)
 
@@ -101,14 +109,16 @@ def test_gates_of_a_voxel_add_up_to_one_only_when_renormalised(renormalise: bool
 def global_module(*, plain_sum: bool) -> GlobalModule:
     torch.manual_seed(0)
     experts = Experts(4, 8, 16, dropout=0.0, memory="plain")
+    gate, weigher = nn.Linear(8, 4), Weigher("global gates", 4)
     return GlobalModule(
-        8, experts, gate=nn.Linear(8, 4), top_k=2, plain_sum=plain_sum, heads=2, grid=2
+        8, experts, gate=gate, top_k=2, plain_sum=plain_sum, heads=2, grid=2, weigher=weigher
     )
 
 
 def test_chosen_experts_are_weighted_by_their_share() -> None:
     module, tokens = global_module(plain_sum=False), torch.randn(1, 5, 8)
-    gates, logits = module.gates(tokens), module.gate(tokens)
+    logits = module.gate(tokens)
+    gates = module.gates(logits)
     for token in range(5):
         chosen = logits[0, token].topk(2)
         assert torch.equal(gates[0, token].nonzero().flatten(), chosen.indices.sort().values)
@@ -116,7 +126,7 @@ def test_chosen_experts_are_weighted_by_their_share() -> None:
 
 
 def test_plain_sum_counts_each_chosen_expert_once() -> None:
-    gates = global_module(plain_sum=True).gates(torch.randn(1, 5, 8))
+    gates = global_module(plain_sum=True).gates(torch.randn(1, 5, 4))
     torch.testing.assert_close(
         gates.sort(dim=-1).values, torch.tensor([0.0, 0, 1, 1]).expand(1, 5, 4)
     )
@@ -204,3 +214,59 @@ def test_absent_modalities_add_nothing_to_a_skip() -> None:
         assert (alone.selected(0)[:, 1:] == 0).all()
         assert (alone.selected(4)[:, 1:] == 0).all()
         assert not torch.equal(net.decode(alone).logits, net.decode(features).logits)
+
+
+def test_imbalance_is_one_when_all_are_asked_alike_and_largest_when_one_is() -> None:
+    alike = torch.full((1, 8, 4), 0.25)
+    in_turns = torch.eye(4).repeat(2, 1).unsqueeze(0)
+    assert imbalance(alike, in_turns, 1).tolist() == [1.0]
+    always_first = torch.eye(4)[:1].expand(2, 8, 4)
+    assert imbalance(always_first, always_first, 1).tolist() == [4.0, 4.0]
+    # Two of four: the first is chosen always, 0.6 of all; the second half of the time, 0.2.
+    shares = torch.tensor([[[0.6, 0.2, 0.1, 0.1]]]).expand(1, 4, 4)
+    gates = torch.tensor([[1.0, 1, 0, 0], [1, 0, 1, 0]]).repeat(2, 1).unsqueeze(0)
+    expected = 4 * (0.5 * 0.6 + 0.25 * 0.2 + 0.25 * 0.1)
+    assert imbalance(shares, gates, 2).item() == pytest.approx(expected)
+
+
+def test_load_balance_is_off_as_released_and_reaches_every_gate_when_on() -> None:
+    assert "balance" not in small().train()(image(), ALL).penalties
+    net = small(load_balance=0.01).train()
+    some = torch.tensor([[True, False, True, False]])
+    penalty = net(image(), some).penalties["balance"]
+    assert 0.005 < penalty.item() < 0.04
+    penalty.backward()
+    for name, weight in net.named_parameters():
+        if name.endswith("gate.weight"):
+            is_there = not re.match(r"encoders\.[13]", name)
+            assert weight.grad is not None
+            assert (weight.grad.abs().sum() > 0) == is_there, name
+    assert len(net.eval().encode(image(), ALL).levels) == 5
+
+
+def test_balance_does_not_depend_on_who_is_beside() -> None:
+    net = small(load_balance=1.0).train()
+    two = torch.cat([image(), 2 * image().flip(2)])
+    both = net(two, ALL.expand(2, -1)).penalties["balance"]
+    each = [net(two[i : i + 1], ALL).penalties["balance"] for i in range(2)]
+    torch.testing.assert_close(both, (each[0] + each[1]) / 2, rtol=1e-3, atol=0)
+
+
+def test_global_pool_scales_and_shifts_the_mean_of_each_channel() -> None:
+    pool = GlobalPool(2)
+    with torch.no_grad():
+        pool.table[0, 0], pool.table[0, 1] = 2.0, 1.0
+        x = torch.arange(16.0).view(1, 2, 2, 2, 2)  # the channels have the means 7 and 8
+        found = pool(x)
+        assert found[0, ..., 0].unique().tolist() == [15.0]
+        assert found[0, ..., 1].unique().tolist() == [17.0]
+        assert pool(torch.ones(1, 4, 4, 2, 3)).unique().tolist() == [3.0]  # another size
+
+
+def test_the_mixer_of_the_figure_has_a_table_for_each_layer() -> None:
+    net = small(mixer="globalpool")
+    tables = [p for name, p in net.named_parameters() if name.endswith("around.table")]
+    assert sorted({tuple(t.shape) for t in tables}) == [(1, 2, n, n, n) for n in (2, 4, 8, 16)]
+    assert len(tables) == 4 * 4 * 2
+    net.train()(torch.randn(1, 4, 48, 32, 32), ALL).logits.sum().backward()
+    assert all(t.grad is not None and t.grad.abs().sum() > 0 for t in tables)

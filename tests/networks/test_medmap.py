@@ -1,5 +1,6 @@
 """What is particular to MedMAP: the anchor, the pull, what stands in for absent modalities."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bts_lightning.errors import ConfigError
+from bts_lightning.losses import LabelLoss
 from bts_lightning.modalities import SUBSETS, Subset
 from bts_lightning.networks.backbone import Backbone, Features, Output
 from bts_lightning.networks.gmd import GMD
@@ -15,6 +17,7 @@ from bts_lightning.networks.medmap import MedMAP
 from bts_lightning.networks.mmformer import MMFormer
 from bts_lightning.networks.rfnet import RFNet
 from bts_lightning.networks.unet import UNet
+from bts_lightning.task import SegmentationTask
 from tests.networks.parts import build, image_for, networks
 
 # Every class of network that an experiment names and that keeps modalities apart.
@@ -52,9 +55,7 @@ def test_weights_are_equal_at_the_start() -> None:
     x = features(ALL)
     net = aligned()
     assert net.weights(0, x.levels[0]).tolist() == [[0.25] * 4]
-    torch.testing.assert_close(
-        net.mix(x.levels[0], net.weights(0, x.levels[0]), ALL), x.levels[0].mean(dim=1)
-    )
+    torch.testing.assert_close(net.mix(0, x.levels[0], ALL), x.levels[0].mean(dim=1))
 
 
 def test_equal_features_are_not_pulled() -> None:
@@ -224,6 +225,11 @@ def test_scaling_needs_learned_weights() -> None:
         aligned(anchor="fixed", scale_by_weight="official")
 
 
+def test_a_learned_anchor_must_learn() -> None:
+    with pytest.raises(ConfigError, match="keeps anchor=gaussian from learning"):
+        aligned(anchor="gaussian", detach_anchor=True)
+
+
 class Gated(UNet):
     """A finest level that is read where the one below says that a modality is there."""
 
@@ -251,6 +257,11 @@ def test_a_level_that_cannot_matter_is_refused_in_training(levels: Any, idle: in
 def test_an_average_of_one_modality_is_no_idle_level(anchor: Any) -> None:
     net = GMD(**GMD.small())
     MedMAP(net, anchor=anchor).train()(image_for(net), ONE, ALL)
+
+
+@pytest.mark.parametrize("anchor", ["standard_normal", "gaussian"])
+def test_an_anchor_of_zeros_is_no_idle_level_where_zeros_stand_in_anyway(anchor: Any) -> None:
+    aligned(anchor=anchor, levels="all").train()(torch.randn(1, 4, 16, 16, 16), SOME, ALL)
 
 
 # Around every network
@@ -370,3 +381,91 @@ def test_half_precision_stays_finite(dtype: torch.dtype) -> None:
         output = net(torch.randn(1, 4, 16, 16, 16), SOME, ALL)
     assert output.logits.isfinite().all()
     assert output.penalties["align"].isfinite()
+
+
+# The learned Gaussian, and what is only watched
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("kl", 0.5 * ((4 + 1) / 2 - 1 + math.log(2))),
+        ("likelihood", 0.5 * (4 / 2 + math.log(2))),
+        ("draft", 0.5 * (4 / 2 + 2)),
+    ],
+)
+def test_gaussian_pulls_by_its_variance(form: Any, expected: float) -> None:
+    net = aligned(anchor="gaussian", gaussian_pull=form).train()
+    with torch.no_grad():
+        net.means[0].fill_(1)
+        net.log_variances[0].fill_(math.log(2))
+    x = torch.full((1, 4, 4, 1, 1, 2), 3.0)  # 2 from the mean
+    x[:, [1, 3]] = float("nan")
+    filled, penalty = net.align(Features((x,), (SOME,), SOME))
+    assert penalty.item() == pytest.approx(expected)
+    assert (filled.levels[0][:, [1, 3]] == 1).all()
+    penalty.backward()  # type: ignore[no-untyped-call]
+    grad = net.means[0].grad
+    assert grad is not None
+    # The draft and both others: -(f - mu) / v, a fourth of it for each of four channels.
+    assert grad.tolist() == pytest.approx([-0.25] * 4)
+
+
+def test_gaussian_starts_as_the_standard_normal() -> None:
+    x = torch.randn(1, 4, 4, 3, 3, 3)
+    pulls = [
+        aligned(anchor=anchor).train().align(Features((x,), (SOME,), ALL))[1]
+        for anchor in ("gaussian", "standard_normal")
+    ]
+    torch.testing.assert_close(*pulls)
+
+
+def test_gaussian_has_the_channels_of_each_level() -> None:
+    net = MedMAP(MMFormer(**MMFormer.small()), levels="all", anchor="gaussian").train()
+    features = net.encode(image_for(net), ALL)
+    widths = [features.levels[level].shape[2] for level in net.aligned]
+    assert [len(mean) for mean in net.means] == widths
+    assert not any(p.is_meta for p in net.parameters())
+    net(image_for(net), SOME, ALL).penalties["align"].backward()
+    assert all(p.grad is not None for p in (*net.means, *net.log_variances))
+
+
+@pytest.mark.parametrize(("level", "elements"), [(0, 4), (1, 8 / 8)])
+def test_divergence_is_in_nats_a_voxel(level: int, elements: float) -> None:
+    output = aligned(levels=[level]).train()(torch.randn(1, 4, 16, 16, 16), SOME, ALL)
+    found, mean = output.watched["elbo/kl"], output.penalties["align"]
+    torch.testing.assert_close(found, mean.detach() * elements)
+    assert not found.requires_grad
+
+
+def test_watching_changes_nothing() -> None:
+    torch.manual_seed(0)
+    plain = RFNet(width=4).train()
+    net = MedMAP(plain, watch_only=True).train()
+    image = torch.randn(1, 4, 16, 16, 16)
+    output, alone = net(image, SOME, ALL), plain(image, SOME, ALL)
+    assert torch.equal(output.logits, alone.logits)
+    assert output.penalties == alone.penalties == {}
+    assert output.watched["elbo/kl"] > 0
+    assert net.anchors(net.encode(image, ALL)) == {}
+    assert not net.theta.requires_grad
+    net.eval()
+    assert torch.equal(net(image, SOME).logits, plain.eval()(image, SOME).logits)
+    assert net(image, SOME).watched == {}
+
+
+def test_both_parts_of_the_bound_are_kept_for_the_log_and_teach_nothing() -> None:
+    net = aligned(watch_only=True).train()
+    task = SegmentationTask(net, loss=LabelLoss(), optimizer=torch.optim.Adam)
+    label = torch.randint(4, (1, 16, 16, 16)).to(torch.uint8)
+    batch = {"image": torch.randn(1, 4, 16, 16, 16), "present": SOME, "available": ALL}
+    terms = task._step({**batch, "label": label})
+    assert not any(name.startswith("elbo") for name in terms)
+    parts = task.watched
+    torch.testing.assert_close(
+        parts["elbo/bound"], -parts["elbo/reconstruction"] - parts["elbo/kl"]
+    )
+    assert not any(part.requires_grad for part in parts.values())
+    plain = SegmentationTask(net.backbone, loss=LabelLoss(), optimizer=torch.optim.Adam)
+    plain._step({**batch, "label": label})
+    assert plain.watched == {}

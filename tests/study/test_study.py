@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bts_lightning.report.screen import Screen
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs import jobs, processes
 from bts_lightning.study import work
+from bts_lightning.study.bound import read_curves
 from bts_lightning.study.plan import Training, plan_study
 from bts_lightning.study.report import Outcome, mean_and_deviation, pooled, write_study
 from tests.report.synthetic import protocol, rows
@@ -52,6 +54,13 @@ def test_every_seed_meets_every_experiment_and_fold(here: Path):
     assert [training.seed for training in found] == [0] * 6 + [1] * 6
 
 
+def test_pairs_are_a_word_each_and_may_share_an_experiment(here: Path):
+    words = ["tiny wider", "tiny 'wider tiny'", "--seeds", "2", "--name", "x", "data.root=."]
+    _, trainings, groups = plan_study(parse(["study", *words]))
+    assert groups == [["tiny", "wider"], ["tiny", "wider+tiny"]]
+    assert [t.experiment for t in trainings] == ["tiny", "wider", "wider+tiny"] * 2
+
+
 def test_without_folds_the_experiment_says_how_to_split(here: Path):
     assert plan("tiny", "--seeds", "1")[0].words == ("tiny", "seed=0")
 
@@ -72,6 +81,9 @@ def test_without_folds_the_experiment_says_how_to_split(here: Path):
         (["tiny 'tiny wider"], "tiny 'tiny wider: a quote is not closed; name the experiments"),
         (["tiny", "data.root=gone"], "data.root is gone, which does not exist"),
         (["tiny tiny"], "stands there twice"),
+        (["tiny wider", "tiny 'tiny wider"], "a quote is not closed"),
+        (["tiny wider", "tiny"], "tiny is no key=value; name the experiments in one word"),
+        (["tiny wider", ""], "name the experiments in one word"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(here: Path, words: list[str], told: str):
@@ -246,6 +258,45 @@ def test_the_table_is_printed_and_written(tmp_path: Path):
     assert "| &lt;other>\\| | 6 |" in (tmp_path / "study.md").read_text()
     assert "<other>" not in (tmp_path / "study.html").read_text()
     assert (tmp_path / "comparison" / "comparison.html").is_file()
+
+
+def test_each_pair_has_its_gain_and_its_bound(tmp_path: Path):
+    dice = {"a": 0.5, "a+on": 0.6, "b": 0.7, "b+on": 0.65}
+    results = [
+        replace(
+            result(name, seed, None, constant(["x", "y"], value)),
+            curves={"reconstruction": [0.5, 0.4], "kl": [0.3, 0.1 + 0.2 * seed], "bound": [0, -1]}
+            if name == "a+on"
+            else {},
+        )
+        for seed in (0, 1)
+        for name, value in dice.items()
+    ]
+    groups, text = [["a", "a+on"], ["b", "b+on"]], StringIO()
+    screen = Screen(file=text, width=200, color_system=None)
+    write_study(tmp_path, results, 8, screen, groups=groups)
+    written = (tmp_path / "study.md").read_text()
+    assert "| a+on against a | +10.00 [10.00, 10.00] |" in written
+    assert "| b+on against b | −5.00 [−5.00, −5.00] |" in written
+    assert "b+on against b: WT Dice (points) −5.00" in " ".join(text.getvalue().split())
+    assert "against b" not in written.partition("a+on against a |")[0]
+    assert "| a+on | 2 | 0.4000 ± 0.0000 | 0.2000 ± 0.1414 | −1.0000 ± 0.0000 |" in written
+    page = (tmp_path / "study.html").read_text()
+    assert page.count("KL to the anchor over each epoch") == 1
+    assert "Bound over epochs: a+on" in page
+    compared = (tmp_path / "comparison" / "comparison.md").read_text()
+    assert "## b+on against b" in compared
+    assert "against a" in compared
+    assert "b against a" not in compared
+
+
+def test_the_curves_of_a_run_are_read_by_epoch(tmp_path: Path):
+    rows = ["step,metric,value"]
+    for epoch, kl in enumerate((0.5, 0.25)):
+        rows += [f"{epoch},train/elbo/kl,{kl}", f"{epoch},train/loss,9"]
+    write_whole(tmp_path / "logs" / "metrics.csv", "\n".join([*rows, ""]))
+    assert read_curves(tmp_path) == {"kl": [0.5, 0.25]}
+    assert read_curves(tmp_path / "none") == {}
 
 
 def test_a_training_of_a_study_imports_nothing_from_the_current_folder(here: Path):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.backbone import Weigher
 from bts_lightning.networks.layers import Block
 from bts_lightning.networks.presence import (
     Presence,
@@ -32,6 +33,7 @@ class ModalityAttention(nn.ModuleList):
         self.width = width
         # exp(sigmoid) cannot overflow.
         self.is_bounded = variant != "official"
+        self.weigher = Weigher("attention", level=0)
 
     def forward(
         self,
@@ -63,13 +65,25 @@ class ModalityAttention(nn.ModuleList):
         top = None if self.is_bounded else largest(scores, len(reference))
         total = full_precision(torch.zeros_like(reference))
         fused = torch.zeros_like(total)
+        heard: list[tuple[int, Rows, Tensor]] = []
         while scores:  # taken off, so that each is gone when it has been added
             m, rows, score = scores.pop(0)
             weight = score.exp() if top is None else (score - pick(top, rows)).exp_()
             own = presence.own(x[m], m)
             total = add_rows(total, rows, weight)
             fused = add_rows(fused, rows, weight * own)
+            if self.weigher.listener:
+                heard.append((m, rows, weight))
+        if self.weigher.listener:
+            self.weigher.listener(self.shares(heard, total))
         return (fused / total).to(reference.dtype) + tie
+
+    def shares(self, weights: Sequence[tuple[int, Rows, Tensor]], total: Tensor) -> Tensor:
+        """Give the weights of the softmax, averaged over channels, B×M×D×H×W."""
+        shares = total.new_zeros(len(total), len(self), *total.shape[2:])
+        for m, rows, weight in weights:
+            shares[:, m] = (spread(weight, rows, len(total)) / total).mean(dim=1)
+        return shares
 
 
 def scorer(width: int, variant: Variant) -> nn.Sequential:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.a2fseg.modality_attention import ModalityAttention, Score, Variant
 from bts_lightning.networks.a2fseg.subsets import MOST_BYTES, OwnTerms, SkipTerms, fuse_locally
-from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output, over
+from bts_lightning.networks.backbone import Auxiliary, Backbone, Features, Output, Weigher, over
 from bts_lightning.networks.layers import (
     Block,
     ContractingPath,
@@ -187,7 +187,7 @@ class A2FSeg(Backbone):
         finest = features.levels[0].unbind(dim=1)
         # For fewer subsets it is no less work, and large features would take gigabytes.
         many = len(subsets) > len(MODALITIES)
-        if many and self.fusion_decoder is None and self.refine is None:
+        if many and self.fusion_decoder is None and self.refine is None and not self.is_heard:
             shown = presence.present[0].cpu()
             return fuse_locally(self.attention, self.head, finest, shown).unsqueeze(1)
         score, skips = None, None
@@ -202,6 +202,10 @@ class A2FSeg(Backbone):
             return self.attend(finest, row, skips.reference(row), score)
 
         return torch.stack([self.head(fused(presence.row(i))) for i in range(len(subsets))])
+
+    def weighers(self) -> tuple[Weigher, ...]:
+        """Tell the attention, averaged over channels; an average has none."""
+        return () if self.attention is None else (self.attention.weigher,)
 
     def _modality_heads(self, features: Features) -> tuple[Auxiliary, ...]:
         own = features.original or features
