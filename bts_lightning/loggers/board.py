@@ -59,10 +59,11 @@ class Wandb(WandbLogger):
             os.environ.setdefault("WANDB_CONFIG_DIR", str(Path(save_dir).resolve()))
         self.run = Path(save_dir).resolve().parent
         self._known, self._scores = _read_identity(Path(save_dir) / IDENTITY)
-        fresh = {
+        chosen: dict[str, Any] = {
             "id": hashlib.sha256(str(self.run).encode()).hexdigest()[:12],
             "project": os.environ.get("WANDB_PROJECT", project),
             "entity": entity,
+            **self._known,
         }
         super().__init__(
             name=f"{self.run.parent.name}/{self.run.name}",
@@ -71,14 +72,14 @@ class Wandb(WandbLogger):
             resume="allow",
             group=group,
             tags=tags,
-            **(fresh | self._known),
+            **chosen,
         )
         self.panels, self.checkpoints = panels, checkpoints
         # The agent of a sweep has chosen these, and wandb complains when they are given again.
         self._in_sweep = "WANDB_SWEEP_ID" in os.environ
         if self._in_sweep:
-            for chosen in ("id", "project", "entity"):
-                self._wandb_init.pop(chosen)
+            for part in ("id", "project", "entity"):
+                self._wandb_init.pop(part)
             self._id = os.environ.get("WANDB_RUN_ID", self._id)
         # Lightning passes it on; wandb warns of it since 0.22.
         self._wandb_init.pop("anonymous", None)
@@ -171,8 +172,8 @@ class Wandb(WandbLogger):
             "evaluation",
             {key: facts.get(key) for key in told},
         )
-        for file in ("cases.csv", "protocol.json", "summary.md"):
-            made.add_file(str(folder / file))
+        for part in ("cases.csv", "protocol.json", "summary.md"):
+            made.add_file(str(folder / part))
         self.experiment.log_artifact(made)
         self._end()
 

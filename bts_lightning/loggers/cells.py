@@ -1,7 +1,8 @@
 """The cells of a validation, subset × metric × region, as one table and one picture."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -26,13 +27,13 @@ def cells_among(metrics: Mapping[str, float]) -> dict[str, tuple[str, str, str, 
 
 def table_of(
     cells: Mapping[str, tuple[str, str, str, float]],
-) -> tuple[list[str], list[list[str | float | None]]]:
+) -> tuple[list[str | int], list[Iterable[Any]]]:
     """Lay cells out with a subset a row; gives the heads and the rows."""
     values = {(subset, f"{metric} {region}"): v for subset, metric, region, v in cells.values()}
     columns = list(dict.fromkeys(column for _, column in values))
     subsets = [name for name in _NAMES if any(name == subset for subset, _ in values)]
     rows = [[name, *(values.get((name, column)) for column in columns)] for name in subsets]
-    return ["subset", *columns], rows
+    return ["subset", *columns], list(rows)
 
 
 def heat_map(cells: Mapping[str, tuple[str, str, str, float]]) -> Image.Image:
@@ -43,7 +44,7 @@ def heat_map(cells: Mapping[str, tuple[str, str, str, float]]) -> Image.Image:
     )
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
     for j, head in enumerate(heads[1:]):
-        pen.text((_HEADS + _WIDE * (j + 0.5), _HIGH / 2), head.split()[1], "black", font, "mm")
+        pen.text((_HEADS + _WIDE * (j + 0.5), _HIGH / 2), str(head).split()[1], "black", font, "mm")
     for i, (name, *values) in enumerate(rows, 1):
         pen.text((_HEADS - 6, _HIGH * (i + 0.5)), str(name), "black", font, "rm")
         for j, value in enumerate(values):

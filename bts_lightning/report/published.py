@@ -133,12 +133,16 @@ def rows(tables: Sequence[Published], subset: str = MEAN) -> list[Row]:
     worst = ("corrupt", "suspicious", "ok")
     return [
         Row(
-            *key,
+            method=group[0].method,
+            dataset=group[0].dataset,
+            split=group[0].split,
+            source=group[0].source,
+            metric=group[0].metric,
             quality=min((table.quality for table in group), key=worst.index),
             values={table.region: table.of(subset) for table in group},
             notes=tuple(dict.fromkeys(table.note for table in group if table.note)),
         )
-        for key, group in groups.items()
+        for group in groups.values()
     ]
 
 

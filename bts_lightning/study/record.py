@@ -165,7 +165,7 @@ def _provenance(run: Path) -> dict[str, Any]:
 def _overrides(study: Path) -> list[str]:
     """Take what all trainings share, but what names a place."""
     file = study / "study.yaml"
-    told = OmegaConf.load(file).get("overrides") if file.is_file() else []
+    told = OmegaConf.select(OmegaConf.load(file), "overrides") if file.is_file() else []
     # It is sent to others, who need not know folders and names of users.
     return [str(word) for word in told or () if "/" not in str(word)]
 
