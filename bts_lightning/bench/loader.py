@@ -78,7 +78,8 @@ def measure(args: argparse.Namespace) -> Result:
     plain = [ours(cases, args.patch, threads) for threads in (1, 2)]
     augmented = [ours_augmented(cases, args.patch, args.device, threads=2)]
     if not on_gpu:
-        plain.append(ours_as_subjects(cases, args.patch))
+        plain += [ours_as_subjects(cases, args.patch, copies=copies) for copies in (False, True)]
+        plain.append(theirs_on_subjects(cases, args.patch))
     crops: dict[str, Callable[[], object]] = {}
     if theirs and not on_gpu:
         # Not imported above: on a machine without peers ours can still be measured.
@@ -126,13 +127,12 @@ def ours(cases: list[Any], patch: int, threads: int) -> Contender:
     return Contender(name, begin, ahead=2 * max(2, threads) + BATCH)
 
 
-def ours_as_subjects(cases: list[Any], patch: int) -> Contender:
+def ours_as_subjects(cases: list[Any], patch: int, *, copies: bool = False) -> Contender:
     """Pass each patch through a TorchIO transform that does nothing, in two processes."""
 
     @contextmanager
     def begin() -> Iterator[Iterator[int]]:
-        torchio: Any = import_module("torchio")
-        nothing = torchio.RandomFlip(flip_probability=0)
+        nothing = _nothing()
         patches = PatchDataset(
             cases,
             samples=ENDLESS,
@@ -140,13 +140,41 @@ def ours_as_subjects(cases: list[Any], patch: int) -> Contender:
             foreground=FOREGROUND,
             transforms={"none": nothing},
         )
+        if copies:
+            patches.transforms = {"none": nothing}
         batches = iter(PatchLoader(patches, batch_size=BATCH, workers=2))
         try:
             yield (len(batch["case"]) for batch in batches)
         finally:
             batches.close()  # type: ignore[attr-defined]
 
-    return Contender("ours as TorchIO subjects, 2 processes", begin, ahead=6 * BATCH)
+    name = f"ours as TorchIO subjects{' with copies' if copies else ''}, 2 processes"
+    return Contender(name, begin, ahead=6 * BATCH)
+
+
+def theirs_on_subjects(cases: list[Any], patch: int, samples: int = 4) -> Contender:
+    """Let TorchIO read the very subjects that `data.subjects` gives, by its queue and loader."""
+    length = 4 * samples
+
+    @contextmanager
+    def begin() -> Iterator[Iterator[int]]:
+        torchio: Any = import_module("torchio")
+        subjects_of = import_module("bts_lightning.data.subjects").subjects_of
+        subjects = subjects_of((case, case.available) for case in cases * (ENDLESS // 10_000))
+        subjects.set_transform(_nothing())
+        sampler = torchio.UniformSampler(patch)
+        queue = torchio.Queue(subjects, length, samples, sampler, num_workers=2)
+        batches = iter(torchio.SubjectsLoader(queue, batch_size=BATCH, num_workers=0))
+        yield (len(batch["name"]) for batch in batches)
+        # The worker processes end with the last reference.
+        del batches
+
+    name = "TorchIO SubjectsLoader on data.subjects, 2 processes"
+    return Contender(name, begin, ahead=length, cycle=length)
+
+
+def _nothing() -> Any:
+    return import_module("torchio").RandomFlip(flip_probability=0)
 
 
 def ours_augmented(cases: list[Any], patch: int, device: torch.device, threads: int) -> Contender:

@@ -21,7 +21,7 @@ class PreemptedError(Exception):
 
 
 class Preemption(Checkpoint):
-    """Save the state between two steps when SIGTERM, SIGINT or Slurm's SIGUSR1 arrives, then stop.
+    """Save the state between two steps when SIGTERM, SIGINT, SIGHUP or Slurm's SIGUSR1 comes; stop.
 
     Lightning would save inside the signal handler, in the middle of a step: such a checkpoint does
     not continue bit for bit. After the last step of an epoch its validation is still done, because
@@ -40,12 +40,13 @@ class Preemption(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals; later than Lightning does."""
-        wanted = [signal.SIGTERM, signal.SIGINT]
+        wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
         if "SLURM_JOB_ID" in os.environ:
             wanted.append(signal.SIGUSR1)
         self.received = None
         self._steps = trainer.global_step
-        for number in wanted:
+        # What `nohup`, or `&` in a script, lets a training ignore stays ignored.
+        for number in (one for one in wanted if signal.getsignal(one) != signal.SIG_IGN):
             self._before[number] = signal.signal(number, self._note)
 
     def on_train_batch_end(

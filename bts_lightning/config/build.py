@@ -47,7 +47,15 @@ def load(
         >>> task = build(nodes["task"])
     """
     targets.allow(allow)
-    return reach.guarded(merge.merge(words, search))
+    return reach.guarded(merge.merge(words, search, _small))
+
+
+def _small(tree: merge.Tree) -> merge.Tree:
+    """Give the arguments that make a network small; one that does not say them keeps its own."""
+    check_names(tree)  # before torch is imported
+    target = tree["net"].get("_target_")
+    small = target and getattr(targets.find_class(target, "net._target_"), "small", None)
+    return dict(small()) if small else {}
 
 
 def check(

@@ -1,7 +1,7 @@
 """Find experiments and lay them over each other: files left to right, then overrides."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ SECTIONS: dict[str, str | None] = {
     "seed": None,
 }
 OPTIONAL = ("callbacks", "logger", "evaluation", "seed")
+# `smoke` asks with it for the sizes that the class of `net` gives as its smallest.
+SMALL = "_small_"
 # Sections that hold several named nodes; null takes one out again.
 MAPPINGS = ("callbacks", "logger")
 
@@ -36,8 +38,16 @@ _OVERRIDE = re.compile(r"-{0,2}([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
 Tree = dict[str, Any]
 
 
-def merge(words: Sequence[str], search: Sequence[Path] = SEARCH) -> Tree:
-    """Lay the files that the words name over each other, then the overrides among the words."""
+def merge(
+    words: Sequence[str],
+    search: Sequence[Path] = SEARCH,
+    sizes: Callable[[Tree], Tree] = lambda tree: {},
+) -> Tree:
+    """Lay the files that the words name over each other, then the overrides among the words.
+
+    Args:
+        sizes: gives those of the smallest network, once a file has asked for it.
+    """
     files: list[Path] = []
     overrides = [word for word in words if is_override(word)]
     for word in words:
@@ -50,7 +60,15 @@ def merge(words: Sequence[str], search: Sequence[Path] = SEARCH) -> Tree:
         difference = _read(file)
         difference.pop("extends", None)
         tree = _merge(tree, difference)
+    net = tree.get("net")
+    if isinstance(net, dict) and net.pop(SMALL, False):
+        tree = _merge(tree, {"net": _sizes_of(net, sizes(override(tree, overrides)))})
     return override(tree, overrides)
+
+
+def _sizes_of(net: Tree, sizes: Tree) -> Tree:
+    """Leave out what follows another key, as a patch that is that of the data."""
+    return {name: size for name, size in sizes.items() if "${" not in str(net.get(name, ""))}
 
 
 def override(tree: Tree, words: Sequence[str]) -> Tree:

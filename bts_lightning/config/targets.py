@@ -32,6 +32,7 @@ KINDS = (
     "lightning.pytorch.strategies.Strategy",
     "lightning.pytorch.profilers.Profiler",
     "torchio.Transform",
+    "torchio.data.PatchSampler",
     "torchmetrics.Metric",
     "bts_lightning.availability.Availability",
     "bts_lightning.data.transform.Transform",

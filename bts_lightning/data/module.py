@@ -1,6 +1,7 @@
 """The data of an experiment: cache, split, training batches, and whole cases for the rest."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from bts_lightning.data.cache.prepare import CachedCase, fingerprint, prepare
 from bts_lightning.data.cases import CaseLoader
 from bts_lightning.data.patches import Batch, PatchLoader, whole_steps
 from bts_lightning.data.samples import PatchDataset, triple
+from bts_lightning.data.sampling import TorchioSampler
 from bts_lightning.data.splits import PARTS, Part, Split, split_from
 from bts_lightning.data.transform import Transform
 from bts_lightning.errors import ConfigError
@@ -54,12 +56,14 @@ class BratsDataModule(LightningDataModule):
             epoch to epoch, so no case is left out by a short one.
         steps_per_epoch: the same in steps, whatever the number of devices.
         foreground: probability to centre a patch on a tumour voxel, its class drawn first.
+        sampler: a sampler of TorchIO in place of that, as a factory that takes the patch's size.
         flip: probability to mirror each axis.
         availability: which modalities a sample keeps.
         transforms: TorchIO transforms by name, on the CPU; null takes one out.
         augment: transforms of `data.augment` by name, on the device, or by the threads that read
             where that is the processor; null takes one out.
-        workers: threads that read patches (processes, where there are TorchIO transforms).
+        workers: threads that read patches, each with a process for TorchIO transforms.
+        seconds_per_transform: a TorchIO transform that takes longer for a patch ends the training.
         prefetch: batches read ahead.
         seed: of patches, availability and augmentation.
     """
@@ -81,11 +85,13 @@ class BratsDataModule(LightningDataModule):
         samples_per_epoch: int | None = None,
         steps_per_epoch: int | None = None,
         foreground: float = 0.0,
+        sampler: Callable[..., Any] | None = None,
         flip: float = 0.5,
         availability: Availability | None = None,
         transforms: Mapping[str, Callable[..., Any] | None] | None = None,
         augment: Mapping[str, Transform | None] | None = None,
         workers: int = 4,
+        seconds_per_transform: float = 30.0,
         prefetch: int = 2,
         seed: int = 0,
     ) -> None:
@@ -99,6 +105,7 @@ class BratsDataModule(LightningDataModule):
             "workers": (workers, 0),
             "prefetch": (prefetch, 1),
             "seed": (seed, 0),
+            "seconds_per_transform": (seconds_per_transform, 1),
         }
         for name, (value, lowest) in least.items():
             if value is not None and value < lowest:
@@ -112,11 +119,18 @@ class BratsDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.samples_per_epoch, self.steps_per_epoch = samples_per_epoch, steps_per_epoch
         self.foreground = probability("foreground", foreground)
+        if sampler and foreground:
+            raise ValueError(
+                f"foreground is {foreground}, and the sampler of TorchIO draws in its place; set"
+                " data.foreground=0 or data.sampler=null"
+            )
+        self.sampler = TorchioSampler(sampler, self.patch) if sampler else None
         self.flip = probability("flip", flip)
         self.availability = availability or Uniform15()
         self.transforms = transforms
         self.augment = Augment(augment or {})
         self.workers, self.prefetch, self.seed = workers, prefetch, seed
+        self.seconds_per_transform = seconds_per_transform
         self.cases: dict[str, CachedCase] = {}
         self.fingerprint = ""
         self._split: Split | None = None
@@ -182,6 +196,7 @@ class BratsDataModule(LightningDataModule):
             foreground=self.foreground,
             flip=self.flip,
             availability=self.availability,
+            sampler=self.sampler,
             transforms=self.transforms,
             reach=self.augment.reach,
         )
@@ -200,6 +215,7 @@ class BratsDataModule(LightningDataModule):
             # The trainer sets this one where mypy does not see it.
             frozen=trainer is not None and trainer.overfit_batches > 0,  # type: ignore[attr-defined]
             finished=self._finished if trainer is not None else None,
+            seconds_per_transform=self.seconds_per_transform,
             augment=self.augment.fill if here else None,
         )
 
@@ -217,14 +233,31 @@ class BratsDataModule(LightningDataModule):
 
     def case_dataloader(self, part: Part | Literal["all"]) -> "CaseLoader":
         """Deliver whole cases of one part of the split, each on one rank only."""
-        if part != "all" and part not in PARTS:
-            raise ConfigError(f"part is {part!r}; a split has {', '.join(PARTS)}, or take all")
-        names = sorted(self.cases) if part == "all" else getattr(self.split, part)
-        return CaseLoader([self.cases[name] for name in names], lambda: _place(self))
+        return CaseLoader(self._cases(part), lambda: _place(self))
+
+    def subjects(self, part: Part | Literal["all"]) -> Any:
+        """Give cases of one part as a `torchio.SubjectsDataset`, read when they are asked for.
+
+        Example:
+            >>> data.setup("fit")
+            >>> data.subjects("train")[0].plot()
+        """
+        # TorchIO takes a second to import.
+        module = import_module("bts_lightning.data.subjects")
+        return module.subjects_of(
+            (case, self.shows(case.name) if part == "train" else case.available)
+            for case in self._cases(part)
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Cast patches to float32 and augment them, on the device; leave whole cases alone."""
         return self.augment(batch) if "around" in batch else batch
+
+    def _cases(self, part: Part | Literal["all"]) -> list[CachedCase]:
+        if part != "all" and part not in PARTS:
+            raise ConfigError(f"part is {part!r}; a split has {', '.join(PARTS)}, or take all")
+        names = sorted(self.cases) if part == "all" else getattr(self.split, part)
+        return [self.cases[name] for name in names]
 
     def _prepared(self) -> list[CachedCase]:
         return prepare(

@@ -1,11 +1,11 @@
 """Training batches: threads read patches straight into them, a few batches ahead."""
 
-import signal
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from math import prod
 from typing import Any
@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from bts_lightning.data.samples import PatchDataset, Sample
-from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.data.transformed import transform_patch
+from bts_lightning.data.workers import Workers
+from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
 
 Batch = dict[str, Any]
@@ -43,7 +44,7 @@ class PatchLoader:
 
     The same samples come for any number of workers, and the batches of all ranks, put together in
     rank order, are those of one process with the larger batch. TorchIO transforms draw from torch's
-    global generator, which threads share, so with transforms the workers are processes.
+    global generator, which threads share, so each thread has them run by a process of its own.
 
     Args:
         patches: its length must be a whole number of steps.
@@ -54,6 +55,7 @@ class PatchLoader:
         frozen: show the first epoch again and again, to overfit.
         finished: tells how many batches of the running epoch are really done; a checkpoint written
             in the middle of a step must not skip the batch that was handed out for it.
+        seconds_per_transform: after them a TorchIO transform that has not returned ends all.
         augment: writes a sample over float32 arrays, augmented; else they come in float16, as they
             are read, with what lies `around` them.
 
@@ -73,6 +75,7 @@ class PatchLoader:
         pin: bool = False,
         frozen: bool = False,
         finished: Callable[[], int] | None = None,
+        seconds_per_transform: float = 30.0,
         augment: Callable[[Sample, Array, Array], None] | None = None,
     ) -> None:
         if len(patches) % (batch_size * world):
@@ -88,8 +91,7 @@ class PatchLoader:
         self.rank, self.world = rank, world
         self.pin, self.frozen = pin, frozen
         self._finished, self._augment = finished, augment
-        # In worker processes torch's loader does the pinning.
-        pin = pin and not patches.transforms
+        self._limit = seconds_per_transform
         self._float16, self._uint8 = _Memory(np.float16, pin=pin), _Memory(np.uint8, pin=pin)
         self._float32 = _Memory(np.float32, pin=pin)
         self.waited = 0.0
@@ -104,8 +106,7 @@ class PatchLoader:
         epoch, first = self._resume
         self._resume = (0, 0)
         self.sampler.given = first if epoch == self.sampler.epoch else 0
-        read = self._by_processes if self.patches.transforms else self._by_threads
-        batches = read(0 if self.frozen else self.sampler.epoch, self.sampler.given)
+        batches = self._read(0 if self.frozen else self.sampler.epoch, self.sampler.given)
         while True:
             asked = time.monotonic()
             batch = next(batches, None)
@@ -136,51 +137,44 @@ class PatchLoader:
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Read one batch here and now."""
-        batch, reads = self._begun(epoch, step)
+        transforms = self.patches.transforms
+        batch, reads = self._begun(
+            epoch, step, partial(transform_patch, transforms) if transforms else None
+        )
         for read in reads:
             read()
         return batch
 
-    def _by_threads(self, epoch: int, first: int) -> Iterator[Batch]:
+    def _read(self, epoch: int, first: int) -> Iterator[Batch]:
         steps = range(first, len(self))
         if self.workers == 0:
             yield from (self.batch(epoch, step) for step in steps)
             return
         ahead = max(self.prefetch, -(-self.workers // self.batch_size))
         waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="patches")
-        try:
+        with ExitStack() as stack:
+            transform = None
+            if self.patches.transforms:
+                transform = Workers(
+                    self.workers, self.patches.transforms, self.patches.largest(), self._limit
+                )
+            pool = ThreadPoolExecutor(self.workers, thread_name_prefix="patches")
+            stack.callback(pool.shutdown, cancel_futures=True)
+            if transform:
+                stack.callback(transform.close)  # first, or the threads would wait for them
             for step in steps:
                 # Cases are opened in this thread: NumPy reads a header as Python source, and Python
                 # 3.11 cannot parse in two threads at once (python/cpython#106905).
-                batch, reads = self._begun(epoch, step)
+                batch, reads = self._begun(epoch, step, transform)
                 waiting.append((batch, [pool.submit(read) for read in reads]))
                 if len(waiting) > ahead:
                     yield _read(*waiting.popleft())
             while waiting:
                 yield _read(*waiting.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
 
-    def _by_processes(self, epoch: int, first: int) -> Iterator[Batch]:
-        batches: DataLoader[Batch | UserError] = DataLoader(
-            _Epoch(self, epoch),
-            batch_size=None,
-            sampler=range(first, len(self)),
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_go_on_at_sigterm,
-            pin_memory=self.pin,
-            prefetch_factor=self.prefetch if self.workers else None,
-            # Its own generator: the default one would take numbers from the training's.
-            generator=torch.Generator(),
-        )
-        for batch in batches:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-
-    def _begun(self, epoch: int, step: int) -> tuple[Batch, list[Callable[[], None]]]:
+    def _begun(
+        self, epoch: int, step: int, transform: Callable[..., None] | None
+    ) -> tuple[Batch, list[Callable[[], None]]]:
         """Decide a batch, and what is left to do for each sample: to read it."""
         first = (step * self.world + self.rank) * self.batch_size
         samples = [self.patches.draw(epoch, first + i) for i in range(self.batch_size)]
@@ -201,7 +195,7 @@ class PatchLoader:
                 wide = self._float16.take((channels, *box.size)), self._uint8.take(box.size)
                 around.append({"image": wide[0], "label": wide[1], "centre": box.centre})
                 arrays = wide[0].numpy(), wide[1].numpy()
-            reads.append(partial(sample.fill, row, truth, arrays))
+            reads.append(partial(sample.fill, row, truth, arrays, transform))
         return {**_as_batch(samples, image, label), "around": around}, reads
 
 
@@ -251,30 +245,3 @@ class _Memory:
         view = memory[:count].reshape(shape)
         weakref.finalize(view, free.append, memory).atexit = False
         return torch.from_numpy(view)
-
-
-class _Epoch(Dataset[Batch | UserError]):
-    """One epoch as a map from step to batch, for the worker processes of torch's loader."""
-
-    def __init__(self, loader: PatchLoader, epoch: int) -> None:
-        self.loader, self.epoch = loader, epoch
-
-    def __getitem__(self, step: int) -> Batch | UserError:
-        try:
-            return self.loader.batch(self.epoch, step)
-        except UserError as error:
-            # Raised in a worker, it would reach the user wrapped in the worker's traceback.
-            return error
-
-
-def _go_on_at_sigterm(worker: int) -> None:
-    """Leave SIGTERM to the training, which needs its workers until it has saved its state.
-
-    Schedulers and sweeps send it to every process of a training, and torch's loader takes the death
-    of a worker for a failure.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

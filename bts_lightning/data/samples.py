@@ -4,7 +4,7 @@ import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from math import ceil, floor
+from math import ceil, floor, prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from bts_lightning.availability import Availability, Complete
 from bts_lightning.chance import generator, probability
 from bts_lightning.data.crop import Three, copy_box
-from bts_lightning.data.subjects import transform_patch
+from bts_lightning.data.sampling import TorchioSampler
 from bts_lightning.data.transform import Reach
+from bts_lightning.data.transformed import without_copies
 from bts_lightning.errors import ConfigError, DataError
 from bts_lightning.modalities import Subset
 
@@ -65,10 +66,15 @@ class Sample:
     flips: tuple[bool, bool, bool]
     volume: Array
     truth: Array
-    transforms: list[Any]
     around: "Box | None" = None
 
-    def fill(self, image: Array, label: Array, around: tuple[Array, Array] | None = None) -> None:
+    def fill(
+        self,
+        image: Array,
+        label: Array,
+        around: tuple[Array, Array] | None = None,
+        transform: Callable[[Array, Array, Subset, int, str], None] | None = None,
+    ) -> None:
         """Write the sample over `image` 4×D×H×W and `label` D×H×W, usually rows of a batch.
 
         A sample that has a box around it is that box, which goes to the two arrays of `around`; the
@@ -83,11 +89,12 @@ class Sample:
             if self.around is not None and around is not None:
                 image, label = around
                 self.copy(image, label, self.around.corner)
-            if self.transforms:
-                transform_patch(self.transforms, image, label, self.available, self.seed)
         except Exception as error:
             error.add_note(f"while reading a patch of case {self.case}")
             raise
+        if transform:
+            place = f"the patch at {self.corner} of case {self.case}"
+            transform(image, label, self.available, self.seed, place)
 
     def copy(self, image: Array, label: Array, corner: Three) -> None:
         """Read the box at `corner`, as large as the label."""
@@ -115,6 +122,7 @@ class PatchDataset:
         patch: edge length, or one length for each axis; what a volume lacks is zero around it.
         foreground: probability to centre the patch on a tumour voxel, its class drawn first.
         flip: probability to mirror each axis.
+        sampler: draws the place of a patch, in place of our own rule.
         transforms: TorchIO transforms by name, applied in this order to each patch.
         reach: tells from a sample's seed how far around its centre it must be read; None: as far as
             the patch goes.
@@ -130,6 +138,7 @@ class PatchDataset:
         foreground: float = 0.0,
         flip: float = 0.5,
         availability: Availability | None = None,
+        sampler: TorchioSampler | None = None,
         transforms: Mapping[str, Any] | None = None,
         reach: Callable[[int, Three], Reach | None] | None = None,
     ) -> None:
@@ -143,13 +152,22 @@ class PatchDataset:
         self.foreground = probability("foreground", foreground)
         self.flip = probability("flip", flip)
         self.availability = availability or Complete()
-        self.transforms = [each for each in (transforms or {}).values() if each is not None]
+        self._sampler = sampler
+        self.transforms = {
+            name: without_copies(each)
+            for name, each in (transforms or {}).items()
+            if each is not None
+        }
         self.reach = reach
         # Not a method: a cycle of references would keep the files open after the data set is gone.
         self._open = lru_cache(_cases_to_hold())(partial(_opened, self.cases))
 
     def __len__(self) -> int:
         return self.samples
+
+    def largest(self) -> int:
+        """Count the voxels of the largest volume or patch: no box is larger."""
+        return max(prod(self.patch), *(prod(case.image.shape[1:]) for case in self.cases))
 
     def case_of(self, epoch: int, index: int) -> ReadableCase:
         """Tell which case a sample shows."""
@@ -165,7 +183,12 @@ class PatchDataset:
         # 63 bits, because torch generators take a signed number.
         seed = int(generator(self.seed, epoch, index, "augment").integers(2**63 - 1))
         size = volume.shape[1:]
-        corner = self._corner(case, size, generator(self.seed, epoch, index, "crop"))
+        chance = generator(self.seed, epoch, index, "crop")
+        if self._sampler is None:
+            corner = self._corner(case, size, chance)
+        else:
+            place = int(chance.integers(2**63 - 1))
+            corner = self._sampler.corner(case.name, volume, truth, place)
         reach = self.reach(seed, self.patch) if self.reach else None
         return Sample(
             case=case.name,
@@ -176,7 +199,6 @@ class PatchDataset:
             flips=(d, h, w),
             volume=volume,
             truth=truth,
-            transforms=self.transforms,
             around=reach and _box_around(corner, self.patch, reach, size, (d, h, w)),
         )
 

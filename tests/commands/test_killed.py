@@ -2,6 +2,7 @@
 
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from bts_lightning.commands.fit import _is_first_of_two
 from bts_lightning.files import write_whole
 from bts_lightning.loggers import read_metrics
 from bts_lightning.runs.checkpoints import read_checkpoint
-from tests.tiny_training import TINY
+from tests.tiny_training import NOT_VALIDATED, TINY
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,3 +134,41 @@ def test_a_full_disk_is_one_line_and_leaves_whole_checkpoints(
     assert "no space left" in line.lower()
     for file in (the_run(small_disk) / "checkpoints").glob("*.ckpt"):
         read_checkpoint(file)
+
+
+@pytest.mark.slow
+def test_nohup_outlives_its_terminal_and_a_terminal_that_ends_saves(
+    phantom: Path, tmp_path: Path
+) -> None:
+    words = [*TINY, f"data.root={phantom}", "data.steps_per_epoch=40", "data.workers=1"]
+    words += ["trainer.limit_val_batches=0", "callbacks.best=null", "callbacks.subsets=null"]
+    for name, ignored in (("nohup", True), ("plain", False)):
+        folder = tmp_path / name
+        folder.mkdir()
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        process = start(folder, *words)
+        signal.signal(signal.SIGHUP, before)
+        wait_for_step(folder, process, 2)
+        process.send_signal(signal.SIGHUP)
+        _, printed = process.communicate(timeout=120)
+        assert process.returncode == (0 if ignored else 2), printed
+        assert ("stopped by SIGHUP" in printed) == (not ignored)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["head -n 1", "cat", "true"])
+def test_a_training_behind_a_pipe_says_no_more_than_its_lines(
+    reader: str, phantom: Path, tmp_path: Path
+) -> None:
+    words = [*TINY, *NOT_VALIDATED, f"data.root={phantom}", "trainer.max_epochs=3"]
+    training = shlex.join([sys.executable, "-m", "bts_lightning", "train", *words])
+    done = subprocess.run(
+        ["bash", "-c", f"{training} | {reader}; echo ${{PIPESTATUS[0]}}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == ("0" if reader == "cat" else "1")

@@ -37,6 +37,7 @@ MIXED = {
     "kd_unet": ["kd_unet", "no_distillation"],
     "medmap": ["uhemis", "medmap"],
     "missing_rates": ["uhemis", "missing_rates"],
+    "mri_artifacts": ["unet_small", "mri_artifacts"],
     "no_alignment": ["unet_small", "adaptor", "no_alignment"],
     "no_distillation": ["kd_unet", "no_distillation"],
     "nnunet": ["rfnet", "nnunet"],

@@ -9,7 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from bts_lightning.config import reach, targets
 from bts_lightning.config.build import SUPPLIED, as_yaml, build, check, load
+from bts_lightning.config.merge import SEARCH
 from bts_lightning.errors import ConfigError
+from bts_lightning.networks.unet import UNet
 from tests import parts
 
 BASE = """
@@ -108,6 +110,25 @@ def test_null_takes_a_callback_out(read):
     }
 
 
+def test_small_takes_the_sizes_of_the_class_and_no_key_that_it_lacks(folder: Path):
+    (folder / "tiny.yaml").write_text("net: {_small_: true}")
+
+    def net(*words: str) -> dict[str, object]:
+        return dict(load(words, allow=["tests"], search=[folder, *SEARCH]).net)
+
+    usual = net("unet")
+    assert net("unet", "tiny") == usual | UNet.small() == net("tiny", "unet")
+    assert net("unet", "tiny", "net.poolings=2")["poolings"] == 2
+    assert net("small", "tiny") == net("small"), "a guest's class that gives no sizes"
+    # What follows the data goes on following them.
+    assert OmegaConf.is_interpolation(load(["mmformer", "smoke"]).net, "patch")
+
+
+def test_a_misspelt_key_beside_small_is_found(refusal, folder: Path):
+    (folder / "tiny.yaml").write_text("net: {_small_: true}")
+    assert refusal("small tiny net.widht=8").startswith("unknown key 'net.widht'")
+
+
 def test_a_list_is_replaced(read):
     assert read("small net.heads=[3,4,5]").net.heads == [3, 4, 5]
 
@@ -115,6 +136,21 @@ def test_a_list_is_replaced(read):
 def test_an_entry_of_a_list_in_a_file_can_be_overridden(folder, read):
     (folder / "heads.yaml").write_text("net: {heads: [3, 4]}")
     assert read("small heads net.heads.1=9").net.heads == [3, 9]
+
+
+@pytest.mark.parametrize(
+    ("mix_in", "word"),
+    [
+        ("mri_artifacts", "data.transforms.motion.p=0.5"),
+        ("mri_artifacts", "data.transforms.motion.include=[t1c]"),
+        ("missing_rates", "data.availability.rates.0=0.5"),
+    ],
+)
+def test_what_the_docs_say_of_names_and_numbers_is_taken(mix_in: str, word: str):
+    config = load(["uhemis", mix_in, word])
+    check(config, supplied=SUPPLIED)
+    key, _, value = word.partition("=")
+    assert str(OmegaConf.select(config, key.replace(".0", "[0]"))).replace("'", "") == value
 
 
 def test_an_entry_beyond_a_list_is_refused(folder, refusal):
