@@ -31,8 +31,12 @@ from bts_lightning.errors import ConfigError, UserError, did_you_mean
 # Places inside the run's folder, filled in when it is built: no experiment has to name them.
 SUPPLIED = ("logger.*.save_dir", "callbacks.*.dirpath")
 
-# Made by the task once there are parameters, so an experiment gives factories of them.
-_MADE_LATER = ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler")
+# Made by their owner once there are parameters, or a patch, so an experiment gives factories of them.
+_MADE_LATER = (
+    "torch.optim.Optimizer",
+    "torch.optim.lr_scheduler.LRScheduler",
+    "torchio.data.PatchSampler",
+)
 _OWN_KEYS = ("_target_", "_partial_")
 
 
@@ -223,7 +227,7 @@ class _Reader:
             is_supplied = any(fnmatch(path, pattern) for pattern in self._supplied)
             if argument.default is REQUIRED and name not in given and not is_supplied:
                 is_made_later = any(targets.is_kind(cls, kind) for kind in _MADE_LATER)
-                advice = "; add `_partial_: true`, the task makes it later" if is_made_later else ""
+                advice = "; add `_partial_: true`, it is made later" if is_made_later else ""
                 wanted = f"{cls.__name__} needs {describe(argument.annotation)}"
                 raise ConfigError(f"{path} has no value yet; {wanted}{advice}")
 
