@@ -31,7 +31,7 @@ from bts_lightning.errors import ConfigError, UserError, did_you_mean
 # Places inside the run's folder, filled in when it is built: no experiment has to name them.
 SUPPLIED = ("logger.*.save_dir", "callbacks.*.dirpath")
 
-# Made by their owner once there are parameters, or a patch, so an experiment gives factories of them.
+# Made by their owner once there are parameters, or a patch: an experiment gives factories of them.
 _MADE_LATER = (
     "torch.optim.Optimizer",
     "torch.optim.lr_scheduler.LRScheduler",

@@ -334,7 +334,7 @@ def test_a_network_of_the_wrong_class_is_refused(refusal):
 
 def test_an_optimizer_that_is_no_factory_gets_the_advice(refusal):
     text = refusal("small", "task.optimizer={_target_: torch.optim.SGD, _partial_: false}")
-    assert "add `_partial_: true`, the task makes it later" in text
+    assert "add `_partial_: true`, it is made later" in text
 
 
 def test_a_factory_of_the_wrong_thing_is_refused(refusal):
