@@ -87,9 +87,9 @@ def test_a_queue_of_subjects_trains_a_network(data: BratsDataModule) -> None:
     seen: list[dict[str, Any]] = []
     step = task.training_step
 
-    def watched(batch: dict[str, Any], number: int) -> Any:
+    def watched(batch: dict[str, Any], batch_idx: int) -> Any:
         seen.append(batch)
-        return step(batch, number)
+        return step(batch, batch_idx)
 
     task.training_step = watched
     trainer = Trainer(
