@@ -34,6 +34,7 @@ VERBS = {
     "pack": "write one file of a run or an ensemble, to hand on",
     "unpack": "make a folder of a packed file, or ask it for a case",
     "challenge": "segment /input into /output, as the container of a challenge does",
+    "export": "write one window of a run as an ONNX graph, for programs without torch",
     "compare": "compare evaluated runs, paired by case and subset",
     "demo": "phantom, training, all 15 subsets and the report, in minutes",
     "sweep": "search hyper-parameters, with Weights & Biases or without an account",
@@ -69,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         open_streams()
+        # Threads of OpenMP that wait would spin, which starves whatever else runs here; torch reads
+        # this once, and the processes of other devices inherit it.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The processes of other devices and of readers; a sweep may start programs of somebody else.
     if argv is None and words[:1] not in (["sweep"], ["agent"]):
         os.environ["PYTHONSAFEPATH"] = "1"

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from bts_lightning.distillation.chain.plan import make_plan
     from bts_lightning.distillation.chain.result import write_result
     from bts_lightning.distillation.chain.run import Chain
-    from bts_lightning.runs.devices import chosen_device, share_gpus
+    from bts_lightning.runs.devices import chosen_device, share_devices
 
     # It is for the very end, which may be days away.
     device = chosen_device(args.device)
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         runs.require_data(stage.config)
     chain = Chain(plan, args.part, args.allow, console)
     try:
-        chain.work(share_gpus(args.agents))
+        chain.work(share_devices(args.agents))
     except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on with {plan.folder}")
         return 130

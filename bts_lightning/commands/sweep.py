@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         from bts_lightning.sweep.wandb import run_with_wandb
 
         return run_with_wandb(sweep, [*given, *allowed], args, console)
-    from bts_lightning.runs.devices import share_gpus
+    from bts_lightning.runs.devices import share_devices
     from bts_lightning.sweep.worker import run_local
 
     return run_local(
@@ -62,6 +62,6 @@ def run(args: argparse.Namespace) -> int:
         [*given, *allowed],
         folder=args.folder / named,
         cap=args.count or sweep.run_cap,
-        places=share_gpus(args.agents),
+        places=share_devices(args.agents),
         console=console,
     )

@@ -17,10 +17,15 @@ class SegmentationLoss(nn.Module, ABC):
 
     Attributes:
         scheme: what the stored labels mean.
+        activation: what `probabilities` does, in one word, for programs without torch.
+        labelling: what `labels` does, likewise.
 
     Args:
         scheme: its name, that of the data.
     """
+
+    activation = "its own"
+    labelling = "its own"
 
     def __init__(self, scheme: str = "brats") -> None:
         super().__init__()
@@ -33,6 +38,11 @@ class SegmentationLoss(nn.Module, ABC):
     @abstractmethod
     def channels(self) -> int:
         """Count the logits of a voxel that it reads."""
+
+    @property
+    def channel_classes(self) -> list[int]:
+        """Give the stored label that each channel stands for."""
+        return list(range(self.channels))
 
     def forward(self, logits: Tensor, label: Tensor, valid: Tensor | None = None) -> Tensor:
         """Give the loss of the valid samples (B bool, all by default), zero when there are none."""
@@ -97,6 +107,9 @@ class RegionLoss(SegmentationLoss):
         torch.Size([])
     """
 
+    activation = "sigmoid"
+    labelling = "last above half"
+
     def __init__(
         self,
         *,
@@ -118,6 +131,11 @@ class RegionLoss(SegmentationLoss):
     def channels(self) -> int:
         """Count the regions."""
         return len(self.scheme.regions)
+
+    @property
+    def channel_classes(self) -> list[int]:
+        """Give what each region is painted with."""
+        return [self.scheme.paint[region] for region in self.scheme.regions]
 
     def compare(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         """Add cross entropy and Dice."""
@@ -146,9 +164,9 @@ class RegionLoss(SegmentationLoss):
         """Paint the label of each region where it is likelier than not, the innermost last."""
         b, _, *size = probabilities.shape
         painted = torch.zeros(b, *size, dtype=torch.uint8, device=probabilities.device)
-        for channel, region in enumerate(self.scheme.regions):
+        for channel, stored in enumerate(self.channel_classes):
             inside = probabilities[:, channel] > 0.5
-            painted = torch.where(inside, self.scheme.paint[region], painted)
+            painted = torch.where(inside, stored, painted)
         return painted.to(torch.uint8)
 
     def of_regions(self, probabilities: Tensor) -> Tensor:
@@ -186,6 +204,9 @@ class LabelLoss(SegmentationLoss):
         epsilon: added to the denominator alone.
         scheme: of the data.
     """
+
+    activation = "softmax"
+    labelling = "argmax"
 
     def __init__(
         self,
@@ -281,6 +302,9 @@ class SeparateLabelLoss(SegmentationLoss):
         epsilon: added to the denominator.
         scheme: of the data.
     """
+
+    activation = "sigmoid"
+    labelling = "argmax above half"
 
     def __init__(self, *, epsilon: float = 1e-7, scheme: str = "brats") -> None:
         super().__init__(scheme)

@@ -138,7 +138,7 @@ class DeMoSeg(Backbone):
         parts = torch.unflatten(features.levels[0], 2, (PARTS, -1))  # B M P C D H W
         present = features.present[0]
         first = present[:, self.sources].int().argmax(dim=2, keepdim=True)  # B slot 1
-        batch = len(present)
+        batch = present.shape[0]
         source = self.sources.expand(batch, -1, -1).gather(2, first).squeeze(2)  # B slot
         part = self.parts.expand(batch, -1, -1).gather(2, first).squeeze(2)
         # Indexing copies what is chosen and reads nothing else, so nothing absent passes.
@@ -178,7 +178,7 @@ class ChannelSort(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(self.conv(x))
         order = self.order(x)
-        rows = torch.arange(len(x), device=x.device).unsqueeze(1)
+        rows = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
         added: Tensor = self.last(x + x[rows, order])
         return added
 

@@ -136,7 +136,7 @@ class FusionBlock(nn.Module):
         """Read B×M×C×D×H×W, write B×C×D×H×W."""
         # The scan sees FLAIR first, T1c, T1, T2, as in the official code.
         maps = x[:, OFFICIAL_ORDER].flatten(3).transpose(2, 3)  # B M V C
-        tokens = torch.cat([maps, self.fused.expand(len(x), -1, -1).unsqueeze(1)], dim=1)
+        tokens = torch.cat([maps, self.fused.expand(x.shape[0], -1, -1).unsqueeze(1)], dim=1)
         if self.interleaved:
             tokens = tokens.transpose(1, 2)  # B V M C
         shape = tokens.shape[1:3]

@@ -145,7 +145,7 @@ class M2FTrans(Backbone):
     def fuse(self, features: Features) -> tuple[Tensor, Tensor]:
         """Run the fusion's tokens: what they become, B×C×d×h×w, and how they look, B×M×d×h×w."""
         size = features.levels[DEEP].shape[3:]
-        tokens = (self.fusion + self.fusion_positions).expand(len(features.real), -1, -1)
+        tokens = (self.fusion + self.fusion_positions).expand(features.real.shape[0], -1, -1)
         looks = []
         for level, layer in enumerate(self.layers, start=DEEP):
             states = features.selected(level)
@@ -243,12 +243,12 @@ class ChannelAttention(nn.Module):
         keys = [key(m) for key, m in zip(self.keys, each, strict=True)]
         values = [value(m) for value, m in zip(self.values, each, strict=True)]
         sees = present.repeat_interleave(x.shape[1], dim=1).unsqueeze(1)  # B 1 (M C)
-        found = F.scaled_dot_product_attention(
-            self.query(x).flatten(2),
-            torch.cat(keys, dim=1).flatten(2),
-            torch.cat(values, dim=1).flatten(2),
-            attn_mask=sees,
-        )
+        parts = [self.query(x), torch.cat(keys, dim=1), torch.cat(values, dim=1)]
+        # The exporter to ONNX knows attention with heads alone.
+        if torch.compiler.is_exporting():
+            parts, sees = [part.unsqueeze(1) for part in parts], sees.unsqueeze(1)
+        query, key, value = (part.flatten(-3) for part in parts)
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=sees)
         x = x + self.drop(self.out(found.view(x.shape)))
         transformed: Tensor = self.transform(x)
         return transformed

@@ -172,10 +172,10 @@ class _Chunks:
         self.length = x.shape[1]
         room = ON_GPU if x.is_cuda else IN_CACHE
         # As many chunks as steps at most: both are loops.
-        self.count = max(1, min(room // (len(x) * rates.numel()), math.isqrt(self.length)))
+        self.count = max(1, min(room // (x.shape[0] * rates.numel()), math.isqrt(self.length)))
         self.x, self.step, self.write, self.read = map(self.apart, (x, step, write, read))
         self.rates = rates
-        self.nothing = x.new_zeros(len(x), self.count, *rates.shape)  # B G E N
+        self.nothing = x.new_zeros(x.shape[0], self.count, *rates.shape)  # B G E N
 
     def apart(self, rows: Tensor) -> Tensor:
         """Cut B×L×C into K×B×G×C; steps of zero at the end change no state."""

@@ -164,7 +164,7 @@ class MIFPN(Backbone):
     def prompt(self, features: Features) -> tuple[Tensor, Tensor]:
         """Make a prompt of each modality, B×M×C×d×h×w, and one of all, B×C×d×h×w."""
         shared = self.readable(features, SHARED)
-        fusion = self.fusion.expand(len(shared), -1, -1)
+        fusion = self.fusion.expand(shared.shape[0], -1, -1)
         tokens, fused = self.attend(self.prompting, shared, fusion, features.present[SHARED])
         return to_volumes(tokens, shared), to_volume(fused, shared.shape[3:])
 
@@ -269,7 +269,7 @@ class PromptTransformer(nn.Module):
         fusion = torch.ones_like(present[:, :1])
         own = torch.eye(blocks, dtype=torch.bool, device=tokens.device)[:-1]
         last = torch.cat([present, fusion], dim=1).unsqueeze(1)
-        sees = torch.cat([own.expand(len(tokens), -1, -1), last], dim=1)  # B M+1 M+1
+        sees = torch.cat([own.expand(tokens.shape[0], -1, -1), last], dim=1)  # B M+1 M+1
         sees = sees.repeat_interleave(each, dim=1).repeat_interleave(each, dim=2).unsqueeze(1)
         kept = torch.cat([counted, fusion], dim=1).repeat_interleave(each, dim=1)
         x = tokens.flatten(1, 2)

@@ -1,12 +1,12 @@
 """Work for the modalities that are there: which rows have them, and sums over those."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from bts_lightning.modalities import MODALITIES
+from bts_lightning.modalities import COMPLETE, MODALITIES, Subset
 from bts_lightning.networks.backbone import over
 
 # Rows of a batch: all, some by number, or unknown to Python.
@@ -14,6 +14,8 @@ Rows = slice | Tensor | None
 ALL = slice(None)
 # Values of one modality at one level, say 32 channels of 50³; with less a GPU is not busy.
 LARGE = 2**22
+# The subset of every row, while a graph is recorded for it.
+_recorded: list[Subset] = []
 
 
 class Presence:
@@ -35,7 +37,7 @@ class Presence:
     @property
     def batch(self) -> int:
         """Count the rows."""
-        return len(self.present[0])
+        return self.present[0].shape[0]
 
     def row(self, i: int) -> "Presence":
         """Give one row on its own."""
@@ -141,6 +143,16 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
+@contextmanager
+def recording(subset: Subset) -> Iterator[None]:
+    """Keep the encoders of absent modalities out of a graph for one subset: nobody reads them."""
+    _recorded.append(subset)
+    try:
+        yield
+    finally:
+        _recorded.pop()
+
+
 def encode_each(encoders: nn.ModuleList, image: Tensor) -> tuple[Tensor, ...]:
     """Give each modality to its own encoder and stack the results, per level B×4×C×D×H×W."""
     return stack_pyramids(lambda m: encoders[m](image[:, m : m + 1]))
@@ -157,7 +169,8 @@ def stack_pyramids(encode: Callable[[int], Sequence[Tensor] | None]) -> tuple[Te
     """
     modalities = range(len(MODALITIES))
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        made = [encode(m) for m in modalities]
+        shown = _recorded[-1] if _recorded else COMPLETE
+        made = [encode(m) if shown[m] else None for m in modalities]
         some = next(levels for levels in made if levels is not None)
         nothing = [torch.zeros_like(x) for x in some]
         full = (nothing if levels is None else levels for levels in made)

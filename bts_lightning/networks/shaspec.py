@@ -182,7 +182,7 @@ class ShaSpec(Backbone):
         if self.training:
             ranks = torch.rand(present.shape, device=present.device)
         first = torch.where(present, ranks, torch.inf).argmin(dim=1)  # B
-        rows = torch.arange(len(present), device=present.device)
+        rows = torch.arange(present.shape[0], device=present.device)
         # Indexing copies what is chosen and reads nothing else, so nothing absent passes.
         stand_in = features.levels[SHARED][rows, first].unsqueeze(1)  # B 1 C D H W
         x = features.levels[JOINED]

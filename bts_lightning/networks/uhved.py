@@ -170,7 +170,7 @@ def subset_divergence(x: Tensor, real: Tensor, kept: Tensor) -> Tensor:
     """
     gaussians = experts(x, real)
     start = posterior(*gaussians, real & kept)
-    spread = prior = counted = counted_proper = torch.zeros(len(x), device=x.device)
+    spread = prior = counted = counted_proper = torch.zeros(x.shape[0], device=x.device)
     for subset in SUBSETS:
         flags = torch.tensor(subset, device=x.device)
         possible = (real | ~flags).all(dim=1)

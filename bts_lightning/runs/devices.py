@@ -31,15 +31,25 @@ def chosen_device(name: str | None) -> torch.device:
     return torch.device(kind, int(number)) if number else torch.device(kind)
 
 
-def share_gpus(agents: int | None) -> list[dict[str, str]]:
-    """Give the environment of each agent: the GPUs that it sees, or nothing to change.
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_devices(agents: int | None) -> list[dict[str, str]]:
+    """Give what each agent needs in its environment: the GPUs that it sees, and how many threads.
 
     Without a number there is one agent a GPU. Fewer agents than GPUs get several each, more share.
+    A single agent has all, and a number of threads that the user has set is left alone.
     """
     gpus = [] if agents == 1 else _gpus()
     agents = agents or len(gpus) or 1
     shares = [gpus[i::agents] or gpus[i % len(gpus) :][:1] if gpus else [] for i in range(agents)]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {} for share in shares]
+    has_all = agents == 1 or "OMP_NUM_THREADS" in os.environ
+    threads = {} if has_all else {"OMP_NUM_THREADS": str(max(1, cores() // agents))}
+    return [
+        ({"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {}) | threads for share in shares
+    ]
 
 
 def _gpus() -> list[str]:

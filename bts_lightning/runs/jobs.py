@@ -65,7 +65,7 @@ class Scheduler(ABC, Generic[J]):
         """Work until nothing is left; whatever ends it, no process is left behind.
 
         Args:
-            places: the environment of each job at a time, as `devices.share_gpus` gives them.
+            places: the environment of each job at a time, as `devices.share_devices` gives them.
         """
         free = list(places)
         running: list[tuple[J, Process, Mapping[str, str]]] = []

@@ -7,10 +7,12 @@ from math import prod
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.memory import is_out_of_memory
+from bts_lightning.runs.devices import cores
 
 # On few cores too, many readers are of use where the disk is far away.
 _LEAST_OF_MOST_WORKERS = 64
@@ -22,17 +24,18 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
     Args:
         trainer: arguments of the trainer.
     """
-    # Slurm or torchrun has started this process, or the first process has, which was asked.
-    if {"SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "LOCAL_RANK", "NODE_RANK"} & os.environ.keys():
+    # Slurm or torchrun has started this process, or the first process has, which was asked. In an
+    # interactive job of Slurm's, Lightning starts them itself.
+    if "LOCAL_RANK" in os.environ or SLURMEnvironment.detect():
         return
-    if (nodes := trainer.get("num_nodes") or 1) > 1:
+    if (nodes := trainer.get("num_nodes") or 1) > 1 and "NODE_RANK" not in os.environ:
         raise ConfigError(
             f"trainer.num_nodes is {nodes}, but neither Slurm nor torchrun has started this "
             "process, so no other would come; docs/cluster.md says how"
         )
     wanted = str(trainer.get("devices"))
     on_cpu = trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
-    there = (os.cpu_count() or 1) if on_cpu else torch.cuda.device_count()
+    there = cores() if on_cpu else torch.cuda.device_count()
     # What is no number, as `auto` or a list, Lightning looks up by itself.
     if wanted.isdecimal() and int(wanted) > there:
         raise ConfigError(
@@ -73,7 +76,7 @@ def check_load(data: Any) -> None:
     Args:
         data: a data module; what it does not have is not looked at.
     """
-    most = max(_LEAST_OF_MOST_WORKERS, 8 * (os.cpu_count() or 1))
+    most = max(_LEAST_OF_MOST_WORKERS, 8 * cores())
     if getattr(data, "workers", 0) > most:
         raise ConfigError(f"data.workers is {data.workers}; this machine takes up to {most}")
     if not all(hasattr(data, name) for name in ("patch", "batch_size", "prefetch")):

@@ -13,7 +13,7 @@ from bts_lightning.config.merge import is_override
 from bts_lightning.errors import UserError
 from bts_lightning.loggers import check_server, has_credentials
 from bts_lightning.report.screen import Screen
-from bts_lightning.runs.devices import share_gpus
+from bts_lightning.runs.devices import share_devices
 from bts_lightning.sweep.file import Sweep
 
 # The logger that a trial needs whatever the experiment says.
@@ -42,7 +42,7 @@ def run_with_wandb(
     wandb.teardown()
     if args.agents == 0:
         return 0
-    return _start_agents(path, share_gpus(args.agents))
+    return _start_agents(path, share_devices(args.agents))
 
 
 def _start_agents(path: str, places: Sequence[Mapping[str, str]]) -> int:

@@ -172,6 +172,20 @@ def test_no_process_of_ours_looks_into_the_current_folder():
     assert {option for _, option in starts} == {"-P"}, starts
 
 
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_threads_wait_without_spinning_unless_the_user_has_said(given: str | None):
+    # Set before torch is imported, which reads it once.
+    program = (
+        "import os, sys; sys.argv = ['bts']; from bts_lightning.__main__ import main; main(); "
+        "assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == (given or "PASSIVE")
+
+
 def test_an_interrupt_exits_with_130(here, capsys):
     (here / "impatient.py").write_text("raise KeyboardInterrupt")
     assert main(["show", "tiny", "net", "--allow=impatient", "net._target_=impatient.Net"]) == 130
@@ -261,7 +275,7 @@ def test_help_of_train_lists_the_experiments(capsys):
 
 def test_every_verb_is_a_module_and_every_module_helps_one():
     folder = Path(commands.__file__).parent
-    helpers = {"words", "choose", "fit", "score", "segment", "streams", "temperature"}
+    helpers = {"words", "choose", "fit", "graph", "score", "segment", "streams", "temperature"}
     assert {file.stem for file in folder.glob("[a-z]*.py")} == set(VERBS) | helpers
     for verb in VERBS:
         module = import_module(f"bts_lightning.commands.{verb}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bts_lightning.__main__ import main
+from bts_lightning.errors import ConfigError
 from tests.tiny_training import NOT_VALIDATED, TINY
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -41,7 +42,7 @@ def test_it_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     words: str,
 ) -> None:
-    for name in ("SLURM_NTASKS", "TORCHELASTIC_RUN_ID", "LOCAL_RANK", "NODE_RANK"):
+    for name in ("SLURM_NTASKS", "LOCAL_RANK", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
     Path("file").touch()
     assert main(["train", *TINY, *NOT_VALIDATED, f"data.root={phantom}", *words.split(" ")]) == 2
@@ -53,7 +54,12 @@ def test_a_scheduler_may_start_as_many_as_it_likes(monkeypatch: pytest.MonkeyPat
     from bts_lightning.runs.limits import check_devices
 
     monkeypatch.setenv("SLURM_NTASKS", "100000")
+    monkeypatch.setenv("SLURM_JOB_NAME", "training")
     check_devices({"devices": 100000, "num_nodes": 7})
+    # In a shell that Slurm has given, Lightning would start them all by itself.
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    with pytest.raises(ConfigError, match="devices is 100000, and there are"):
+        check_devices({"devices": 100000})
 
 
 FILES = {

@@ -8,7 +8,7 @@ import yaml
 
 from bts_lightning.config.merge import SEARCH
 from bts_lightning.errors import ConfigError
-from bts_lightning.runs.devices import share_gpus
+from bts_lightning.runs.devices import share_devices
 from bts_lightning.sweep.file import check_sweep, find_sweep, read_sweep
 
 SHIPPED = sorted(next(f / "sweeps" for f in SEARCH if (f / "sweeps").is_dir()).glob("*.yaml"))
@@ -141,9 +141,23 @@ def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,5")
 
     def seen(agents: int | None) -> list[str | None]:
-        return [environment.get("CUDA_VISIBLE_DEVICES") for environment in share_gpus(agents)]
+        return [environment.get("CUDA_VISIBLE_DEVICES") for environment in share_devices(agents)]
 
     assert seen(None) == ["3", "4", "5"]
     assert seen(2) == ["3,5", "4"]
     assert seen(4) == ["3", "4", "5", "3"]
     assert seen(1) == [None]
+
+
+def test_cores_are_shared_out_unless_the_user_has_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bts_lightning.runs.devices.cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def threads(agents: int) -> list[str | None]:
+        return [environment.get("OMP_NUM_THREADS") for environment in share_devices(agents)]
+
+    assert threads(1) == [None]
+    assert threads(3) == ["2"] * 3
+    assert threads(20) == ["1"] * 20
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads(3) == [None] * 3

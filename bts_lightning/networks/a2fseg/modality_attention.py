@@ -62,7 +62,7 @@ class ModalityAttention(nn.ModuleList):
                 score = torch.where(pick(presence.keep(m), rows), score, -torch.inf)
             scores.append((m, rows, score))
 
-        top = None if self.is_bounded else largest(scores, len(reference))
+        top = None if self.is_bounded else largest(scores, reference.shape[0])
         total = full_precision(torch.zeros_like(reference))
         fused = torch.zeros_like(total)
         heard: list[tuple[int, Rows, Tensor]] = []

@@ -132,7 +132,7 @@ class A2FSeg(Backbone):
         if is_nobody(rows):
             return None
         levels = self.unets[m](pick(image[:, m : m + 1], rows))
-        return [spread(x, rows, len(image)) for x in levels]
+        return [spread(x, rows, image.shape[0]) for x in levels]
 
     def decode(self, features: Features) -> Output:
         """Fuse the finest features of the present modalities and predict."""
