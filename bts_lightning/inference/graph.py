@@ -19,7 +19,6 @@ from bts_lightning.inference.protocol import Protocol
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.modalities import MODALITIES, Subset
 from bts_lightning.networks.backbone import Backbone
-from bts_lightning.networks.presence import recording
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -90,18 +89,15 @@ def record(window: Window, size: tuple[int, int, int]) -> "ONNXProgram":
     Raises:
         UserError: when an operator has no counterpart in ONNX; the text names it.
     """
-    # onnxscript stands in an extra.
-    from bts_lightning.inference.scan import TRANSLATIONS
-
     try:
-        with window.net.evaluating(), torch.no_grad(), recording(window.subset), _silence():
+        with window.net.recording(window.subset), torch.no_grad(), _silence():
             program = torch.onnx.export(
                 _traced(window, size),
                 dynamo=True,
                 input_names=window.inputs,
                 output_names=[window.output],
                 dynamic_shapes=(tuple({0: "batch"} for _ in window.inputs),),
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table=window.net.translations(),
                 verbose=False,
             )
     except Exception as error:

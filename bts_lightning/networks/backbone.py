@@ -4,13 +4,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bts_lightning.errors import ConfigError
-from bts_lightning.modalities import MODALITIES
+from bts_lightning.modalities import MODALITIES, Subset
 from bts_lightning.networks.convolutions import OneDNN
+
+# The subset of every row, while a graph is recorded for it; see `Backbone.recording`.
+recorded: list[Subset] = []
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,21 @@ class Backbone(nn.Module, ABC):
         finally:
             for module in training:
                 module.training = True
+
+    @contextmanager
+    def recording(self, subset: Subset) -> Iterator[None]:
+        """Keep the encoders of absent modalities out of a graph for a subset: nobody reads them."""
+        recorded.append(subset)
+        try:
+            with self.evaluating():
+                yield
+        finally:
+            recorded.pop()
+
+    def translations(self) -> dict[Any, Any]:
+        """Gather what modules inside say of operators of their own, for `torch.onnx.export`."""
+        inside = [module for module in self.modules() if module is not self]
+        return {k: v for m in inside for k, v in getattr(m, "translations", dict)().items()}
 
     def comparable(self, features: Features) -> dict[int, Tensor]:
         """Give the levels B×4×C×d×h×w where each slot is one modality's own, by their index."""

@@ -60,6 +60,13 @@ class Mamba(nn.Module):
         answer: Tensor = self.leave((y + self.skip * x) * F.silu(gate))
         return answer
 
+    @staticmethod
+    def translations() -> dict[Any, Any]:
+        """Give the scan in the operators of ONNX."""
+        from bts_lightning.networks import scan  # needs the extra `onnx`
+
+        return {selective_scan._opoverload: scan.selective_scan}
+
 
 @cache
 def _has_kernel() -> bool:

@@ -1,21 +1,19 @@
 """Work for the modalities that are there: which rows have them, and sums over those."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from bts_lightning.modalities import COMPLETE, MODALITIES, Subset
-from bts_lightning.networks.backbone import over
+from bts_lightning.modalities import COMPLETE, MODALITIES
+from bts_lightning.networks.backbone import over, recorded
 
 # Rows of a batch: all, some by number, or unknown to Python.
 Rows = slice | Tensor | None
 ALL = slice(None)
 # Values of one modality at one level, say 32 channels of 50³; with less a GPU is not busy.
 LARGE = 2**22
-# The subset of every row, while a graph is recorded for it.
-_recorded: list[Subset] = []
 
 
 class Presence:
@@ -143,16 +141,6 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
-@contextmanager
-def recording(subset: Subset) -> Iterator[None]:
-    """Keep the encoders of absent modalities out of a graph for one subset: nobody reads them."""
-    _recorded.append(subset)
-    try:
-        yield
-    finally:
-        _recorded.pop()
-
-
 def encode_each(encoders: nn.ModuleList, image: Tensor) -> tuple[Tensor, ...]:
     """Give each modality to its own encoder and stack the results, per level B×4×C×D×H×W."""
     return stack_pyramids(lambda m: encoders[m](image[:, m : m + 1]))
@@ -169,7 +157,7 @@ def stack_pyramids(encode: Callable[[int], Sequence[Tensor] | None]) -> tuple[Te
     """
     modalities = range(len(MODALITIES))
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        shown = _recorded[-1] if _recorded else COMPLETE
+        shown = recorded[-1] if recorded else COMPLETE
         made = [encode(m) if shown[m] else None for m in modalities]
         some = next(levels for levels in made if levels is not None)
         nothing = [torch.zeros_like(x) for x in some]

@@ -57,14 +57,18 @@ def test_the_program_of_the_page_segments_as_predict_does(
     graph, words = tmp_path / "net.onnx", [*SMALL, *words]
     assert main(["export", str(trained), str(graph), "--subset", "t2+flair", *words]) == 0
     given = [word for m, file in files.items() for word in (f"--{m}", str(file))]
+    given.append("--probabilities")
     out = tmp_path / "predict.nii.gz"
     assert main(["predict", str(trained), *given, "--out", str(out), *words]) == 0
     alone = [sys.executable, program(tmp_path), graph, tmp_path / "alone.nii.gz"]
     subprocess.run([*alone, *(f"{m}={file}" for m, file in files.items())], check=True)
     wanted, found = (nib.load(f).get_fdata() for f in (out, tmp_path / "alone.nii.gz"))
     assert len(np.unique(wanted)) > 1
-    # A probability of 0.5 may fall on either side.
-    assert (found != wanted).sum() <= 2
+    # Where two labels are as likely as each other, either may win.
+    likeliest = np.sort(nib.load(tmp_path / "predict_probabilities.nii.gz").get_fdata())
+    tied = likeliest[..., -1] - likeliest[..., -2] < 1e-4
+    assert (found == wanted)[~tied].all()
+    assert tied.mean() < 0.02
 
 
 @pytest.mark.slow
@@ -81,10 +85,10 @@ def test_a_graph_carries_what_a_program_must_know(
     session = InferenceSession(out)
     shapes = {x.name: x.shape for x in (*session.get_inputs(), *session.get_outputs())}
     assert shapes["t2"] == shapes["flair"] == ["batch", 32, 32, 32]
-    assert shapes["probabilities"][1:] == [3, 32, 32, 32]
+    assert shapes["probabilities"][1:] == [4, 32, 32, 32]
     facts = json.loads(session.get_modelmeta().custom_metadata_map["bts_lightning"])
     told = {"subset": "t2+flair", "window": [32, 32, 32], "normalisation": "zscore"}
-    told |= {"scheme": "brats", "labelling": "last above half", "channels": [2, 1, 3]}
+    told |= {"scheme": "brats", "labelling": "argmax", "channels": [0, 1, 2, 3]}
     told |= {"regions": {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}, "overlap": 0.5}
     assert facts.items() >= told.items()
     assert facts["tissues"]["2"] == "oedema"
@@ -110,7 +114,10 @@ class Odd(UNet):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [(Wrong, "differs from the network by .* nothing was written"), (Odd, "aten.special_bessel")],
+    [
+        (Wrong, "differs from .* nothing was written"),
+        (Odd, "bessel_j0 stands in"),
+    ],
 )
 def test_what_cannot_be_a_graph_is_refused(kind: type[UNet], text: str) -> None:
     needs_the_extra()

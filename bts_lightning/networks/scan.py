@@ -1,9 +1,7 @@
-"""The selective scan of `networks/mamba.py` in the operators of ONNX; needs onnxscript."""
+"""The selective scan of `mamba.py` in the operators of ONNX; needs onnxscript."""
 
 from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
-
-from bts_lightning.networks import mamba
 
 
 @script(default_opset=op)
@@ -34,7 +32,3 @@ def selective_scan(
         start, x_rows, step_rows, write_rows, read_rows, body=advance, num_scan_inputs=4
     )
     return op.Transpose(answers, perm=[1, 0, 2])
-
-
-# What torch's exporter asks about operators of ours.
-TRANSLATIONS = {mamba.selective_scan._opoverload: selective_scan}
