@@ -77,6 +77,7 @@ def facts(window: Window, protocol: Protocol, recipe: Recipe) -> dict[str, Any]:
         "temperature": protocol.divisor,
         "et_minimum": protocol.et_minimum,
         "et_small": protocol.et_small,
+        "component_minimum": protocol.component_minimum,
         "normalisation": recipe.normalisation,
         "crop": recipe.crop,
         "image_type": np.dtype(np.float16).name,
