@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bts_lightning import runs
-from bts_lightning.commands.words import run_and_overrides, takes_words
+from bts_lightning.commands.words import runs_and_overrides, takes_words
 from bts_lightning.errors import Parser, UserError
 from bts_lightning.modalities import COMPLETE, Subset, parse_subset
 from bts_lightning.runs.opening import open_run
@@ -24,13 +24,15 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    folder, overrides = run_and_overrides([args.run, *args.words])
+    folders, overrides = runs_and_overrides([args.run, *args.words])
+    if len(folders) > 1:
+        raise UserError(f"{args.run} is an ensemble; export each of its {len(folders)} runs alone")
     try:
         subset = COMPLETE if args.subset is None else parse_subset(args.subset)
     except ValueError as error:
         raise UserError(f"--subset: {error}") from error
     export(
-        folder,
+        folders[0],
         args.out,
         subset,
         words=overrides,
