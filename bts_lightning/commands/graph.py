@@ -84,5 +84,7 @@ def facts(window: Window, protocol: Protocol, recipe: Recipe) -> dict[str, Any]:
         "scheme": recipe.scheme,
         "regions": {name: list(classes) for name, classes in scheme.regions.items()},
         "paint": dict(scheme.paint),
-        "tissues": {stored: TISSUES[tissue] for tissue, stored in reversed(scheme.stored.items())},
+        "tissues": {
+            stored: TISSUES[tissue] for tissue, stored in reversed([*scheme.stored.items()])
+        },
     }

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -27,6 +28,10 @@ SMALL = ["evaluation.window=32"]
 def needs_the_extra() -> None:
     for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name, reason="needs the extra `onnx`")
+
+
+def values(file: Path) -> np.ndarray[Any, Any]:
+    return np.asarray(nib.load(file).dataobj)  # type: ignore[attr-defined]
 
 
 def program(folder: Path) -> Path:
@@ -60,12 +65,12 @@ def test_the_program_of_the_page_segments_as_predict_does(
     given.append("--probabilities")
     out = tmp_path / "predict.nii.gz"
     assert main(["predict", str(trained), *given, "--out", str(out), *words]) == 0
-    alone = [sys.executable, program(tmp_path), graph, tmp_path / "alone.nii.gz"]
+    alone: list[str | Path] = [sys.executable, program(tmp_path), graph, tmp_path / "alone.nii.gz"]
     subprocess.run([*alone, *(f"{m}={file}" for m, file in files.items())], check=True)
-    wanted, found = (nib.load(f).get_fdata() for f in (out, tmp_path / "alone.nii.gz"))
+    wanted, found = (values(f) for f in (out, tmp_path / "alone.nii.gz"))
     assert len(np.unique(wanted)) > 1
     # Where two labels are as likely as each other, either may win.
-    likeliest = np.sort(nib.load(tmp_path / "predict_probabilities.nii.gz").get_fdata())
+    likeliest = np.sort(values(tmp_path / "predict_probabilities.nii.gz"))
     tied = likeliest[..., -1] - likeliest[..., -2] < 1e-4
     assert (found == wanted)[~tied].all()
     assert tied.mean() < 0.02
@@ -87,7 +92,11 @@ def test_a_graph_carries_what_a_program_must_know(
     assert shapes["t2"] == shapes["flair"] == ["batch", 32, 32, 32]
     assert shapes["probabilities"][1:] == [4, 32, 32, 32]
     facts = json.loads(session.get_modelmeta().custom_metadata_map["bts_lightning"])
-    told = {"subset": "t2+flair", "window": [32, 32, 32], "normalisation": "zscore"}
+    told: dict[str, object] = {
+        "subset": "t2+flair",
+        "window": [32, 32, 32],
+        "normalisation": "zscore",
+    }
     told |= {"scheme": "brats", "labelling": "argmax", "channels": [0, 1, 2, 3]}
     told |= {"regions": {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}, "overlap": 0.5}
     assert facts.items() >= told.items()
@@ -164,7 +173,7 @@ def test_a_loss_says_how_its_labels_are_read(loss: SegmentationLoss) -> None:
     draw = torch.Generator().manual_seed(0)
     average = loss.probabilities(torch.randn(1, loss.channels, 8, 8, 8, generator=draw))
     labels, p = np.array(loss.channel_classes), average[0].numpy()
-    rules = {
+    rules: dict[str, Any] = {
         "argmax": lambda: labels[p.argmax(0)],
         "last above half": lambda: np.select([a > 0.5 for a in p[::-1]], labels[::-1], 0),
         "argmax above half": lambda: np.where(p[1:].max(0) > 0.5, labels[p[1:].argmax(0) + 1], 0),

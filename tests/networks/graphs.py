@@ -52,14 +52,18 @@ def write(page: str, names: list[str]) -> str:
     before, _, rest = page.partition(BEGIN)
     old, end, after = rest.partition(END)
     assert end, f"the page has no {BEGIN.strip()} with {END.strip()} below it"
-    kept = dict.fromkeys(networks(), "")
-    for line, name in re.findall(r"^(\| `(\w+)` .*\n)", old, re.MULTILINE):
+    kept: dict[str, list[str]] = {name: [] for name in networks()}
+    for line, name in re.findall(r"^(\| `(\w+)` .*)", old, re.MULTILINE):
         if name in kept:
-            kept[name] += line
+            kept[name].append(line)
     for name in names:
-        kept[name] = "".join(f"{row}\n" for row in rows(name))
-        print(kept[name], end="", flush=True)
-    return f"{before}{BEGIN}\n{HEAD}{''.join(kept.values())}\n{END}{after}"
+        kept[name] = list(rows(name))
+        print(*kept[name], sep="\n", flush=True)
+    for name, lines in kept.items():
+        missing = CHOSEN if not lines else ()
+        lines += [f"| `{name}` | {subset_name(s)} | not measured | | | |" for s in missing]
+    table = "".join(f"{line}\n" for lines in kept.values() for line in lines)
+    return f"{before}{BEGIN}\n{HEAD}{table}\n{END}{after}"
 
 
 if __name__ == "__main__":
