@@ -18,6 +18,7 @@ import errno
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from keyword import iskeyword
 
 from bts_lightning.commands.streams import open_streams
 from bts_lightning.errors import Parser, UserError, did_you_mean, visible
@@ -42,6 +43,7 @@ VERBS = {
     "study": "train and evaluate a grid of experiments, seeds and folds",
     "best": "choose among the experiments of a study, and their pairs",
     "record": "write what a study has reproduced of a paper, to send it",
+    "import": "make a run of an official checkpoint, to evaluate or predict with",
     "bench": "measure speed beside what other people use",
     "published": "print what papers and repositories printed, by data set",
     "report": "write the report of an evaluation again",
@@ -140,7 +142,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _fill(name: str, parser: Parser) -> None:
-    verb = import_module(f"bts_lightning.commands.{name}")
+    # `import` is no name that Python takes.
+    verb = import_module(f"bts_lightning.commands.{name}{'_' * iskeyword(name)}")
     parser.set_defaults(verb=verb, parser=parser)
     verb.add_arguments(parser)
 

@@ -11,7 +11,7 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 SHOWN_AS: dict[Modality, str] = {"t1": "T1", "t1c": "T1c", "t2": "T2", "flair": "FLAIR"}
 
 # What labels tell apart. Files say it in numbers of their own, which `data/layouts` reads.
-BACKGROUND, NECROSIS, OEDEMA, ENHANCING, CAVITY, CYST, TARGET = range(7)
+BACKGROUND, NECROSIS, OEDEMA, ENHANCING, CAVITY, CYST, TARGET, NON_ENHANCING = range(8)
 TISSUES = {
     BACKGROUND: "background",
     NECROSIS: "necrosis",
@@ -20,6 +20,7 @@ TISSUES = {
     CAVITY: "resection cavity",
     CYST: "cyst",
     TARGET: "gross tumour volume",
+    NON_ENHANCING: "non-enhancing core",
 }
 
 
@@ -54,6 +55,12 @@ _PAINT = {"WT": OEDEMA, "TC": NECROSIS, "ET": ENHANCING}
 SCHEMES: dict[str, Scheme] = {
     # The cavity belongs to none of WT, TC and ET, so as background it leaves all three as they are.
     "brats": Scheme(_GLIOMA | {CAVITY: BACKGROUND}, _OF_GLIOMA, _PAINT),
+    # Until 2016 necrosis and non-enhancing core were two labels; newer files are read as well.
+    "brats2015": Scheme(
+        {BACKGROUND: 0, NECROSIS: 1, OEDEMA: 2, NON_ENHANCING: 3, ENHANCING: 4},
+        {"WT": (1, 2, 3, 4), "TC": (1, 3, 4), "ET": (4,)},
+        {"WT": 2, "TC": 1, "ET": 4},
+    ),
     # BraTS 2024 and 2025, glioma after treatment.
     "cavity": Scheme(
         _GLIOMA | {CAVITY: CAVITY}, _OF_GLIOMA | {"RC": (CAVITY,)}, _PAINT | {"RC": CAVITY}

@@ -116,6 +116,12 @@ class Teacher:
     def _lists(self, patients: dict[str, str]) -> list[set[str]]:
         """Give the patients of each part of the teacher's split, as far as the data have them."""
         if (digests := Seen.load(self.run)) is None:
+            if not (self.run / "split.json").exists():
+                raise ConfigError(
+                    f"teacher {self.run} has no split.json, as one that was imported, so nobody "
+                    "can tell what it was trained on; import it with the lists of its authors, as "
+                    "data.split=split.json"
+                )
             split = Split.load(self.run / "split.json")
             return [set(_patients(getattr(split, part), patients)) for part in PARTS]
         its = {patient: digests.part_of(name, patient) for name, patient in patients.items()}

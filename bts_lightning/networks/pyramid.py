@@ -13,8 +13,8 @@ from bts_lightning.networks.presence import full_precision
 
 Order = Literal["post", "pre"]
 Border = Literal["reflect", "zeros"]
-# Soft-max over background and three tumour labels; with fewer channels each is a region of its own.
-LABEL_CHANNELS = 4
+# Soft-max over background and three or four tumour labels; with others each is a region of its own.
+LABEL_CHANNELS = (4, 5)
 
 
 class Unit(nn.Sequential):
@@ -121,14 +121,14 @@ def bottleneck(
 def to_maps(logits: Tensor) -> Tensor:
     """Turn logits into probability maps in full precision."""
     logits = full_precision(logits)
-    return logits.softmax(dim=1) if logits.shape[1] == LABEL_CHANNELS else logits.sigmoid()
+    return logits.softmax(dim=1) if logits.shape[1] in LABEL_CHANNELS else logits.sigmoid()
 
 
 def from_maps(maps: Tensor) -> Tensor:
     """Turn probability maps, enlarged perhaps, back into logits that a loss can take."""
     tiny = torch.finfo(maps.dtype).tiny
     log = maps.clamp_min(tiny).log()
-    if maps.shape[1] == LABEL_CHANNELS:
+    if maps.shape[1] in LABEL_CHANNELS:
         return log  # the soft-max of log-probabilities is the probabilities
     return log - (1 - maps).clamp_min(tiny).log()
 

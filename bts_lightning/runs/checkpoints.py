@@ -96,7 +96,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             content: Any = {"state_dict": load(checked(file))}
         else:
             with regular(file) as stream:
-                _refuse_damage(stream)
+                refuse_damage(stream)
                 content = torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"there is no checkpoint {file}") from error
@@ -145,10 +145,13 @@ def _plain(value: Any) -> Any:
     return (value.shape, value.dtype) if isinstance(value, Tensor) else value
 
 
-def _refuse_damage(stream: IO[bytes]) -> None:
+def refuse_damage(stream: IO[bytes]) -> None:
     """Hold what is in the file against its checksums, which torch writes and does not read."""
     if is_zipfile(stream):
         with ZipFile(stream) as archive:
+            # torch packs nothing: what is larger unpacked was made to fill a memory.
+            if sum(part.file_size for part in archive.infolist()) > stream.seek(0, os.SEEK_END):
+                raise BadZipFile("its parts are larger than the file")
             if broken := archive.testzip():
                 raise BadZipFile(f"{broken} is damaged")
     stream.seek(0)

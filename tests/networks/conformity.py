@@ -22,6 +22,8 @@ from bts_lightning.config import build, load
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.modalities import subset_name
 from bts_lightning.networks.backbone import Backbone, Output
+from bts_lightning.networks.official.state import translate
+from bts_lightning.networks.official.table import Table, read_table
 from bts_lightning.task import SegmentationTask
 from tests.golden.fill_rule import fill, kind_of, make_input, make_label, noise
 from tests.networks.double import LeanDouble
@@ -79,11 +81,6 @@ def plain(name: str) -> int:
     return 0
 
 
-def as_is(name: str, value: Array) -> Array:
-    """Leave a filled parameter as the official layout has it."""
-    return value
-
-
 @dataclass(frozen=True)
 class Recorded:
     """How to rebuild one official network and how far its numbers may lie from ours.
@@ -91,12 +88,9 @@ class Recorded:
     Attributes:
         build: the network in its official variant, from the config of the file.
         limit: relative L2 error of the logits, and of std and norm of the whole output.
+        table: of official names, by its name, or that from the config of the file.
         salt: 10*m + j of a parameter by its name (m = 1..4 owner modality, else 0; j = expert or
             region + 1, else 0).
-        arrange: changes a filled parameter from the official layout to ours, by its name: reorder
-            the input channels of a convolution over concatenated modalities, split a fused tensor.
-        fill: replaces the whole filling where one parameter of ours is many of theirs; called with
-            a function (shape, kind, salt) -> tensor and with `salted`.
         dead: parameters of the official network that do nothing and that ours leaves out, from the
             config.
         auxiliary: further tensors by the name they have in the file (without the shape): from the
@@ -112,11 +106,8 @@ class Recorded:
 
     build: Callable[[dict[str, Any]], Backbone]
     limit: float
+    table: str | Callable[[dict[str, Any]], str]
     salt: Callable[[str], int] = plain
-    arrange: Callable[[str, Array], Array] = as_is
-    fill: Callable[[Backbone, Callable[[tuple[int, ...], str, int], Tensor], bool], None] | None = (
-        None
-    )
     dead: Callable[[dict[str, Any]], int] = lambda config: 0
     auxiliary: Callable[[Backbone, Any, Any], dict[str, Tensor]] | None = None
     auxiliary_limit: float | None = None
@@ -139,15 +130,17 @@ class Recorded:
             self._cache.clear()
             config = config_of(path)
             net = self.build(config).eval()
-            if self.fill is None:
-                fill_parameters(net, self.salt if config["salted"] else plain, self.arrange)
-            else:
-                self.fill(net, filled, config["salted"])
-            image = torch.from_numpy(make_input(config["input"][2])).to(dtype)
+            table = self.table_of(config)
+            import_filled(net, table, self.salt if config["salted"] else plain)
+            image = to_ours(torch.from_numpy(make_input(config["input"][2])), table).to(dtype)
             with torch.no_grad(), LeanDouble():
                 features = net.to(dtype).encode(image, torch.ones(1, 4, dtype=torch.bool))
             self._cache[path, dtype] = net, features
         return self._cache[path, dtype]
+
+    def table_of(self, config: dict[str, Any]) -> Table:
+        """Read the table of official names."""
+        return read_table(self.table if isinstance(self.table, str) else self.table(config))
 
     def check(self, path: Path, index: int) -> list[Row]:
         """Compare parameter count, logits, statistics and known inner tensors for one mask.
@@ -168,8 +161,12 @@ class Recorded:
         count = sum(p.numel() for p in net.parameters()) + self.dead(config)
         seen = features.restrict(torch.from_numpy(golden["masks"][index]).unsqueeze(0))
         with torch.no_grad(), LeanDouble():
-            logits = net.decode(seen).logits[0]
+            table = self.table_of(config)
+            logits = to_official(net.decode(seen).logits, table)[0]
+            if table.gives:
+                logits = logits[[table.output_order.index(i) for i in range(len(logits))]]
             inner = self.auxiliary(net, features, seen) if self.auxiliary else {}
+            inner = {name: to_official(x, table) for name, x in inner.items()}
         step, expected = config["stride"], golden["out"][index]
         taken = logits[:, ::step, ::step, ::step].numpy()
         rows = [
@@ -199,10 +196,10 @@ class Recorded:
         loss: SegmentationLoss = build(load([self.experiment]).task.loss)
         task = SegmentationTask(net, loss=loss, optimizer=torch.optim.Adam)
         size, dtype = config["input"][2], next(net.parameters()).dtype
-        present = torch.from_numpy(mask).unsqueeze(0)
+        present, table = torch.from_numpy(mask).unsqueeze(0), self.table_of(config)
         batch = {
-            "image": torch.from_numpy(make_input(size)).to(dtype),
-            "label": torch.from_numpy(make_label(size)),
+            "image": to_ours(torch.from_numpy(make_input(size)), table).to(dtype),
+            "label": to_ours(torch.from_numpy(make_label(size)), table),
             "present": present,
             "available": torch.ones_like(present),
         }
@@ -264,22 +261,27 @@ def mask_name(path: Path, index: int) -> str:
     return subset_name(read(path)["masks"][index].tolist())
 
 
-def filled(shape: tuple[int, ...], kind: str, salt: int) -> Tensor:
-    """Give the values of one official parameter."""
-    return torch.from_numpy(fill(shape, kind, salt))
+def import_filled(net: torch.nn.Module, table: Table, salt: Callable[[str], int] = plain) -> None:
+    """Fill an official state by the rule, under the official names, and import it."""
+    ours, official = dict(net.named_parameters()), {}
+    for name, place in table.places(ours).items():
+        shape = place.shape(ours[name].shape)
+        value = fill(shape, kind_of(place.name, shape), salt(name))
+        official[place.name] = torch.from_numpy(value)
+    net.load_state_dict(translate(official, ours, table).ours, strict=False)
 
 
-@torch.no_grad()
-def fill_parameters(
-    net: torch.nn.Module,
-    salt: Callable[[str], int] = plain,
-    arrange: Callable[[str, Array], Array] = as_is,
-) -> None:
-    """Set every parameter by the fill rule."""
-    for name, parameter in net.named_parameters():
-        shape = tuple(parameter.shape)
-        value = arrange(name, fill(shape, kind_of(name, shape), salt(name)))
-        parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+def to_ours(x: Tensor, table: Table) -> Tensor:
+    """Turn the spatial axes, which come last, from the official order to ours."""
+    first = x.dim() - 3
+    return x.permute(*range(first), *(first + axis for axis in table.turned))
+
+
+def to_official(x: Tensor, table: Table) -> Tensor:
+    """Turn them back; what has no space stays."""
+    first = x.dim() - 3
+    back = (first + table.turned.index(axis) for axis in range(3))
+    return x.permute(*range(first), *back) if first > 0 else x
 
 
 def relative(ours: Array, expected: Array) -> float:

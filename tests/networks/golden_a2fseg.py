@@ -48,5 +48,7 @@ def auxiliary(net: Backbone, features: Features, seen: Features) -> dict[str, Te
 
 
 GOLDEN = {
-    "A2FSeg": Recorded(build, limit=1e-5, salt=salt, dead=unused_encoder, auxiliary=auxiliary)
+    "A2FSeg": Recorded(
+        build, limit=1e-5, table="a2fseg", salt=salt, dead=unused_encoder, auxiliary=auxiliary
+    )
 }

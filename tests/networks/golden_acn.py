@@ -18,12 +18,12 @@ from bts_lightning.distillation.cotraining import (
 )
 from bts_lightning.losses import SeparateLabelLoss
 from bts_lightning.networks.acn import ACN
+from bts_lightning.networks.official.table import read_table
 from tests.golden.fill_rule import make_input, make_label
 from tests.networks.conformity import (
-    Array,
     Row,
     deviation,
-    fill_parameters,
+    import_filled,
     mask_name,
     read,
     relative,
@@ -33,18 +33,6 @@ from tests.networks.conformity import (
 LIMIT = 1e-6
 # Map i of ours is map MAPS[i] of the official order ED, NCR/NET, ET, background.
 MAPS = [3, 1, 0, 2]
-# Channel i of ours is channel READS[i] of the official order T1, T2, FLAIR, T1c.
-READS = [0, 3, 1, 2]
-
-
-def arrange(name: str, value: Array) -> Array:
-    if name == "stem.0.weight" and value.shape[1] == len(READS):
-        return value[:, READS]
-    return value[MAPS] if name.startswith("head") else value
-
-
-def arrange_judge(name: str, value: Array) -> Array:
-    return value[:, MAPS] if name == "0.weight" else value
 
 
 class Paths:
@@ -96,11 +84,7 @@ class Paths:
             optimizer=torch.optim.Adam,
             discriminator_optimizer=torch.optim.Adam,
         ).eval()
-        for path in (task.net, task.peer):
-            fill_parameters(path, arrange=arrange)
-        fill_parameters(task.information)
-        fill_parameters(task.judges_entropy, arrange=arrange_judge)
-        fill_parameters(task.judges_knowledge)
+        import_filled(task, read_table("acn"))
         return task
 
     def inner(

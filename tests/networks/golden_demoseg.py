@@ -41,6 +41,12 @@ def losses(lesson: Lesson) -> dict[str, Tensor]:
 
 GOLDEN = {
     "DeMoSeg": Recorded(
-        build, limit=1e-5, salt=salt, auxiliary=inner, experiment="demoseg", losses=losses
+        build,
+        limit=1e-5,
+        table="demoseg",
+        salt=salt,
+        auxiliary=inner,
+        experiment="demoseg",
+        losses=losses,
     )
 }

@@ -48,6 +48,6 @@ def losses(lesson: Lesson) -> dict[str, Tensor]:
 
 GOLDEN = {
     "GMD (Ensemble, dynamic sharing)": Recorded(
-        build, limit=1e-5, salt=salt, auxiliary=inner, experiment="gmd", losses=losses
+        build, limit=1e-5, table="gmd", salt=salt, auxiliary=inner, experiment="gmd", losses=losses
     )
 }

@@ -34,5 +34,7 @@ def auxiliary(net: Backbone, features: Features, seen: Features) -> dict[str, Te
 
 
 GOLDEN = {
-    "U-HVED (IM-Fuse PyTorch port)": Recorded(build, limit=1e-5, salt=salt, auxiliary=auxiliary)
+    "U-HVED (IM-Fuse PyTorch port)": Recorded(
+        build, limit=1e-5, table="uhved", salt=salt, auxiliary=auxiliary
+    )
 }

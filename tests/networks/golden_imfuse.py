@@ -73,8 +73,22 @@ def dead(config: dict[str, Any]) -> int:
     return block + unused
 
 
+def table(config: dict[str, Any]) -> str:
+    """Name the form."""
+    if not config["mamba_skip"]:
+        return "imfuse_mfb"
+    return "imfuse" if config["first_skip"] else "imfuse_no1skip"
+
+
 GOLDEN = {
     "IM-Fuse": Recorded(
-        build, limit=5e-5, salt=salt, dead=dead, auxiliary=inner, experiment="imfuse", losses=losses
+        build,
+        limit=5e-5,
+        table=table,
+        salt=salt,
+        dead=dead,
+        auxiliary=inner,
+        experiment="imfuse",
+        losses=losses,
     )
 }

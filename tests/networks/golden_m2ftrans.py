@@ -2,15 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from bts_lightning.modalities import MODALITIES, SHOWN_AS
 from bts_lightning.networks.backbone import Backbone, Features
 from bts_lightning.networks.m2ftrans import M2FTrans
-from tests.golden.fill_rule import fill
-from tests.networks.conformity import Array, Recorded
-from tests.networks.golden_rfnet import TO_OURS, blocks_to_ours
+from tests.networks.conformity import Recorded
 
 
 def build(config: dict[str, Any]) -> M2FTrans:
@@ -23,18 +20,6 @@ def salt(name: str) -> int:
     place = {"encoders": 1, "attentive": 4}.get(parts[0])
     owned = place == 1 or (place == 4 and parts[3] in {"keys", "values"})
     return 10 * (int(parts[place]) + 1) if place and owned else 0
-
-
-def arrange(name: str, value: Array) -> Array:
-    """Reorder what reads one block a modality; the official table of positions is one for all."""
-    if name.startswith("plain") and name.endswith("0.0.weight"):
-        return blocks_to_ours(value, 1, 4)
-    if "positions" in name:
-        _, tokens, width = value.shape
-        table = fill((1, 5 * tokens, width), "matrix")
-        block = 4 if name == "fusion_positions" else TO_OURS[int(name.split(".")[1])]
-        return np.split(table, 5, axis=1)[block]
-    return value
 
 
 def inner(net: Backbone, features: Features, seen: Features) -> dict[str, Tensor]:
@@ -59,4 +44,4 @@ def inner(net: Backbone, features: Features, seen: Features) -> dict[str, Tensor
     return found | {"prob": output.logits.softmax(dim=1)}
 
 
-GOLDEN = {"M2FTrans v2": Recorded(build, limit=2e-5, salt=salt, arrange=arrange, auxiliary=inner)}
+GOLDEN = {"M2FTrans v2": Recorded(build, limit=2e-5, table="m2ftrans", salt=salt, auxiliary=inner)}

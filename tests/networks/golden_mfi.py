@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from bts_lightning.modalities import MODALITIES, SHOWN_AS
 from bts_lightning.networks.backbone import Backbone, Features
 from bts_lightning.networks.mfi import MFI
-from tests.networks.conformity import Array, Lesson, Recorded
-from tests.networks.golden_rfnet import blocks_to_ours
+from tests.networks.conformity import Lesson, Recorded
 
 # Three of four perceptrons of each exchange, at a width of 32.
 DEAD = 3_200_640
@@ -24,11 +23,6 @@ def salt(name: str) -> int:
     """Give ten times the number of the modality that owns a parameter."""
     parts = name.split(".")
     return 10 * (int(parts[1]) + 1) if parts[0] in {"stems", "towers", "heads"} else 0
-
-
-def arrange(name: str, value: Array) -> Array:
-    """Reorder what reads one block a modality."""
-    return blocks_to_ours(value, 1, 4) if name == "head.weight" else value
 
 
 @torch.no_grad()
@@ -71,7 +65,7 @@ GOLDEN = {
         build,
         limit=1e-5,
         salt=salt,
-        arrange=arrange,
+        table="mfi",
         dead=lambda config: DEAD,
         auxiliary=inner,
         experiment="mfi",

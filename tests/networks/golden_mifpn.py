@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from bts_lightning.modalities import MODALITIES, SHOWN_AS
 from bts_lightning.networks.backbone import Backbone, Features
 from bts_lightning.networks.mifpn import MIFPN
-from tests.networks.conformity import Array, Lesson, Recorded
-from tests.networks.golden_rfnet import TO_OURS, blocks_to_ours
+from tests.networks.conformity import Lesson, Recorded
 
 # What the official code holds without effect; the selection of level 5 has its patch's size.
 DEAD = {80: 12_331_268, 48: 12_324_996}
@@ -25,15 +23,6 @@ def salt(name: str) -> int:
     parts = name.split(".")
     owned = parts[0] in {"encoders", "prompt_units", "crossings"}
     return 10 * (int(parts[1]) + 1) if owned else 0
-
-
-def arrange(name: str, value: Array) -> Array:
-    """Reorder what reads or gives one block a modality; fusion tokens come last in both."""
-    if name.startswith("selections") and name.endswith("fuse.0.0.weight"):
-        return blocks_to_ours(value, 1, 4)
-    if name == "positions":
-        return np.concatenate([np.split(value, 5, axis=1)[i] for i in [*TO_OURS, 4]], axis=1)
-    return value
 
 
 def inner(net: Backbone, features: Features, seen: Features) -> dict[str, Tensor]:
@@ -82,7 +71,7 @@ GOLDEN = {
         auxiliary_limit=2e-4,
         loss_limit=5e-6,
         salt=salt,
-        arrange=arrange,
+        table="mifpn",
         dead=lambda config: DEAD[config["input"][2]],
         auxiliary=inner,
         experiment="mifpn",

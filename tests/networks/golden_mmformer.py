@@ -5,8 +5,7 @@ from torch import Tensor
 from bts_lightning.modalities import MODALITIES, SHOWN_AS
 from bts_lightning.networks.backbone import Backbone, Features
 from bts_lightning.networks.mmformer import TOKENS, MMFormer
-from tests.networks.conformity import Array, Recorded
-from tests.networks.golden_rfnet import blocks_to_ours
+from tests.networks.conformity import Recorded
 
 
 def salt(name: str) -> int:
@@ -14,13 +13,6 @@ def salt(name: str) -> int:
     parts = name.split(".")
     owned = parts[0] in {"encoders", "embed", "positions", "within"}
     return 10 * (int(parts[1]) + 1) if owned else 0
-
-
-def arrange(name: str, value: Array) -> Array:
-    """Reorder the inputs of fusions; the deepest one has no blocks of modalities."""
-    if name.endswith(".0.2.weight") and name.startswith("fusions") and name[8] != "4":
-        return blocks_to_ours(value, 1, 4)
-    return value
 
 
 def inner(net: Backbone, features: Features, seen: Features) -> dict[str, Tensor]:
@@ -43,7 +35,7 @@ GOLDEN = {
         build=lambda config: MMFormer(width=config["base"], legacy_token_layout=True),
         limit=1e-5,
         salt=salt,
-        arrange=arrange,
+        table="mmformer",
         dead=lambda config: 4 * (128 * 512 + 128),
         auxiliary=inner,
     )

@@ -9,8 +9,7 @@ from bts_lightning.modalities import MODALITIES, SHOWN_AS
 from bts_lightning.networks.backbone import Backbone, Features
 from bts_lightning.networks.robustseg import RobustSeg
 from tests.golden.fill_rule import make_input
-from tests.networks.conformity import Array, Recorded
-from tests.networks.golden_rfnet import blocks_to_ours
+from tests.networks.conformity import Recorded
 
 
 def build(config: dict[str, Any]) -> RobustSeg:
@@ -23,15 +22,6 @@ def salt(name: str) -> int:
     parts = name.split(".")
     owned = parts[0] in {"encoders", "styles", "painters"}
     return 10 * (int(parts[1]) + 1) if owned else 0
-
-
-def arrange(name: str, value: Array) -> Array:
-    """Reorder what reads a block a modality, and the gates themselves."""
-    if not name.startswith("fusions"):
-        return value
-    if name.endswith("weight"):
-        value = blocks_to_ours(value, 1, 4)
-    return blocks_to_ours(value, 0, 4) if ".gate." in name else value
 
 
 @torch.no_grad()
@@ -53,6 +43,6 @@ def inner(net: Backbone, features: Features, seen: Features) -> dict[str, Tensor
 
 GOLDEN = {
     "RobustSeg (IM-Fuse PyTorch port)": Recorded(
-        build, limit=2e-5, salt=salt, arrange=arrange, auxiliary=inner
+        build, limit=2e-5, table="robustseg", salt=salt, auxiliary=inner
     )
 }

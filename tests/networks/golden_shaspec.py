@@ -7,10 +7,10 @@ from torch import Tensor
 
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Backbone, Features, over
+from bts_lightning.networks.official.table import read_table
 from bts_lightning.networks.shaspec import SHARED, STAND_INS, ShaSpec
 from tests.golden.fill_rule import make_input
-from tests.networks.conformity import Array, Recorded
-from tests.networks.golden_amoe_bts import to_ours
+from tests.networks.conformity import Recorded, to_ours
 
 # The global branch of each of five encoders: a convolution and a norm.
 DEAD = 5 * (256 * 256 + 2 * 256)
@@ -18,25 +18,13 @@ OFFICIAL = [MODALITIES.index(name) for name in STAND_INS]
 
 
 def build(config: dict[str, Any]) -> ShaSpec:
-    return ShaSpec(out_channels=config["classes"], whole_axis="first")
+    return ShaSpec(out_channels=config["classes"])
 
 
 def salt(name: str) -> int:
     """Give ten times the number of the modality that owns a parameter."""
     parts = name.split(".")
     return 10 * (int(parts[1]) + 1) if parts[0] == "specific" else 0
-
-
-def arrange(name: str, value: Array) -> Array:
-    """Reorder what reads or gives one block or value a modality."""
-    axis = None
-    if name == "decoder.enlarge.3.weight" or name.startswith("classify"):
-        axis = 0
-    elif name.startswith("decoder.skips") and value.ndim > 1:
-        axis = 1
-    if axis is None:
-        return value
-    return to_ours(torch.from_numpy(value), axis).numpy()
 
 
 @torch.no_grad()
@@ -46,7 +34,7 @@ def inner(net: Backbone, features: Features, seen: Features) -> dict[str, Tensor
     zeros, present = net.zeros(seen), seen.present[SHARED]
     shared = features.levels[SHARED]
     shared = torch.where(over(present, shared), shared, net.shared(zeros)[SHARED].unsqueeze(1))
-    image = torch.from_numpy(make_input(zeros.shape[2])).to(zeros)
+    image = to_ours(torch.from_numpy(make_input(zeros.shape[2])), read_table("shaspec")).to(zeros)
     net.training = True  # or nothing is described
     learning = net.encode(image, torch.ones_like(present)).restrict(present)
     told = net.classify(net.described(learning))[0]
@@ -61,7 +49,7 @@ GOLDEN = {
         limit=3e-4,
         auxiliary_limit=6e-3,
         salt=salt,
-        arrange=arrange,
+        table="shaspec",
         dead=lambda config: DEAD,
         auxiliary=inner,
     )

@@ -13,7 +13,7 @@ from bts_lightning.networks.a2fseg import subsets as shortcuts
 from bts_lightning.networks.a2fseg.modality_attention import Variant
 from bts_lightning.networks.a2fseg.network import A2FSeg
 from bts_lightning.networks.layers import deep_weights
-from tests.networks.official_a2fseg import from_official, load_official
+from bts_lightning.networks.official.table import read_table
 from tests.networks.parts import check_that_a_fusion_treats_modalities_alike
 
 DEAD = 14_025_120  # the fusion decoder's unused encoder, as counted in the official network
@@ -196,41 +196,8 @@ def test_official_names_become_ours() -> None:
         "lastconv.0.1.weight": "refine.1.weight",
         "output.weight": "head.weight",
     }  # fmt: skip
-    assert {name: from_official(name, poolings=3) for name in names} == names
-
-
-def test_official_state_fills_every_weight_and_drops_the_dead_encoder() -> None:
-    net = small()
-    state: dict[str, Tensor] = {"output.weight": net.head.weight + 1}
-    for path, outer in [(f"modality_specific_models.{m}", net.unets[m]) for m in range(4)]:
-        state |= official_unet(path, outer.contract, outer.expand)
-    state |= official_unet("fusion_decoder", net.unets[0].contract, net.fusion_decoder)
-    for m, module in enumerate(net.attention):
-        state |= {f"modality_aware_modules.{m}.{k}": v + 1 for k, v in module.state_dict().items()}
-    state |= {f"lastconv.0.{k}": v + 1 for k, v in net.refine.state_dict().items()}
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    load_official(net, state)
-    for name, value in net.state_dict().items():
-        torch.testing.assert_close(value, before[name] + 1)
-
-
-def official_unet(
-    path: str, contract: torch.nn.Module, expand: torch.nn.Module
-) -> dict[str, Tensor]:
-    """Name the weights of a U-Net as the official code does; values are raised by one."""
-    state = {}
-    poolings = len(expand.ups)
-    part = {"0": "conv", "1": "instnorm"}
-    for name, value in contract.stages.state_dict().items():
-        stage, block, kind, leaf = name.split(".")
-        inner = f"{block}.blocks.0" if int(stage) == poolings else f"blocks.{block}"
-        state[f"{path}.conv_blocks_context.{stage}.{inner}.{part[kind]}.{leaf}"] = value + 1
-    for step in range(poolings):
-        official = poolings - 1 - step
-        state[f"{path}.tu.{official}.weight"] = expand.ups[step].weight + 1
-        state[f"{path}.seg_outputs.{official}.weight"] = expand.heads[step].weight + 1
-        for name, value in expand.joins[step].state_dict().items():
-            block, kind, leaf = name.split(".")
-            inner = f"conv_blocks_localization.{official}.{block}.blocks.0.{part[kind]}.{leaf}"
-            state[f"{path}.{inner}"] = value + 1
-    return state
+    with torch.device("meta"):
+        places = read_table("a2fseg").places(A2FSeg(width=2, poolings=3).state_dict())
+    assert {official: places[ours].name for official, ours in names.items()} == {
+        n: n for n in names
+    }

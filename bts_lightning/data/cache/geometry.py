@@ -55,7 +55,9 @@ class Geometry:
     def in_file(self, label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Give the values that stored classes have in files."""
         values = self.file_values
-        table = np.zeros(max(values) + 1, dtype=np.uint8)
+        # The one class that files may not number is the non-enhancing core of `brats2015`: since
+        # 2017 it has been one with the necrosis.
+        table = np.full(max(values) + 1, values.get(1, 0), dtype=np.uint8)
         table[list(values)] = list(values.values())
         return table[label_map]
 

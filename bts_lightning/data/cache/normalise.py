@@ -12,7 +12,7 @@ from bts_lightning.data.cache.reading import Volumes
 from bts_lightning.errors import ConfigError, did_you_mean
 from bts_lightning.modalities import MODALITIES, SCHEMES, Modality
 
-Normalisation = Literal["zscore", "legacy_rfnet", "legacy_nnunet"]
+Normalisation = Literal["zscore", "legacy_rfnet", "legacy_nnunet", "minmax"]
 Crop = Literal["brain", "none"]
 
 # RFNet, mmFormer, M2FTrans and IM-Fuse grow the box to this, so that a 128³ patch always fits.
@@ -31,7 +31,8 @@ class Recipe:
             `legacy_rfnet`: over the joint brain of all modalities and applied to the background
             too, as that family of repositories does. `legacy_nnunet`: over the joint brain with its
             holes filled; background 0, as nnU-Net and A2FSeg do. In both, statistics leak between
-            modalities.
+            modalities. `minmax`: a modality's whole volume to 0…1, as GMD, ACN and the second
+            version of M2FTrans do.
         crop: `brain`: the box where any acquired modality is not 0. A modality dropped later has
             had its part in where the box lies, never in a value. `none`: the whole grid, when
             not even that may be.
@@ -86,14 +87,17 @@ def normalise(volumes: Volumes, recipe: Recipe) -> tuple[NDArray[np.float16], Bo
         voxels = volumes.images[modality]
         inside = brains[modality] if recipe.normalisation == "zscore" else shared
         with np.errstate(all="ignore"):
-            mean, deviation = _statistics(voxels, inside)
+            if recipe.normalisation == "minmax":
+                mean, deviation = float(voxels.min()), float(np.ptp(voxels.astype(np.float64)))
+            else:
+                mean, deviation = _statistics(voxels, inside)
         if not (np.isfinite(mean) and 0 < deviation < np.inf):
             raise UncountableError(modality)
         # A small contrast on a large offset needs digits that float32 has not; no scan does.
         plain = abs(mean) < 1000 * deviation and 1e-30 < deviation < 1e30
         number: Any = np.float32 if plain else np.float64
         scaled = (voxels[slices].astype(number) - number(mean)) / number(deviation)
-        if recipe.normalisation != "legacy_rfnet":
+        if recipe.normalisation in ("zscore", "legacy_nnunet"):
             scaled[~inside[slices]] = 0
         image[channel] = scaled.clip(-LARGEST, LARGEST)
     return image, box

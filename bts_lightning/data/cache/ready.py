@@ -18,6 +18,7 @@ from bts_lightning.modalities import BACKGROUND, MODALITIES, SCHEMES, Modality, 
 # The numbers that a prediction is written in where no file of the case has any.
 _NUMBERINGS: dict[str, Numbering] = {
     "brats": "brats2023",
+    "brats2015": "brats2015",
     "cavity": "brats2024",
     "ped": "ped",
     "men_rt": "men_rt",

@@ -13,6 +13,7 @@ from bts_lightning.modalities import (
     ENHANCING,
     MODALITIES,
     NECROSIS,
+    NON_ENHANCING,
     OEDEMA,
     SCHEMES,
     TARGET,
@@ -21,10 +22,14 @@ from bts_lightning.modalities import (
     Subset,
 )
 
-Numbering = Literal["brats2021", "brats2023", "brats2024", "ped", "men_rt", "decathlon"]
+Numbering = Literal[
+    "brats2015", "brats2021", "brats2023", "brats2024", "ped", "men_rt", "decathlon"
+]
 
 # Value in the file -> tissue, each as its data set documents it.
 LABEL_VALUES: dict[Numbering, dict[int, int]] = {
+    # Until 2016; from a manifest, for those files are no NIfTI.
+    "brats2015": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 3: NON_ENHANCING, 4: ENHANCING},
     # 2017 to 2021: 1 NCR/NET, 2 ED, 4 ET; 3 has not been used since 2016.
     "brats2021": {0: BACKGROUND, 1: NECROSIS, 2: OEDEMA, 4: ENHANCING},
     # 2023: 1 NCR, 2 SNFH (oedema and infiltration), 3 ET.

@@ -14,7 +14,7 @@ from bts_lightning import config as configuration
 from bts_lightning.losses import regions_of, shrunk
 from tests.golden.fill_rule import fill, kind_of, make_input
 from tests.networks.conformity import Array, Row, config_of, read
-from tests.networks.golden_train.names import Layout, layout
+from tests.networks.golden_train.names import Layout
 from tests.networks.golden_train.rules import make_label, summary
 
 # Relative to the larger of a gradient's norm and this share of the largest one.
@@ -114,8 +114,8 @@ class Training:
         self.task = configuration.build(configuration.load(experiment(config)).task).train()
         made = self.task.configure_optimizers()
         self.optimizer, self.schedule = made["optimizer"], made["lr_scheduler"]
-        self.layout: Layout = layout(config["network"], config.get("pools", 0))
         self.parameters = dict(self.task.net.named_parameters())
+        self.layout = Layout(config["network"], self.parameters)
         self.shapes = [tuple(map(int, str(s).strip("(,)").split(","))) for s in recorded["shapes"]]
         self.ours = [self.layout.rename(str(name)) for name in recorded["names"]]
         with torch.no_grad():
