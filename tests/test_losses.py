@@ -191,6 +191,8 @@ def test_what_is_sure_gives_back_every_class_of_its_scheme(
     inside = regions_of(label, scheme)
     logits = torch.where(inside if kind is RegionLoss else classes, 50.0, -50.0)
     assert logits.shape[1] == loss.channels
+    if (name, kind) == ("brats2015", RegionLoss):  # two of its classes lie in the same regions
+        label = torch.where(label == 3, 1, label)
     torch.testing.assert_close(loss.labels(loss.probabilities(logits)), label)
     torch.testing.assert_close(loss.of_regions(loss.probabilities(logits)) > 0.5, inside)
     assert loss(logits, label) < loss(torch.zeros_like(logits), label)

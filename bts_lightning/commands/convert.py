@@ -58,7 +58,7 @@ def convert(table: Table, file: Path, config: DictConfig, out: Path | None) -> P
 
 def _split(config: DictConfig) -> Split | None:
     """Give the cases that the weights were made with, where the user names them."""
-    given = OmegaConf.to_container(config.data).get("split", "random")  # type: ignore[union-attr, call-overload]
+    given = OmegaConf.to_container(config.data).get("split", "random")  # type: ignore[union-attr]
     if isinstance(given, str) and given.endswith(".json"):
         return Split.load(Path(given))
     if not isinstance(given, Mapping):

@@ -82,7 +82,7 @@ def _state(held: dict[Any, Any], file: Path) -> dict[str, Tensor]:
 
 def _harmless() -> list[Any]:
     """List NumPy's numbers, under the names that its versions give to what makes them."""
-    scalar = np.float64(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     made: list[tuple[Callable[..., Any], str]] = [
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),

@@ -15,7 +15,7 @@ from bts_lightning import config
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.official.state import bare, translate
-from bts_lightning.networks.official.table import Table, read_table, tables
+from bts_lightning.networks.official.table import read_table, tables
 from tests.networks.conformity import Recorded, entries
 
 # Names and shapes of the official classes in their published size, and how many have no effect.
@@ -29,8 +29,9 @@ def facts() -> dict[str, Any]:
 
 
 @cache
-def ours(table: Table) -> dict[str, Tensor]:
+def ours(name: str) -> dict[str, Tensor]:
     """Build the network, or the task, in its published size, without memory for it."""
+    table = read_table(name)
     experiment = config.load(table.train)
     with torch.device("meta"):
         module: nn.Module = config.build(experiment.task if table.whole_task else experiment.net)
@@ -45,11 +46,11 @@ def official(name: str, **changes: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", sorted(facts()))
 def test_every_official_parameter_is_taken_or_without_effect(name: str) -> None:
     table, state = read_table(name), official(name)
-    taken = translate(bare(state), ours(table), table)
+    taken = translate(bare(state), ours(name), table)
     count, size = facts()[name]["dead"]
     assert taken.skipped == (count, size)
     assert taken.taken == (len(state) - count, sum(x.numel() for x in state.values()) - size)
-    assert taken.ours.keys() == ours(table).keys()
+    assert taken.ours.keys() == ours(name).keys()
 
 
 @pytest.mark.parametrize("name", sorted(facts()))
@@ -83,7 +84,7 @@ def test_a_branch_reads_the_modality_that_its_official_name_says(name: str) -> N
     table, entry = read_table(name), OWNERS[name]
     pattern, first = NUMBERED.get(name, (WORD, 0))
     count = 0
-    for own, place in table.places(ours(table)).items():
+    for own, place in table.places(ours(name)).items():
         found, owner = re.search(pattern, place.name), entry.salt(own) // 10
         if found and owner:
             word = found[1]
@@ -112,20 +113,20 @@ def test_only_the_form_without_a_list_of_names_has_none() -> None:
 def test_what_does_not_fit_is_named(changes: dict[str, Any], said: str) -> None:
     table = read_table("rfnet")
     with pytest.raises(DataError, match=said):
-        translate(official("rfnet", **changes), ours(table), table)
+        translate(bare(official("rfnet", **changes)), ours("rfnet"), table)
 
 
 def test_blocks_of_modalities_follow_our_order() -> None:
-    places = read_table("rfnet").places(ours(read_table("rfnet")))
+    places = read_table("rfnet").places(ours("rfnet"))
     x = torch.arange(5).expand(2, 5)  # four modalities and a share: FLAIR, T1c, T1, T2
     assert places["fusions.0.weigh.0.0.weight"].take(x)[0].tolist() == [2, 1, 3, 0, 4]
 
 
 def test_axes_outputs_and_parts_follow_our_order() -> None:
     shaspec, amoe = read_table("shaspec"), read_table("amoe_bts")
-    stem = shaspec.places(ours(shaspec))["shared.stem.0.weight"]
+    stem = shaspec.places(ours("shaspec"))["shared.stem.0.weight"]
     assert stem.take(torch.empty(1, 1, 3, 5, 7)).shape == (1, 1, 5, 7, 3)  # z, x, y there
-    places = amoe.places(ours(amoe))
+    places = amoe.places(ours("amoe_bts"))
     assert places["head.bias"].take(torch.arange(3)).tolist() == [1, 0, 2]  # TC, WT, ET there
     term = places["encoders.0.terms.0.weight"]
     assert term.take(torch.arange(8).view(1, 8)).tolist() == [[2, 3]]  # T1 is the second there

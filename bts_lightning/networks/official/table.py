@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from bts_lightning.errors import ConfigError, did_you_mean
-from bts_lightning.modalities import MODALITIES
+from bts_lightning.modalities import MODALITIES, Modality
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +101,7 @@ class Table:
     source: str
     train: list[str]
     names: dict[str, str]
-    reads: list[str]
+    reads: list[Modality]
     spell: dict[str, dict[str, str]] = field(default_factory=dict)
     gives: list[str] = field(default_factory=list)
     axes: str = "xyz"
