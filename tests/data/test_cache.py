@@ -96,6 +96,23 @@ def test_legacy_recipe_scales_all_voxels_by_the_joint_brain(tmp_path: Path) -> N
     np.testing.assert_allclose(case.image[2], expected, atol=2e-3)
 
 
+def test_minmax_scales_the_whole_volume(tmp_path: Path) -> None:
+    home = write_case(tmp_path / "BraTS2021_00000", modalities=["t1"])
+    image = volume(2)
+    image[0, 0, 0] = -5  # outside the brain it counts too
+    write_image(home / "BraTS2021_00000_t1.nii.gz", image)
+    case = prepare(tmp_path, normalisation="minmax", crop="none")[0]
+    expected = (image + 5) / (image.max() + 5)
+    np.testing.assert_allclose(case.image[0], expected, atol=2e-3)
+
+
+def test_a_class_that_files_do_not_number_is_written_as_necrosis(tmp_path: Path) -> None:
+    write_case(tmp_path / "BraTS2021_00000")
+    case = prepare(tmp_path, scheme="brats2015")[0]
+    written = case.geometry.in_file(np.arange(5, dtype=np.uint8))
+    assert written.tolist() == [0, 1, 2, 1, 4]
+
+
 def test_nnunets_recipe_counts_the_holes_of_the_joint_brain_in(tmp_path: Path) -> None:
     home = write_case(tmp_path / "BraTS2021_00000", modalities=["t1"])
     hollow = np.where(np.arange(SIZE[0])[:, None, None] < 10, volume(2), 0)
