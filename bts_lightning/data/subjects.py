@@ -32,7 +32,7 @@ def subjects_of(cases: Iterable[tuple[CachedCase, Subset]]) -> SubjectsDataset:
     return SubjectsDataset([_subject(case, shown) for case, shown in cases])
 
 
-def as_batch(subjects: Sequence[Subject]) -> Batch:
+def as_batch(subjects: Sequence[Any]) -> Batch:
     """Collate subjects, or patches of a `Queue`, into what a task trains on; all have labels.
 
     Example:
@@ -64,7 +64,7 @@ def as_batch(subjects: Sequence[Subject]) -> Batch:
     }
 
 
-class DropModalities(RandomTransform, IntensityTransform):  # type: ignore[misc]
+class DropModalities(RandomTransform, IntensityTransform):
     """Take modalities away as a policy of `availability` draws it; the label map stays.
 
     What is taken away is zero, and `present` says so: four flags for T1, T1c, T2, FLAIR. The
@@ -80,7 +80,7 @@ class DropModalities(RandomTransform, IntensityTransform):  # type: ignore[misc]
     """
 
     def __init__(self, policy: Availability, *, epoch: int = 0, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(**settings)  # type: ignore[no-untyped-call]
         self.policy, self.epoch = policy, epoch
 
     def apply_transform(self, subject: Subject) -> Subject:
@@ -103,7 +103,7 @@ class DropModalities(RandomTransform, IntensityTransform):  # type: ignore[misc]
         return Absent(gone, copy=self.copy, include=self.include, exclude=self.exclude)(subject)
 
 
-class Absent(IntensityTransform):  # type: ignore[misc]
+class Absent(IntensityTransform):
     """Take the named modalities away."""
 
     def __init__(self, modalities: Sequence[str], **settings: Any) -> None:
@@ -125,14 +125,14 @@ class Absent(IntensityTransform):  # type: ignore[misc]
         return subject
 
 
-def _present(subject: Subject) -> list[bool]:
+def _present(subject: Any) -> list[bool]:
     """Tell which modalities a subject has and shows."""
     given = subject.get(PRESENT, [True] * len(MODALITIES))
     return [name in subject and bool(flag) for name, flag in zip(MODALITIES, given, strict=True)]
 
 
 def _subject(case: CachedCase, shown: Subset) -> Subject:
-    images = {
+    images: dict[str, ScalarImage | LabelMap] = {
         name: ScalarImage(case.folder / "image.npy", reader=partial(_read, case, channel))
         for channel, name in enumerate(MODALITIES)
         if shown[channel]

@@ -131,7 +131,11 @@ def _moved(said: Tensor, box: Sequence[tuple[int, int]], into: Sequence[tuple[in
         return said
     both = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, into, strict=True)]
     here, there = (
-        (..., *(slice(a - low, b - low) for (a, b), (low, _) in zip(both, place, strict=True)))
+        (
+            slice(None),
+            slice(None),
+            *(slice(a - low, b - low) for (a, b), (low, _) in zip(both, place, strict=True)),
+        )
         for place in (box, into)
     )
     moved = said.new_zeros((*said.shape[:2], *(high - low for low, high in into)))

@@ -130,7 +130,8 @@ class GlobalPool(nn.Module):
         self.table = nn.Parameter(torch.empty(1, 2, grid, grid, grid).uniform_(-1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        size, table = x.shape[1:4], self.table
+        size = x.shape[1:4]
+        table: Tensor = self.table
         if size != table.shape[2:]:
             table = F.interpolate(table, size=size, mode="trilinear")
         scale, shift = table[0].to(x.dtype).unsqueeze(-1)  # D H W 1

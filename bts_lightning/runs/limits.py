@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from bts_lightning.errors import ConfigError
