@@ -122,6 +122,7 @@ class Absent(IntensityTransform):
         for name in gone:
             images[name].set_data(torch.zeros_like(images[name].data))
         subject[PRESENT] = torch.tensor(flags)
+        subject.update_attributes()  # else a crop, as that of a `Queue`, leaves it behind
         return subject
 
 
