@@ -107,11 +107,12 @@ def evaluate(
         option = "--seen" if ensemble is None else "--ensemble"
         raise UserError(f"{option} is for several runs; {home} is one")
     for folder in folders:
+        runs.refuse_links(folder, "evaluation", "logs")
         runs.refuse_strangers(folder)
     opened = open_runs(folders, words, allow, checkpoint)
     if len(folders) > 1:
         home = ENSEMBLES / (ensemble or _called(opened))
-    runs.refuse_links(home, "evaluation", "logs")
+        runs.refuse_links(home, "evaluation", "logs")
     # Lightning is imported once nothing is wrong with what was typed.
     from bts_lightning.commands.score import score
 

@@ -15,8 +15,7 @@ from bts_lightning.__main__ import main
 from bts_lightning.data.splits import Split
 from bts_lightning.files import sha256
 from bts_lightning.runs.temperature import keep_temperature
-from tests.commands.test_ensembles import another
-from tests.commands.test_ranks import bts
+from tests.tiny_training import another, bts
 
 FEW = "evaluation.subsets=[t1c+flair]"
 PLAIN = "evaluation.temperature=1"

@@ -9,35 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from bts_lightning import runs
 from bts_lightning.__main__ import main
 from bts_lightning.commands.evaluate import evaluate
 from bts_lightning.config import build
-from bts_lightning.runs.checkpoints import read_checkpoint
 from bts_lightning.runs.opening import load_run
-from tests.commands.test_ranks import TWO, bts
+from tests.tiny_training import TWO, another, bts
 
 FEW = ["evaluation.subsets=[t1c+flair]"]
-
-
-def another(run: Path, where: Path, seed: int, **changes: object) -> Path:
-    """Copy a run, with other weights and another configuration."""
-    copy = Path(shutil.copytree(run, where))
-    (file,) = (copy / "checkpoints").glob("*.ckpt")
-    content = read_checkpoint(file)
-    source = torch.Generator().manual_seed(seed)
-    for name, value in content["state_dict"].items():
-        if value.is_floating_point():
-            noise = torch.randn(value.shape, generator=source)
-            content["state_dict"][name] = value + 0.2 * noise
-    torch.save(content, file)
-    config = OmegaConf.load(runs.config_file(copy))
-    for key, value in changes.items():
-        OmegaConf.update(config, key.replace("__", "."), value, force_add=True)
-    runs.save_config(copy, config)
-    return copy
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """Two processes give what one gives, in training and in evaluation."""
 
-import os
 import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from bts_lightning.__main__ import main
 from bts_lightning.loggers import read_metrics
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.mmformer import MMFormer
-from tests.tiny_training import final
+from tests.tiny_training import TWO, bts, final
 
 TINY = [
     "a2fseg",
@@ -33,34 +30,7 @@ TINY = [
     "callbacks.overlays=null",
     "evaluation.subsets=[flair,t1+t1c+t2+flair]",
 ]
-TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 NOT_VALIDATED = ["trainer.limit_val_batches=0", "callbacks.best=null", "callbacks.subsets=null"]
-
-
-def bts(*words: str, folder: Path, code: int = 0) -> str:
-    """Run the command line in a process of its own, as ranks start others by running it again.
-
-    Gives what was printed as errors, by all ranks.
-    """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("BTS_", "PL_"))}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bts_lightning", *words],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, printed = process.communicate(timeout=500)
-    except subprocess.TimeoutExpired:
-        # A rank that has lost the others waits half an hour for them, and holds the pipes.
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"no end in sight: {process.communicate()[1][-3000:]}") from None
-    assert process.returncode == code, printed[-3000:]
-    return printed
 
 
 def the_run(folder: Path) -> Path:
