@@ -216,6 +216,7 @@ def test_only_the_experiments_name_a_network():
             for module, other in arrows()
             if room(other) == "networks" != room(module)
             if other not in ("networks", "networks.backbone", "networks.convolutions")
+            if not other.startswith("networks.official.")
         ]
         + [
             f"{module} names {name}"

@@ -83,7 +83,9 @@ def test_a_run_keeps_its_name_on_the_server_where_it_moves(
     (logs / "wandb.json").write_text(json.dumps(told))
     # The variable chooses where a new run goes; this one is there already.
     monkeypatch.setenv("WANDB_PROJECT", "other")
-    chosen = Wandb(save_dir=str(logs))._wandb_init
+    kept = Wandb(save_dir=str(logs))
+    kept._recall()
+    chosen = kept._wandb_init
     assert [chosen[part] for part in ("id", "project", "entity")] == ["abc123", "mine", "team"]
     fresh = Wandb(save_dir=str(tmp_path / "runs/a/1/logs"))._wandb_init
     assert fresh["project"] == "other"
@@ -95,7 +97,7 @@ def test_a_run_keeps_its_name_on_the_server_where_it_moves(
 def test_a_name_that_is_none_is_told_in_one_line(tmp_path: Path, text: str):
     (tmp_path / "wandb.json").write_text(text)
     with pytest.raises(DataError, match=r"wandb\.json: .*delete it") as error:
-        Wandb(save_dir=str(tmp_path))
+        Wandb(save_dir=str(tmp_path))._recall()
     assert "\n" not in str(error.value)
 
 

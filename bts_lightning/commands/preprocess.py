@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from bts_lightning.errors import DataError, Parser, UserError
 from bts_lightning.modalities import MODALITIES, Modality
@@ -11,6 +11,9 @@ from bts_lightning.report.screen import Screen
 
 if TYPE_CHECKING:
     from bts_lightning.preprocess.patient import Recipe
+
+# As in `preprocess.strip`, which takes a while to import.
+STRIPS = ("auto", "atlas", "hd-bet")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -28,9 +31,7 @@ def add_arguments(parser: Parser) -> None:
 
 def add_recipe(parser: Parser) -> None:
     """Add what `bts predict --raw` asks as well."""
-    from bts_lightning.preprocess.strip import Strip
-
-    parser.add_argument("--strip", choices=get_args(Strip), default="auto", help="brain mask by")
+    parser.add_argument("--strip", choices=STRIPS, default="auto", help="brain mask by")
     parser.add_argument("--mask", type=Path, help="brain mask on the grid of one of the scans")
     parser.add_argument("--n4", action="store_true", help="take coil shading away first")
     parser.add_argument("--atlas", type=Path, help="another stripped brain than ICBM 152")

@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from bts_lightning.errors import DataError, UserError
-from bts_lightning.files import content, expanded, sha256, write_whole
+from bts_lightning.files import content, expanded, write_whole
+from bts_lightning.files import sha256 as digest_of
 from bts_lightning.loggers.account import check_server, has_credentials
 from bts_lightning.loggers.cells import cells_among, heat_map, table_of
 from bts_lightning.loggers.curves import read_metrics
@@ -58,12 +59,12 @@ class Wandb(WandbLogger):
             # Where a user has no home, wandb cannot even say where its settings would be.
             os.environ.setdefault("WANDB_CONFIG_DIR", str(Path(save_dir).resolve()))
         self.run = Path(save_dir).resolve().parent
-        self._known, self._scores = _read_identity(Path(save_dir) / IDENTITY)
+        self._known: dict[str, str] | None = None
+        self._scores: dict[str, float] = {}
         chosen: dict[str, Any] = {
             "id": hashlib.sha256(str(self.run).encode()).hexdigest()[:12],
             "project": os.environ.get("WANDB_PROJECT", project),
             "entity": entity,
-            **self._known,
         }
         super().__init__(
             name=f"{self.run.parent.name}/{self.run.name}",
@@ -96,6 +97,7 @@ class Wandb(WandbLogger):
         import wandb
         from wandb.errors import CommError
 
+        self._recall()
         try:
             return self._remembered(super().experiment)
         except CommError as error:
@@ -190,7 +192,7 @@ class Wandb(WandbLogger):
         best = self.run / "checkpoints" / "best.ckpt"
         # Whoever wrote it: after a resume no better one may have come.
         if self.checkpoints == "best" and best.is_file():
-            facts = {"checkpoint": best.name, "checkpoint_sha256": sha256(best)}
+            facts = {"checkpoint": best.name, "checkpoint_sha256": digest_of(best)}
             model = self._artifact(f"model-{self.experiment.id}", "model", facts)
             # Under the name that Lightning gives.
             model.add_file(str(best), "model.ckpt")
@@ -201,18 +203,28 @@ class Wandb(WandbLogger):
         self.experiment.finish()
         self._experiment = None
 
+    def _recall(self) -> None:
+        """Go on in the run that the folder names; the agent of a sweep has chosen one itself."""
+        if self._known is not None:
+            return
+        self._known, self._scores = _read_identity(Path(str(self._save_dir)) / IDENTITY)
+        if not self._in_sweep:
+            self._wandb_init.update(self._known)
+            self._id = self._wandb_init["id"]
+
     def _remembered(self, run: Any) -> Any:
         """Keep how the run is called."""
         found = {"id": run.id, "project": run.project, "entity": run.entity}
         # Offline nobody knows whose run it will be.
-        self._known = {key: value for key, value in found.items() if value} | self._known
+        known = self._known or {}
+        self._known = {key: value for key, value in found.items() if value} | known
         self._write_identity(run)
         return run
 
     def _write_identity(self, run: Any) -> None:
         if run.disabled:
             return
-        kept = self._known | ({"scores": self._scores} if self._scores else {})
+        kept = (self._known or {}) | ({"scores": self._scores} if self._scores else {})
         write_whole(Path(str(self._save_dir)) / IDENTITY, json.dumps(kept, indent=1) + "\n")
 
     def _artifact(self, name: str, kind: str, facts: Mapping[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from bts_lightning.inference.ensemble import Member, View, each_of_all, shared_l
 from bts_lightning.modalities import Subset
 from bts_lightning.runs.opening import OpenRun, check_scheme, load_task
 from bts_lightning.runs.temperature import with_temperature
+from bts_lightning.task import SegmentationTask
 
 # What is done to the mean, and how it is scored; all else each network has for itself.
 _SHARED = (
@@ -40,16 +41,22 @@ class Ensemble(LightningModule):
 
     Args:
         opened: the runs, as `runs.opening.open_runs` gives them.
+        tasks: with their weights.
+        protocols: with their temperatures.
     """
 
-    def __init__(self, opened: Sequence[OpenRun]) -> None:
+    def __init__(
+        self,
+        opened: Sequence[OpenRun],
+        tasks: Sequence[SegmentationTask],
+        protocols: Sequence[Protocol],
+    ) -> None:
         super().__init__()
         self.runs = list(opened)
-        tasks = [load_task(one.nodes, one.checkpoint) for one in opened]
         self.tasks = nn.ModuleList(tasks)
         self.members = [
-            Member(task.net, task.loss, _protocol(one))
-            for task, one in zip(tasks, opened, strict=True)
+            Member(task.net, task.loss, protocol)
+            for task, protocol in zip(tasks, protocols, strict=True)
         ]
         # Images are normalised as those were that a network learned from.
         self.data = [build(one.nodes["data"]) for one in opened]
@@ -135,7 +142,9 @@ class Ensemble(LightningModule):
 
 def load_ensemble(opened: Sequence[OpenRun]) -> Ensemble:
     """Load the weights of opened runs, and refuse runs that cannot be averaged; see `Ensemble`."""
-    return Ensemble(opened).eval()
+    # Not in the constructor: a configuration can name the class, and must not make it read files.
+    tasks = [load_task(one.nodes, one.checkpoint) for one in opened]
+    return Ensemble(opened, tasks, [_protocol(one) for one in opened]).eval()
 
 
 def views_of(cases: Sequence[ReadyCase]) -> list[View]:

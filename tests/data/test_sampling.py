@@ -13,7 +13,7 @@ from bts_lightning.data.patches import PatchLoader
 from bts_lightning.data.samples import PatchDataset
 from bts_lightning.data.sampling import TorchioSampler
 from bts_lightning.errors import ConfigError
-from tests.data.test_transformed import ArrayCase
+from tests.data.arrays import ArrayCase
 
 Three = tuple[int, int, int]
 

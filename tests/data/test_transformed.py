@@ -1,6 +1,5 @@
 """TorchIO transforms on training patches."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from bts_lightning.data.samples import PatchDataset
 from bts_lightning.data.transformed import transform_patch, without_copies
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import COMPLETE, Subset, parse_subset
+from tests.data.arrays import four_cases, patch
 
 Array = NDArray[Any]
 
@@ -21,32 +21,11 @@ Array = NDArray[Any]
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
-@dataclass(frozen=True)
-class ArrayCase:
-    """A case in memory."""
-
-    name: str
-    image: np.ndarray
-    label: np.ndarray
-    available: Subset = COMPLETE
-
-
-def patch() -> tuple[np.ndarray, np.ndarray]:
-    image = np.arange(1, 4 * 8**3 + 1, dtype=np.float16).reshape(4, 8, 8, 8) / 256
-    label = np.zeros((8, 8, 8), np.uint8)
-    label[1, 2, 3] = 3
-    return image, label
-
-
 def transformed(
     transform: Any, image: Array, label: Array, available: Subset = COMPLETE, seed: int = 0
 ) -> None:
     one = without_copies(transform)
     transform_patch({"it": one}, image, label, available, seed, "the patch at 0 of case x")
-
-
-def four_cases() -> list[ArrayCase]:
-    return [ArrayCase(f"case{i}", *patch()) for i in range(4)]
 
 
 def test_a_flip_moves_image_and_label() -> None:

@@ -15,7 +15,7 @@ from bts_lightning.data.patches import PatchLoader
 from bts_lightning.data.samples import PatchDataset
 from bts_lightning.errors import ConfigError
 from tests.data import broken
-from tests.data.test_transformed import four_cases
+from tests.data.arrays import four_cases
 from tests.tiny_training import NOT_VALIDATED, TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
