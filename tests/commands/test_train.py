@@ -270,7 +270,7 @@ def test_a_terminal_gets_the_bar_that_is_named_and_a_file_none(
         (["unet", "smoke", "trainer.precision=bf16-true"], "bf16-true; .*take bf16-mixed"),
         (["unet", "smoke", "callbacks.speed_on_cpu.after_steps=0"], "is 0; the smallest is 1"),
         (["unet", "smoke", "trainer.default_root_dir=there"], "set BTS_RUN=FOLDER in the env"),
-        (["unet", "smoke", "data.patch=32"], "data.patch is 32, of which UNet leaves one voxel"),
+        (["unet", "smoke", "data.patch=8"], "data.patch is 8, of which UNet leaves one voxel"),
     ],
 )
 def test_what_cannot_work_is_one_line(

@@ -271,6 +271,13 @@ def import_filled(net: torch.nn.Module, table: Table, salt: Callable[[str], int]
     net.load_state_dict(translate(official, ours, table).ours, strict=False)
 
 
+def fill_parameters(net: torch.nn.Module) -> None:
+    """Fill a part of a network by the rule, under our names, which the plain salt does not read."""
+    for name, parameter in net.named_parameters():
+        shape = tuple(parameter.shape)
+        parameter.data.copy_(torch.from_numpy(fill(shape, kind_of(name, shape), plain(name))))
+
+
 def to_ours(x: Tensor, table: Table) -> Tensor:
     """Turn the spatial axes, which come last, from the official order to ours."""
     first = x.dim() - 3

@@ -7,6 +7,7 @@ from torch import Tensor
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import SUBSETS
 from bts_lightning.networks import mfi
+from bts_lightning.networks.backbone import Weigher
 from bts_lightning.networks.mfi import MFI, Exchange, MeanHead
 from tests.networks.parts import check_that_a_fusion_treats_modalities_alike
 
@@ -37,7 +38,7 @@ def test_full_width_has_the_official_number_of_weights_without_those_of_no_effec
 @torch.no_grad()
 def test_exchange_adds_a_weighted_mean_of_all_towers() -> None:
     torch.manual_seed(0)
-    exchange = Exchange(2)
+    exchange = Exchange(2, Weigher("attention", 0))
     towers = [torch.randn(1, 2, 3, 3, 3) for _ in range(4)]
     g = [x.mean(dim=(2, 3, 4))[0] for x in towers]
     for i, mixed in enumerate(exchange(towers, SOME)):

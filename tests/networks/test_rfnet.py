@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bts_lightning.networks.backbone import Features
+from bts_lightning.networks.backbone import Features, Weigher
 from bts_lightning.networks.rfnet import RegionFusion, RFNet
 
 ALL = torch.ones(1, 4, dtype=torch.bool)
@@ -33,7 +33,7 @@ def test_full_width_has_the_official_number_of_weights() -> None:
 
 def test_fusion_weighs_each_modality_for_each_region() -> None:
     torch.manual_seed(0)
-    fusion = RegionFusion(8, 3)
+    fusion = RegionFusion(8, 3, Weigher("attention", 0))
     modalities = torch.randn(2, 4, 8, 3, 3, 3)
     maps = torch.rand(2, 3, 3, 3, 3)
     weights = fusion.weights(modalities, maps)
@@ -47,7 +47,7 @@ def test_fusion_weighs_each_modality_for_each_region() -> None:
 
 def test_fused_regions_are_weighted_sums_within_their_maps() -> None:
     torch.manual_seed(0)
-    fusion = RegionFusion(8, 2)
+    fusion = RegionFusion(8, 2, Weigher("attention", 0))
     seen: list[Tensor] = []
     fusion.fuse.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     modalities, maps = torch.randn(1, 4, 8, 3, 3, 3), torch.rand(1, 2, 3, 3, 3)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bts_lightning.errors import ConfigError
+from bts_lightning.networks.backbone import Weigher
 from bts_lightning.networks.robustseg import (
     GatedFusion,
     RobustSeg,
@@ -54,7 +55,7 @@ def test_a_segmentation_needs_neither_styles_nor_painters(net: RobustSeg, image:
 @torch.no_grad()
 def test_gates_are_one_number_a_voxel_and_modality() -> None:
     torch.manual_seed(0)
-    fusion = GatedFusion(2)
+    fusion = GatedFusion(2, Weigher("gates", 0))
     x = torch.randn(1, 4, 2, 3, 3, 3)
     gates = fusion.gate(x.flatten(1, 2)).sigmoid()
     parts = [gates[:, m : m + 1] * x[:, m] for m in range(4)]

@@ -106,7 +106,7 @@ def test_the_page_stands_alone_and_draws_every_trial(tmp_path: Path):
     figures = [f"<svg{part.split('</svg>')[0]}</svg>" for part in page.split("<svg")[1:]]
     labels = {ElementTree.fromstring(figure).get("aria-label") for figure in figures}
     assert {"val/dice/mean over x", "val/dice/mean over kind"} < labels
-    curves = next(f for f in figures if "over its validations" in f)
+    curves = next(f for f in figures if "over each validation" in f)
     assert curves.count("<title>") == 6
     # All differences come from x; the trees are a little less sure.
     assert any(label and label.startswith("Importance: x 9") for label in labels)
