@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from bts_lightning import runs
 from bts_lightning.config import build
 from bts_lightning.data.layouts.find import find_cases
-from bts_lightning.data.splits import Split, split_from
+from bts_lightning.data.splits import Split, read_lists
 from bts_lightning.errors import DataError
 from bts_lightning.files import sha256, write_whole
 from bts_lightning.modalities import MODALITIES, SHOWN_AS
@@ -65,7 +65,7 @@ def _split(config: DictConfig) -> Split | None:
         return None  # a draw of ours says nothing about them
     cases = find_cases(config.data.root).cases
     missing = config.data.get("missing_cases", "error")
-    return split_from(dict(given), cases, fingerprint="", missing=missing)  # type: ignore[arg-type]
+    return read_lists(dict(given), cases, fingerprint="", missing=missing)
 
 
 def _facts(table: Table, file: Path, taken: Taken) -> dict[str, Any]:

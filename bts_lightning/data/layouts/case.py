@@ -76,6 +76,11 @@ class Case:
         return t1, t1c, t2, flair
 
     @property
+    def is_labelled(self) -> bool:
+        """Say whether there is a label map."""
+        return self.label is not None
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """List each file once, images in modality order and the label last."""
         paths = [self.images[modality] for modality in MODALITIES if modality in self.images]
