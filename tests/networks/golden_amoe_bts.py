@@ -38,7 +38,7 @@ def inner(net: Backbone, features: Features, seen: Features) -> dict[str, Tensor
         f"encoder_{SHOWN_AS[m]}_level4": features.levels[4][:, i] for i, m in enumerate(MODALITIES)
     }
     if net.gam is not None:
-        gathered = net.gam(gathered)
+        gathered, _ = net.gam(gathered)
         found["gam_tokens"] = gathered.flatten(2).transpose(1, 2)
     return found | {"bottleneck_to_decoder": net.bottleneck(gathered)}
 
