@@ -25,6 +25,8 @@ def build(config: dict[str, Any]) -> AMoEBTS:
 def salt(name: str) -> int:
     """Combine the modality that owns a parameter with the expert that it is."""
     parts = name.split(".")
+    if parts[2:3] == ["terms"]:
+        return 0  # one convolution officially, which no modality owns
     owner = int(parts[1]) + 1 if parts[0] == "encoders" else 0
     expert = int(parts[parts.index("experts") + 2]) + 1 if "experts" in parts else 0
     return 10 * owner + expert
