@@ -16,8 +16,8 @@ from bts_lightning.report.screen import Screen
 CASES = 30
 # A quarter of the resolution of BraTS along two axes: heads of about 60×72×54 voxels.
 SIZE = (96, 96, 80)
-# Seconds of each stage on two cores, measured: what share of the whole it is.
-STAGES = {"phantom": 17, "cache": 2, "train": 270, "evaluate": 25}
+# About how many seconds each stage takes on two cores: what share of the whole it is.
+STAGES = {"phantom": 17, "cache": 2, "train": 600, "evaluate": 20}
 console = Screen()
 
 
