@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bts_lightning.errors import UserError
+from bts_lightning.inference.norms import spell_norms_out
 from bts_lightning.inference.protocol import Protocol
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.modalities import MODALITIES, Subset
@@ -106,6 +107,7 @@ def record(window: Window, size: tuple[int, int, int]) -> "ONNXProgram":
             f"{type(window.net).__name__} has no ONNX graph: {obstacle(error)} stands in the way"
         ) from error
     assert program is not None
+    spell_norms_out(program)
     return program
 
 

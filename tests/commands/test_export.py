@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bts_lightning.__main__ import main
 from bts_lightning.inference import Protocol
 from bts_lightning.inference.graph import Window, compare, obstacle, record
+from bts_lightning.inference.norms import spell_norms_out
 from bts_lightning.losses import LabelLoss, RegionLoss, SeparateLabelLoss
 from bts_lightning.losses.segmentation import SegmentationLoss
 from bts_lightning.modalities import parse_subset
@@ -101,6 +103,29 @@ def test_a_graph_carries_what_a_program_must_know(
     told |= {"regions": {"WT": [1, 2, 3], "TC": [1, 3], "ET": [3]}, "overlap": 0.0}
     assert {key: facts[key] for key in told} == told
     assert facts["tissues"]["2"] == "oedema"
+
+
+@pytest.mark.slow
+def test_norms_of_a_graph_are_those_of_double_precision() -> None:
+    needs_the_extra()
+    from onnxruntime import InferenceSession
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 64, 64, 64)
+    x[:, 0] = 0.7  # as the zero image of an absent modality becomes
+    x[:, 1] = 3 + 1e-3 * x[:, 1]
+    x[:, 2, :32] = 0
+    for net in (nn.InstanceNorm3d(4, affine=True), nn.GroupNorm(2, 4), nn.InstanceNorm3d(4)):
+        free = ({0: torch.export.Dim.DYNAMIC},)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(net.eval(), (x,), dynamo=True, dynamic_shapes=free)
+        spell_norms_out(program)
+        graph = program.model_proto.SerializeToString()
+        session = InferenceSession(graph, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {session.get_inputs()[0].name: x[:1].numpy()})
+        wanted = net.double()(x[:1].double())
+        assert (torch.from_numpy(found) - wanted).abs().max() < 1e-4
 
 
 class Wrong(UNet):
