@@ -132,7 +132,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"unknown verb {words[0]!r}; {did_you_mean(words[0], VERBS)}")
     args, rest = parser.parse_known_args(words)
     if rest and "words" not in args:
-        args.parser.error(f"there is no option {' '.join(rest)}")
+        what = "there is no option" if rest[0].startswith("-") else "nobody asked for"
+        args.parser.error(f"{what} {rest[0]}{args.parser.near(rest[0])}")
     if rest:
         from bts_lightning.commands.words import check_overrides
 

@@ -50,6 +50,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see: {self.prog} --help")
 
+    def near(self, word: str) -> str:
+        """End an error text with the option that a word resembles, if there is one."""
+        known = [option for action in self._actions for option in action.option_strings]
+        found = get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.8)
+        return "".join(f"; did you mean {option}?" for option in found)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             hint = did_you_mean(str(value), map(str, action.choices))

@@ -16,7 +16,7 @@ from bts_lightning.inference.windows import window_size
 from bts_lightning.modalities import TISSUES, Subset, subset_name
 from bts_lightning.report.screen import Screen
 from bts_lightning.runs.facts import commit, versions
-from bts_lightning.runs.opening import check_scheme, load_task
+from bts_lightning.runs.opening import check_scheme, load_task, recipe_of
 from bts_lightning.runs.temperature import with_temperature
 
 console = Screen()
@@ -41,7 +41,7 @@ def write_graph(
     window = Window(task.net, task.loss, subset, protocol)
     program = record(window, size)
     proto = program.model_proto
-    told = facts(window, protocol, data.recipe) | {
+    told = facts(window, protocol, recipe_of(run, data)) | {
         "run": run.name,
         "checkpoint_sha256": sha256(checkpoint),
         "commit": commit(),

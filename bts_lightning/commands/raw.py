@@ -39,7 +39,7 @@ def segment_raw(
     ensemble = segmenter.ensemble
     with TemporaryDirectory() as place:
         images = write_images(aligned, Path(place), "case", recipe)
-        cases = load_cases(case_of(images, scheme=ensemble.loss.scheme_name), ensemble.recipes)
+        cases = load_cases(case_of(images, scheme=ensemble.loss.scheme_name), segmenter.recipes)
     averaged = segmenter.write(cases, out)[0].float().cpu().numpy()
     geometry, protocol = cases[0].geometry, ensemble.protocol
     whole = geometry.uncrop(averaged)

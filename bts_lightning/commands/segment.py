@@ -19,7 +19,7 @@ from bts_lightning.modalities import Modality, subset_name
 from bts_lightning.report.screen import Screen
 from bts_lightning.runs.devices import chosen_device
 from bts_lightning.runs.ensemble import load_ensemble
-from bts_lightning.runs.opening import OpenRun
+from bts_lightning.runs.opening import OpenRun, recipe_of
 from bts_lightning.runs.seen import warnings
 
 console = Screen()
@@ -33,6 +33,8 @@ class Segmenter:
     ) -> None:
         self.checkpoints = [one.checkpoint for one in opened]
         self.ensemble = load_ensemble(opened).to(chosen_device(device))
+        pairs = zip(opened, self.ensemble.data, strict=True)
+        self.recipes = [recipe_of(one.run, data) for one, data in pairs]
         self.with_probabilities = with_probabilities
 
     def patient(self, images: Mapping[Modality, Path], out: Path) -> Path:
@@ -40,7 +42,7 @@ class Segmenter:
         self.refuse_to_overwrite([out], images.values())
         try:
             scheme = self.ensemble.loss.scheme_name
-            cases = load_cases(case_of(images, scheme=scheme), self.ensemble.recipes)
+            cases = load_cases(case_of(images, scheme=scheme), self.recipes)
         except BrokenCaseError as error:
             # The files of one patient have no other name for their case.
             raise DataError("; ".join(f"{f.file}: {f.reason}" for f in error.faults)) from error
@@ -65,7 +67,7 @@ class Segmenter:
         ):
             try:
                 # Its label, if there is one, has no part in this: not even in where the crop lies.
-                cases = load_cases(replace(listed, label=None), self.ensemble.recipes)
+                cases = load_cases(replace(listed, label=None), self.recipes)
             except BrokenCaseError as error:
                 faults += error.faults
                 continue

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from bts_lightning.config.merge import is_override
@@ -16,7 +15,8 @@ RUN_WORDS = "of an experiment: its newest run; several segment together"
 
 def takes_words(parser: Parser, metavar: str, text: str) -> None:
     """Let a verb take words; those behind options, and `--net.width=8`, are put to them."""
-    parser.add_argument("words", nargs="*", metavar=metavar, help=text)
+    # Without a default argparse would say that they are required.
+    parser.add_argument("words", nargs="*", default=[], metavar=metavar, help=text)
     parser.add_argument(
         "--allow", action="append", default=[], metavar="PACKAGE", help="trust its classes too"
     )
@@ -41,11 +41,9 @@ def check_overrides(rest: list[str], parser: Parser) -> list[str]:
     """Let `--net.width=8` pass, as Weights & Biases writes it, but no unknown option."""
     for word in rest:
         if word.startswith("-") and not is_override(word):
-            known = [option for action in parser._actions for option in action.option_strings]
-            near = get_close_matches(word, known, n=1, cutoff=0.8)
             raise UserError(
                 f"unknown option {word}; overrides are written key=value or --key=value"
-                + "".join(f"; did you mean {option}?" for option in near)
+                f"{parser.near(word)}"
             )
     return rest
 

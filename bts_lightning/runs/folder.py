@@ -5,13 +5,14 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from bts_lightning.config.merge import join
+from bts_lightning.config.merge import experiments, join
 from bts_lightning.data.splits import PARTS, Part, Split
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.files import checksum, content, expanded, write_whole
@@ -97,6 +98,9 @@ def find_run(where: str | Path | None, experiment: str | None = None, root: Path
     if not found:
         known = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         hint = f"there are runs of: {', '.join(known)}" if known else "train one first"
+        if experiment and experiment not in (meant := [*known, *experiments()]):
+            near = get_close_matches(experiment, meant, n=1, cutoff=0.8)
+            hint = f"did you mean {near[0]}?" if near else hint
         raise UserError(f"no run below {below}; {hint}")
     # One that stopped before its first epoch ended has nothing to evaluate.
     trained = [file for file in found if checkpoint_files(file.parent)]

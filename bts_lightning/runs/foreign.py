@@ -48,10 +48,13 @@ def _read(file: Path) -> Any:
         with regular(file) as stream:
             refuse_damage(stream)
             is_new = is_zipfile(stream)
-        with torch.serialization.safe_globals(_harmless()):
-            # Mapped, no tensor reaches beyond the file, whatever size it says; the form of PyTorch
-            # before 1.6 cannot be mapped, and says sizes twice.
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_new)
+            stream.seek(0)
+            with torch.serialization.safe_globals(_harmless()):
+                # Mapped, no tensor reaches beyond the file, whatever size it says; the form of
+                # PyTorch before 1.6 cannot be mapped, and says sizes twice. Only a name can be
+                # mapped: that of what is open here, so that what was checked is what is read.
+                opened = f"/dev/fd/{stream.fileno()}" if is_new else stream
+                return torch.load(opened, map_location="cpu", weights_only=True, mmap=is_new)
     except FileNotFoundError as error:
         raise DataError(f"there is no checkpoint {file}") from error
     except NotAFileError as error:

@@ -88,6 +88,17 @@ def open_runs(
     ]
 
 
+def recipe_of(run: Path, data: Any) -> Any:
+    """Give how the data module of a run prepares images; images of others are prepared so too."""
+    if (recipe := getattr(data, "recipe", None)) is None:
+        raise ConfigError(
+            f"{run}: {type(data).__name__} does not say how it prepares images (it has no "
+            "`recipe`), so no others can be; give it one, as "
+            "bts_lightning.data.cache.normalise.Recipe()"
+        )
+    return recipe
+
+
 def tell_if_edited(run: Path) -> None:
     """Say that a configuration is not the one that was trained: a changed letter may mean much."""
     if runs.was_edited(run):

@@ -34,6 +34,20 @@ def test_a_patient_without_t1c_is_segmented_on_the_grid_of_the_images(
     assert np.asarray(label.dataobj).dtype == np.uint8
 
 
+def test_a_data_module_that_prepares_in_its_own_way_is_one_line(
+    trained: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("bts_lightning.data.module.Recipe", lambda **settings: None)
+    assert predict(trained, "--flair", files["flair"], "--out", tmp_path / "a.nii.gz") == 2
+    said = capsys.readouterr().err
+    assert "BratsDataModule does not say how it prepares images" in said
+    assert said.count("\n") == 1
+
+
 def test_the_orientation_of_the_images_is_kept(
     trained: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
