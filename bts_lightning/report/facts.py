@@ -61,7 +61,7 @@ LEFT_OUT: dict[str, object] = {
     "calibration": False,
     "importance": False,
 }
-_SEAL, _TABLE = "checksum", "checksum_of_cases"
+_SEAL, _OF = "checksum", "checksum_of_"
 # These are told in sentences, not in the list of facts.
 _TOLD = (
     *("hd95", "empty", "lesions", "lesion_task", "calibration", "calibration_band", "importance"),
@@ -84,17 +84,23 @@ def read_protocol(folder: Path) -> dict[str, Any]:
         raise DataError(f"{file}: holds a {type(protocol).__name__}, not a mapping; evaluate again")
     # Tables from before, and those of other programs, have none.
     seal = protocol.pop(_SEAL, None)
-    if (seal or _TABLE in protocol) and seal != checksum(protocol):
+    tables = {key: told for key, told in protocol.items() if key.startswith(_OF)}
+    if (seal or tables) and seal != checksum(protocol):
         raise DataError(f"{file}: damaged, or changed by hand; evaluate again")
-    rows, told = folder / "cases.csv", protocol.pop(_TABLE, None)
-    if told and rows.is_file() and told != checksum(content(rows).hex()):
-        raise DataError(f"{rows}: damaged, or changed by hand; evaluate again")
+    for key, told in tables.items():
+        del protocol[key]
+        rows = folder / f"{key.removeprefix(_OF)}.csv"
+        if told and rows.is_file() and told != checksum(content(rows).hex()):
+            raise DataError(f"{rows}: damaged, or changed by hand; evaluate again")
     return protocol
 
 
-def write_protocol(folder: Path, facts: Mapping[str, Any], table: str | None = None) -> None:
-    """Write `protocol.json` so that damage is noticed, to the table `cases.csv` as well."""
-    told = {**facts, _TABLE: table and checksum(table.encode().hex())}
+def write_protocol(
+    folder: Path, facts: Mapping[str, Any], tables: Mapping[str, str] | None = None
+) -> None:
+    """Write `protocol.json` so that damage is noticed, to the tables beside it as well."""
+    sums = {kind: checksum(text.encode().hex()) for kind, text in (tables or {}).items()}
+    told = {**facts, **{f"{_OF}{kind}": value for kind, value in sums.items()}}
     sealed = {**told, _SEAL: checksum(told)}
     write_whole(folder / "protocol.json", json.dumps(sealed, indent=2) + "\n")
 

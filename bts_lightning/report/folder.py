@@ -143,11 +143,16 @@ def finish_folder(
     table = EvaluationTable.from_rows(rows, str(folder))
     facts = {**facts, "cases": len(scored), "unscored": unscored}
     text = rows.to_csv(index=False)
-    write_protocol(folder, facts, text)
-    for kind in beside:
-        parts = [read_beside(_file(folder, kind, name), kind, skip=1) for name in table.cases]
-        told = pd.concat(parts, ignore_index=True).to_csv(index=False)
-        write_whole(folder / f"{kind}.csv", told)
+    told = {
+        kind: pd.concat(
+            [read_beside(_file(folder, kind, name), kind, skip=1) for name in table.cases],
+            ignore_index=True,
+        ).to_csv(index=False)
+        for kind in beside
+    }
+    write_protocol(folder, facts, {"cases": text, **told})
+    for kind, joined in told.items():
+        write_whole(folder / f"{kind}.csv", joined)
     write_report(folder, table, facts)
     # About a megabyte a case; the report shows a dozen.
     keep_slices(folder, choose_cases(table))

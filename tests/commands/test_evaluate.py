@@ -169,6 +169,10 @@ def test_lesions_are_scored_where_the_protocol_says_so(run: Path) -> None:
     with pytest.raises(UserError, match="different policies for lesions"):
         compare([folder, evaluate(run, device="cpu", name="2025", words=other)])
     compare([folder, evaluate(run, device="cpu", name="plain", words=words[1:])])
+    told = (folder / "lesions.csv").read_text()
+    (folder / "lesions.csv").write_text(told.rpartition("\nBraTS")[0])
+    with pytest.raises(UserError, match=r"lesions\.csv: damaged, or changed by hand"):
+        write_report(folder)
 
 
 def test_calibration_is_measured_where_the_protocol_says_so(run: Path) -> None:
