@@ -199,8 +199,9 @@ def _remarks(choice: Choice, found: _Counted, chosen: Sequence[Training]) -> lis
     folds = {t.fold for t in chosen if t.fold}
     others = [name for name in choice.gain if " + " not in name]
     said = [
-        f"Chosen: {choice.name}, {len(chosen)} runs together, by the mean Dice over subsets and "
-        f"regions of {cases} validation cases ({patients} patients); no test case had a part in it."
+        f"Chosen: {choice.name}, {_count_of(len(chosen), 'run')}, by the mean Dice over subsets "
+        f"and regions of {_count_of(cases, 'validation case')} ({_count_of(patients, 'patient')}); "
+        "no test case had a part in it."
     ]
     if others:
         second = max(others, key=lambda name: choice.table[name].mean[-1])
@@ -227,6 +228,10 @@ def _remarks(choice: Choice, found: _Counted, chosen: Sequence[Training]) -> lis
             "cases for LIST."
         )
     return said
+
+
+def _count_of(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _commands(chosen: Sequence[Training], words: Sequence[str]) -> list[str]:

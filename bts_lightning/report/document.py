@@ -9,6 +9,9 @@ from pathlib import Path
 
 from bts_lightning.files import write_whole
 
+# Names of rows with more letters than this may go on in the next line.
+_LONG = 32
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -165,5 +168,7 @@ def _table(sheet: Sheet) -> str:
         if sheet.is_prose:
             cells[-1] = f'<td class="prose">{escape(others[-1])}</td>'
         kind = " class=sum" if number >= len(sheet.rows) - sheet.sums else ""
-        rows.append(f'<tr{kind}><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+        long = " class=long" if len(name) > _LONG else ""
+        head = f'<th scope="row"{long}>{_breakable(name)}</th>'
+        rows.append(f"<tr{kind}>{head}{''.join(cells)}</tr>")
     return f'<div class="scroll">{grid(columns(sheet.heads), rows)}</div>'

@@ -147,7 +147,9 @@ def pooled(results: Sequence[Outcome]) -> list[Evaluation]:
 def remarks(results: Sequence[Outcome], planned: int) -> list[str]:
     """Say what stands behind the numbers, and what does not."""
     seeds, folds = {r.seed for r in results}, {r.fold for r in results if r.fold}
-    times = f"{len(seeds)} seeds" + (f" × {len(folds)} folds" if folds else "")
+    times = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}" + (
+        f" × {len(folds)} folds" if folds else ""
+    )
     said = [
         f"Mean ± standard deviation over trainings ({times}) of the mean over test cases. The "
         "paired tests pool the cases of all folds and average each case over the seeds."
