@@ -32,6 +32,7 @@ VERBS = {
     "train": "train an experiment, or go on with a run",
     "evaluate": "score a run in all 15 subsets and write the report",
     "predict": "segment one patient, or a folder of cases",
+    "view": "look at a patient in the browser, and switch modalities off and on",
     "pack": "write one file of a run or an ensemble, to hand on",
     "unpack": "make a folder of a packed file, or ask it for a case",
     "challenge": "segment /input into /output, as the container of a challenge does",

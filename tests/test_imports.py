@@ -23,7 +23,7 @@ FLOORS = (
     {"metrics", "losses", "networks", "availability", "config", "loggers", "schedules"},
     {"inference", "data", "task", "report"},
     {"bench", "runs"},
-    {"callbacks", "distillation", "preprocess", "study", "sweep"},
+    {"callbacks", "distillation", "preprocess", "study", "sweep", "viewer"},
     {"commands"},
     {"__main__"},
 )

@@ -48,7 +48,7 @@ def choose_slices(
     axes are taken to run to the left, back and top, as in the BraTS files. `start` is where a
     cropped volume begins on its original grid, so that its slices can be found in the files again.
     """
-    axes, flipped = _to_display(affine)
+    axes, flipped = to_display(affine)
     pictures, found = _turn(image, axes, flipped), _turn(predicted, axes, flipped)  # N K H W
     expert = None if truth is None else _turn(truth[None], axes, flipped)[0]
     chosen = _through_tumour(pictures, found, expert, count)
@@ -127,7 +127,7 @@ def _load(file: Path) -> CaseSlices:
         ) from fault
 
 
-def _to_display(affine: np.ndarray | None) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+def to_display(affine: np.ndarray | None) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
     """Say which array axes run left-right, back-front and feet-head, and which to turn round."""
     codes = ("L", "P", "S") if affine is None else aff2axcodes(affine)
     axes, flipped = [], []

@@ -29,7 +29,7 @@ from bts_lightning.runs.container import (
 # How one process tells those that Lightning starts for the other devices where the run lives.
 RUN_VARIABLE = "BTS_RUN"
 RUNS = Path("runs")
-_FOLDERS = ("checkpoints", "logs", "overlays", "evaluation")
+_FOLDERS = ("checkpoints", "logs", "overlays", "evaluation", "view")
 _FILES = (
     *("config.yaml", "provenance.json", "split.json", "logs/metrics.csv"),
     *("output.log", "worker.json", "trained.txt", "temperature.json", ".lock", "logs/wandb.json"),

@@ -1,0 +1,177 @@
+"""`bts view`: look at a patient in the browser, and switch modalities off and on."""
+
+import argparse
+import os
+import re
+import sys
+import threading
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bts_lightning.commands.words import (
+    names_among,
+    runs_a_network,
+    runs_and_overrides,
+    takes_words,
+)
+from bts_lightning.data.splits import PARTS, Part
+from bts_lightning.errors import Parser, UserError
+from bts_lightning.modalities import MODALITIES, Modality, Subset, parse_subset
+from bts_lightning.report.screen import Screen
+from bts_lightning.runs.folder import RUNS
+from bts_lightning.runs.opening import open_runs
+from bts_lightning.viewer.niivue import niivue_module
+
+if TYPE_CHECKING:
+    from bts_lightning.viewer.server import Viewer
+    from bts_lightning.viewer.session import Session
+
+console = Screen()
+STUDY = "study.yaml"
+
+
+def add_arguments(parser: Parser) -> None:
+    takes_words(parser, "RUN|CASE|KEY=VALUE", "runs, or a study: side by side; a case: shown first")
+    for modality in MODALITIES:
+        parser.add_argument(f"--{modality}", type=Path, metavar="FILE", help="of one patient")
+    parser.add_argument("--part", default="test", choices=PARTS, help="cases (%(default)s)")
+    parser.add_argument("--subset", help="shown first, as t1+t2 (all that the case has)")
+    parser.add_argument("--at", metavar="X,Y,Z", help="voxel that the crosshair begins at")
+    parser.add_argument("--port", type=int, default=0, help="of this machine (a free one)")
+    parser.add_argument("--no-open", action="store_true", help="only print the address")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="write a picture, and end")
+    runs_a_network(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open runs and cases, serve them until Ctrl-C."""
+    niivue = niivue_module()  # before the seconds that weights take
+    images: dict[Modality, Path] = {m: f for m in MODALITIES if (f := getattr(args, m)) is not None}
+    subset, at = _subset(args.subset), _voxel(args.at)
+    if args.picture and args.picture.suffix != ".png":
+        raise UserError(f"--picture {args.picture}: the picture is a file that ends in .png")
+    folders, case, overrides = _told_apart(args.words)
+    if images and case is not None:
+        raise UserError(f"{case}: give a case of the run, or the images of a patient, not both")
+    session = open_session(
+        folders,
+        case,
+        images=images,
+        words=overrides,
+        allow=args.allow,
+        part=args.part,
+        checkpoint=args.checkpoint,
+        device=args.device,
+        subset=subset,
+        at=at,
+    )
+    from bts_lightning.viewer.server import Viewer
+
+    server = Viewer(session, niivue, args.port)
+    if args.picture:
+        from bts_lightning.viewer.headless import take_picture
+
+        console.print(str(take_picture(server, args.picture)))
+        return 0
+    serve(server, opens=not args.no_open)
+    return 0
+
+
+def open_session(
+    folders: Sequence[Path],
+    case: str | None = None,
+    *,
+    images: dict[Modality, Path] | None = None,
+    words: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    part: Part = "test",
+    checkpoint: Path | None = None,
+    device: str | None = None,
+    subset: Subset | None = None,
+    at: tuple[int, int, int] | None = None,
+) -> "Session":
+    """Load the networks of runs and find the cases; nothing is segmented before it is opened."""
+    opened = open_runs(folders, words, allow, checkpoint)
+    # torch is imported once nothing is wrong with what was typed.
+    from bts_lightning.viewer.maps import MapMaker
+    from bts_lightning.viewer.patients import patient_of, patients_of, place_of, seen_before
+    from bts_lightning.viewer.session import Session, Start
+
+    makers = [MapMaker(one, device) for one in opened]
+    for maker in makers[1:]:
+        if maker.scheme != makers[0].scheme:
+            raise UserError(
+                f"{makers[0].run} and {maker.run} tell other tissues apart, so no page can show "
+                "both; give runs of one data.scheme"
+            )
+    if images:
+        patients = [patient_of(makers, images)]
+    else:
+        patients = patients_of(makers, part)
+        for text in seen_before(makers, part):
+            console.print(text, style="yellow")
+    number = place_of(case, patients)
+    has = patients[number].views[0].available
+    if subset and any(asked and not here for asked, here in zip(subset, has, strict=True)):
+        raise UserError(f"--subset: {patients[number].name} lacks a modality of it")
+    return Session(makers, patients, Start(number, subset, at))
+
+
+def serve(server: "Viewer", *, opens: bool) -> None:
+    """Answer until Ctrl-C."""
+    threading.Thread(target=server.serve_forever, daemon=True, name="server").start()
+    console.print(f"view    {server.address}\n        Ctrl-C ends it")
+    if opens:
+        webbrowser.open(server.address)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        # Threads are in the middle of a convolution, which nothing can interrupt: what they write
+        # appears whole or not at all, so the process may end here.
+        console.print("ended")
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _told_apart(words: Sequence[str]) -> tuple[list[Path], str | None, list[str]]:
+    """Tell runs, studies and at most one case from each other."""
+    names = names_among(words)
+    places = [n for i, n in enumerate(names) if i == 0 or Path(n).exists() or (RUNS / n).is_dir()]
+    cases = [name for name in names if name not in places]
+    if len(cases) > 1:
+        raise UserError(
+            f"{cases[0]} and {cases[1]} are no runs; one case is shown first, and the page has all"
+        )
+    case = cases[0] if cases else None
+    studies = [name for name in places if (Path(name) / STUDY).is_file()]
+    of_studies = [found for name in studies for found in _runs_of(name)]
+    rest = [word for word in words if word not in (*cases, *studies)]
+    if of_studies and not names_among(rest):
+        return of_studies, case, rest
+    folders, overrides = runs_and_overrides(rest)
+    return [*of_studies, *folders], case, overrides
+
+
+def _runs_of(study: str) -> list[Path]:
+    found = sorted(file.parent for file in Path(study).glob("*/*/config.yaml"))
+    if not found:
+        raise UserError(f"{study} is a study without a run; `bts study` trains them")
+    return found
+
+
+def _subset(text: str | None) -> Subset | None:
+    try:
+        return None if text is None else parse_subset(text)
+    except ValueError as error:
+        raise UserError(f"--subset: {error}") from error
+
+
+def _voxel(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d{1,4},\d{1,4},\d{1,4}", text):
+        raise UserError(f"--at {text}: give three numbers of a voxel, as 120,130,75")
+    x, y, z = map(int, text.split(","))
+    return x, y, z
