@@ -191,10 +191,9 @@ def test_every_package_that_is_imported_is_declared():
     # What another package brings along may be gone with its next version.
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = [re.split(r"[<>=!~]", line)[0] for line in project["project"]["dependencies"]]
-    # It may be missing; its packages have the names of their modules.
-    extra = {
-        re.split(r"[<>=]", line)[0] for line in project["project"]["optional-dependencies"]["onnx"]
-    }
+    # They may be missing; their packages have the names of their modules.
+    optional = project["project"]["optional-dependencies"]
+    extra = {re.split(r"[<>=]", line)[0] for kind in ("onnx", "view") for line in optional[kind]}
     nodes = [node for module in MODULES for node in ast.walk(tree(module))]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         f"report  {report.as_uri()}\n"
         f"next    bts predict {trained} "
         "--flair FLAIR.nii.gz --t2 T2.nii.gz --out seg.nii.gz\n"
-        "        bts prepare /data/BraTS2020 && bts train a2fseg fast data.root=/data/BraTS2020"
+        "        bts prepare /data/BraTS2020 && bts train a2fseg fast data.root=/data/BraTS2020\n"
+        f"        bts view {trained}"
     )
     if args.open:
         webbrowser.open(report.as_uri())

@@ -16,17 +16,16 @@ from bts_lightning.commands.words import (
     runs_and_overrides,
     takes_words,
 )
-from bts_lightning.data.splits import PARTS, Part
+from bts_lightning.data.splits import PARTS
 from bts_lightning.errors import Parser, UserError
 from bts_lightning.modalities import MODALITIES, Modality, Subset, parse_subset
 from bts_lightning.report.screen import Screen
 from bts_lightning.runs.folder import RUNS
-from bts_lightning.runs.opening import open_runs
 from bts_lightning.viewer.niivue import niivue_module
+from bts_lightning.viewer.opening import open_session
 
 if TYPE_CHECKING:
     from bts_lightning.viewer.server import Viewer
-    from bts_lightning.viewer.session import Session
 
 console = Screen()
 STUDY = "study.yaml"
@@ -66,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         subset=subset,
         at=at,
+        tell=lambda text: console.print(text, style="yellow"),
     )
     from bts_lightning.viewer.server import Viewer
 
@@ -77,46 +77,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     serve(server, opens=not args.no_open)
     return 0
-
-
-def open_session(
-    folders: Sequence[Path],
-    case: str | None = None,
-    *,
-    images: dict[Modality, Path] | None = None,
-    words: Sequence[str] = (),
-    allow: Sequence[str] = (),
-    part: Part = "test",
-    checkpoint: Path | None = None,
-    device: str | None = None,
-    subset: Subset | None = None,
-    at: tuple[int, int, int] | None = None,
-) -> "Session":
-    """Load the networks of runs and find the cases; nothing is segmented before it is opened."""
-    opened = open_runs(folders, words, allow, checkpoint)
-    # torch is imported once nothing is wrong with what was typed.
-    from bts_lightning.viewer.maps import MapMaker
-    from bts_lightning.viewer.patients import patient_of, patients_of, place_of, seen_before
-    from bts_lightning.viewer.session import Session, Start
-
-    makers = [MapMaker(one, device) for one in opened]
-    for maker in makers[1:]:
-        if maker.scheme != makers[0].scheme:
-            raise UserError(
-                f"{makers[0].run} and {maker.run} tell other tissues apart, so no page can show "
-                "both; give runs of one data.scheme"
-            )
-    if images:
-        patients = [patient_of(makers, images)]
-    else:
-        patients = patients_of(makers, part)
-        for text in seen_before(makers, part):
-            console.print(text, style="yellow")
-    number = place_of(case, patients)
-    has = patients[number].views[0].available
-    if subset and any(asked and not here for asked, here in zip(subset, has, strict=True)):
-        raise UserError(f"--subset: {patients[number].name} lacks a modality of it")
-    return Session(makers, patients, Start(number, subset, at))
 
 
 def serve(server: "Viewer", *, opens: bool) -> None:

@@ -108,7 +108,8 @@ class Pane {
 
   async start() {
     this.nv = new Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [0.35, 0.81, 0.75, 0.9], crosshairWidth: 0.3,
+      backColor: [0, 0, 0, 1], crosshairColor: [0.35, 0.81, 0.75, 0.9], crosshairWidth: 0.8,
+      crosshairWidthUnit: 'mm',
       isRadiologicalConvention: true, multiplanarShowRender: 1, multiplanarForceRender: true,
       show3Dcrosshair: true, dragAndDropEnabled: false, logLevel: 'error', loadingText: '',
       isOrientationTextVisible: true, crosshairGap: 2, keyDebounceTime: 1e9,

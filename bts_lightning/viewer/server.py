@@ -7,6 +7,7 @@ import secrets
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -75,6 +76,8 @@ class Viewer(ThreadingHTTPServer):
             "page.css": ("text/css; charset=utf-8", _asset("page.css")),
             "niivue.js": ("text/javascript; charset=utf-8", niivue),
         }
+        # How often each word was answered.
+        self.answered: Counter[str] = Counter()
         self._slots = threading.BoundedSemaphore(AT_ONCE)
         try:
             super().__init__((LOOPBACK, port), _Handler)
@@ -146,6 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
             return
         self._send(HTTPStatus.OK, kind, body)
+        self.server.answered[self._word() or ""] += 1
 
     def _check(self) -> None:
         """Refuse whoever is not the page that we opened."""

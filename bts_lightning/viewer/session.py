@@ -268,7 +268,7 @@ def _told_apart(makers: Sequence[MapMaker]) -> list[str]:
 def _labels(scheme: Scheme, geometry: Geometry) -> list[dict[str, Any]]:
     """Say what each value of a file means, and how it is painted."""
     painted = {stored: COLOURS[region] for region, stored in scheme.paint.items()}
-    tissue = {stored: TISSUES[of] for of, stored in reversed(scheme.stored.items())}
+    tissue = {stored: TISSUES[of] for of, stored in reversed(list(scheme.stored.items()))}
     return [
         {"value": value, "name": tissue[stored], "colour": painted.get(stored, "#7a7a7a")}
         for stored, value in sorted(geometry.file_values.items())

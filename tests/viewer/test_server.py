@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bts_lightning.commands.view import open_session
+from bts_lightning.viewer.opening import open_session
 from bts_lightning.viewer.server import Viewer
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -10,11 +11,11 @@ import pytest
 
 from bts_lightning.__main__ import main
 from bts_lightning.commands.segment import Segmenter
-from bts_lightning.commands.view import open_session
 from bts_lightning.data.layouts.find import find_cases
 from bts_lightning.metrics.score import score
 from bts_lightning.modalities import MODALITIES, SUBSETS, Modality, subset_name
 from bts_lightning.runs.opening import open_runs
+from bts_lightning.viewer.opening import open_session
 from bts_lightning.viewer.session import CODES, Session
 from tests.tiny_training import another
 
@@ -52,13 +53,21 @@ def session(run: Path) -> Session:
 def test_every_label_map_is_what_predict_writes_for_these_images(
     session: Session, run: Path, phantom: Path, tmp_path: Path
 ) -> None:
-    images = files_of(phantom, session.patients[0].name)
+    name = session.patients[0].name
+    images = files_of(phantom, name)
     found = set()
+    segmenter = Segmenter(open_runs(run), "cpu", with_probabilities=False)
     for subset in SUBSETS[::2]:
-        some = {m: images[m] for m, here in zip(MODALITIES, subset, strict=True) if here}
-        file = session.label_map(0, 0, subset)
-        assert file.read_bytes() == predicted(run, some, tmp_path / "seg.nii.gz"), some
-        found.add(gzip.decompress(file.read_bytes()))
+        # A data set of one case, because its files say how label values are written.
+        folder = tmp_path / subset_name(subset) / name
+        folder.mkdir(parents=True)
+        for modality, here in zip(MODALITIES, subset, strict=True):
+            if here:
+                shutil.copy(images[modality], folder)
+        (file,) = segmenter.folder(folder.parent, tmp_path / "out" / subset_name(subset))
+        shown = session.label_map(0, 0, subset)
+        assert shown.read_bytes() == file.read_bytes(), subset_name(subset)
+        found.add(gzip.decompress(shown.read_bytes()))
     assert len(found) > 1, "subsets that all say the same would prove little"
 
 
@@ -101,12 +110,13 @@ def test_the_full_set_comes_first_and_progress_only_grows(run: Path, phantom: Pa
 def test_what_is_measured_is_what_the_label_map_holds(session: Session) -> None:
     (state,) = session.state(0)
     case = session.patients[0].views[0]
+    voxel = float(np.prod(case.geometry.spacing)) / 1000
     assert sorted(state["rows"]) == list(range(1, 16))
     for subset in SUBSETS[:3]:
         row = state["rows"][CODES[subset]]
         labels = np.asarray(nib.load(session.label_map(0, 0, subset)).dataobj)
-        assert row["ml"]["WT"] == pytest.approx((labels > 0).sum() / 1000, abs=1e-3)
-        assert row["ml"]["ET"] == pytest.approx((labels == 4).sum() / 1000, abs=1e-3)
+        assert row["ml"]["WT"] == pytest.approx((labels > 0).sum() * voxel, abs=1e-3)
+        assert row["ml"]["ET"] == pytest.approx((labels == 4).sum() * voxel, abs=1e-3)
         stored = np.where(labels == 4, 3, labels).astype(np.uint8)[case.geometry.slices]
         truth = np.ascontiguousarray(case.label)
         scores = score(np.ascontiguousarray(stored)[None], truth, case.geometry.spacing)
