@@ -41,6 +41,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--port", type=int, default=0, help="of this machine (a free one)")
     parser.add_argument("--no-open", action="store_true", help="only print the address")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="write a picture, and end")
+    parser.add_argument(
+        "--report", action="store_true", help="put a picture without T1c into the run's report"
+    )
     runs_a_network(parser)
 
 
@@ -52,6 +55,11 @@ def run(args: argparse.Namespace) -> int:
     if args.picture and args.picture.suffix != ".png":
         raise UserError(f"--picture {args.picture}: the picture is a file that ends in .png")
     folders, case, overrides = _told_apart(args.words)
+    evaluated = None
+    if args.report:
+        if len(folders) > 1 or case or images or subset or args.picture:
+            raise UserError("--report chooses the case and the picture by itself: give one run")
+        evaluated, case, subset = _worst(folders[0])
     if images and case is not None:
         raise UserError(f"{case}: give a case of the run, or the images of a patient, not both")
     session = open_session(
@@ -70,10 +78,18 @@ def run(args: argparse.Namespace) -> int:
     from bts_lightning.viewer.server import Viewer
 
     server = Viewer(session, niivue, args.port)
-    if args.picture:
+    if args.picture or evaluated is not None:
         from bts_lightning.viewer.headless import take_picture
 
-        console.print(str(take_picture(server, args.picture)))
+        if args.picture:
+            console.print(str(take_picture(server, args.picture)))
+        else:
+            from bts_lightning.report.see import PICTURE
+            from bts_lightning.report.write import write_report
+
+            assert evaluated is not None
+            take_picture(server, evaluated / PICTURE, "outline=1")
+            console.print(f"report  {write_report(evaluated)}")
         return 0
     serve(server, opens=not args.no_open)
     return 0
@@ -93,6 +109,21 @@ def serve(server: "Viewer", *, opens: bool) -> None:
         console.print("ended")
         sys.stdout.flush()
         os._exit(0)
+
+
+def _worst(run: Path) -> tuple[Path, str, Subset]:
+    """Choose the case that loses most without T1c, of the newest evaluation."""
+    from bts_lightning.report.see import WITHOUT_T1C, largest_loss
+    from bts_lightning.report.table import EvaluationTable, evaluation_folder
+
+    folder = evaluation_folder(run)
+    found = largest_loss(EvaluationTable.read(folder))
+    if found is None:
+        raise UserError(
+            f"{folder} has no case that was scored with all modalities and without T1c; "
+            "evaluate with all subsets"
+        )
+    return folder, found[0], parse_subset(WITHOUT_T1C)
 
 
 def _told_apart(words: Sequence[str]) -> tuple[list[Path], str | None, list[str]]:

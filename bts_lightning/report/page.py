@@ -20,7 +20,7 @@ from bts_lightning.modalities import (
     SHOWN_AS,
     subset_name,
 )
-from bts_lightning.report import calibration, grids, importance, lesions, sections
+from bts_lightning.report import calibration, grids, importance, lesions, sections, see
 from bts_lightning.report.document import asset, shell
 from bts_lightning.report.embed import embed
 from bts_lightning.report.facts import brief, policy
@@ -38,6 +38,7 @@ def page(
     *,
     dataset: str = "",
     corrupt: bool = False,
+    view: bytes | None = None,
 ) -> str:
     """Fill the template: the result needs no network and no other file.
 
@@ -47,6 +48,7 @@ def page(
         beside: what an evaluation wrote beside its table: lesions, calibration, importance.
         dataset: whose published numbers stand beside ours; what the names of cases tell if empty.
         corrupt: also show the tables that are known to be wrong.
+        view: a picture that `bts view` has made, PNG.
     """
     dataset = dataset or dataset_of(summary.table.cases) or ""
     known = select(dataset=dataset, corrupt=corrupt) if dataset else []
@@ -79,6 +81,7 @@ def page(
         "importance": importance.section(
             summary, beside.get("importance"), [one.case for one in slices]
         ),
+        "see": see.section(summary, view),
         "pictures": f"{count_cases(len(embedded))} with pictures in this file.",
         "metric_heads": "".join(
             f'<th scope="col">{escape(metric.heading)}</th>' for metric in summary.main

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from bts_lightning.files import write_whole
+from bts_lightning.files import content, write_whole
 from bts_lightning.report.beside import read_all
 from bts_lightning.report.facts import read_protocol
 from bts_lightning.report.page import page
+from bts_lightning.report.see import PICTURE
 from bts_lightning.report.slices import CaseSlices, load_slices
 from bts_lightning.report.statistics import mean
 from bts_lightning.report.summary import latex, markdown, summarise
@@ -39,7 +40,9 @@ def write_report(
     summary = summarise(table, facts)
     write_whole(folder / "summary.md", markdown(summary))
     write_whole(folder / "summary.tex", latex(summary))
-    made = page(summary, kept, read_all(folder, facts), dataset=published, corrupt=corrupt)
+    picture = content(folder / PICTURE) if (folder / PICTURE).is_file() else None
+    beside = read_all(folder, facts)
+    made = page(summary, kept, beside, dataset=published, corrupt=corrupt, view=picture)
     return write_whole(folder / "report.html", made)
 
 

@@ -411,7 +411,7 @@ function reflect() { // let every control say what is so
   for (const pane of panes) pane.note.hidden = !!(view.subset & SEES[view.picture]);
   legend();
   const place = view.at ? { at: view.at.join() } : {};
-  const hash = new URLSearchParams({ case: info.name, subset: view.subset, picture: view.picture, layer: view.layer, ...place });
+  const hash = new URLSearchParams({ case: info.name, subset: view.subset, picture: view.picture, layer: view.layer, ...(view.outline && { outline: 1 }), ...place });
   history.replaceState(null, '', `#${hash}`);
 }
 
@@ -605,6 +605,7 @@ async function begin() {
   const wish = named < 0
     ? { ...(start.subset && { subset: start.subset }), ...(start.at && { at: start.at }) }
     : { subset: Number(asked.get('subset')) || 0, at: numbers(asked.get('at')) };
+  view.outline = asked.get('outline') === '1';
   if (asked.get('layer') in LAYERS) view.layer = asked.get('layer');
   if (SEES[asked.get('picture')] && asked.has('picture')) view.picture = Number(asked.get('picture'));
   view.region = Object.keys(facts.regions).includes('TC') ? 'TC' : Object.keys(facts.regions)[0];
