@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bts_lightning.commands.preprocess import add_recipe, raw_recipe
+from bts_lightning.commands.preprocess import add_images, add_recipe, raw_recipe
 from bts_lightning.commands.words import RUN_WORDS, runs_a_network, runs_and_overrides, takes_words
 from bts_lightning.errors import Parser, UserError
 from bts_lightning.modalities import MODALITIES, Modality
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     takes_words(parser, "RUN|EXPERIMENT|KEY=VALUE", RUN_WORDS)
-    for modality in MODALITIES:
-        parser.add_argument(f"--{modality}", type=Path, metavar="FILE", help="if it was acquired")
+    add_images(parser, "FILE", "if it was acquired")
     parser.add_argument("--folder", type=Path, help="a data set instead of one patient")
     parser.add_argument("--raw", action="store_true", help="as scanned, see bts preprocess")
     add_recipe(parser)

@@ -1,9 +1,10 @@
 """`bts preprocess`: bring patients from the scanner to the grid and the names of BraTS."""
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bts_lightning.errors import DataError, Parser, UserError
 from bts_lightning.modalities import MODALITIES, Modality
@@ -18,15 +19,25 @@ STRIPS = ("auto", "atlas", "hd-bet")
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("out", type=Path, help="data set to write to, as bts prepare reads it")
-    for modality in MODALITIES:
-        parser.add_argument(
-            f"--{modality}", type=Path, metavar="SERIES", help="NIfTI, NRRD or DICOM folder"
-        )
+    add_images(parser, "SERIES", "NIfTI, NRRD or DICOM folder")
     parser.add_argument("--name", default="patient", help="of the case (%(default)s); no real name")
     parser.add_argument("--folder", type=Path, help="many patients: a folder each, as PATIENT/t1c")
     parser.add_argument("--workers", type=int, help="patients at a time")
     parser.add_argument("--keep-skull", action="store_true", help="whole heads, with the face")
     add_recipe(parser)
+
+
+def add_images(parser: Parser, metavar: str, text: str) -> None:
+    """Add an option for each modality; one that is typed twice would lose the first."""
+
+    class Once(argparse.Action):
+        def __call__(self, _: object, args: argparse.Namespace, value: Any, *__: object) -> None:
+            if getattr(args, self.dest) is not None:
+                parser.error(f"--{self.dest} is given twice: {getattr(args, self.dest)}, {value}")
+            setattr(args, self.dest, value)
+
+    for modality in MODALITIES:
+        parser.add_argument(f"--{modality}", type=Path, action=Once, metavar=metavar, help=text)
 
 
 def add_recipe(parser: Parser) -> None:
@@ -42,6 +53,9 @@ def recipe_of(args: argparse.Namespace) -> "Recipe":
     from bts_lightning.preprocess.strip import chosen
 
     chosen(args.strip)  # says at once what is not installed
+    for name, file in (("mask", args.mask), ("atlas", args.atlas)):
+        if file is not None and not file.exists():
+            raise UserError(f"--{name} {file} is not there; give a file")
     return Recipe(args.strip, vars(args).get("keep_skull", False), args.n4, args.atlas, args.mask)
 
 
@@ -62,8 +76,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--workers is {args.workers}; give 1 or more")
     if args.folder and args.mask:
         raise UserError("--mask is of one patient; leave it out with --folder")
-    if args.out.is_file():
-        raise UserError(f"{args.out} is a file; give a folder to write to")
+    if not args.name.strip():
+        raise UserError("--name is empty; give a pseudonym, as 0007")
+    check_out(args.out)
     from rich.progress import Progress
 
     from bts_lightning.preprocess.folder import done_before, find_patients, prepare_all, prepare_one
@@ -96,6 +111,15 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         console.print(f"Failed: {len(failed)} of {len(outcomes)}; each is named above.")
     return 2 if failed else 0
+
+
+def check_out(out: Path) -> None:
+    """Refuse, before minutes of work, a folder that cannot be written to."""
+    place = next(place for place in (out, *out.parents) if place.exists())
+    if not place.is_dir():
+        raise UserError(f"{place} is a file; give a folder to write to")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{out} cannot be written: no permission in {place}; give another folder")
 
 
 def check_series(images: Mapping[Modality, Path], folder: Path | None) -> None:

@@ -22,13 +22,10 @@ def carry(
         target: the other one.
         transform: from points of the target to those of the source.
     """
-    carried = []
-    for channel in channels:
-        image = sitk.GetImageFromArray(np.ascontiguousarray(channel.T, dtype=np.float32))
-        image.CopyInformation(source)
-        moved = sitk.Resample(image, target, transform, sitk.sitkLinear, 0.0)
-        carried.append(sitk.GetArrayFromImage(moved).T)
-    return np.stack(carried)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(channels.T, np.float32), isVector=True)
+    image.CopyInformation(source)
+    moved = sitk.Resample(image, target, transform, sitk.sitkLinear, 0.0)
+    return np.asarray(sitk.GetArrayFromImage(moved).T, np.float32)
 
 
 def carry_labels(label: sitk.Image, target: sitk.Image, transform: sitk.Transform) -> sitk.Image:

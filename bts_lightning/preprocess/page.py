@@ -33,7 +33,7 @@ def write_page(outcomes: Sequence[Outcome], out: Path) -> Path:
             break
         figures.append(text)
     failed = sum(one.state == "failed" for one in ordered)
-    lead = f"{len(ordered) - failed} of {len(ordered)} patients are ready. {NOTICE}"
+    lead = f"Ready: {len(ordered) - failed} of {len(ordered)} patients. {NOTICE}"
     main = f'<section><div class="scroll">{table}</div></section>{"".join(figures)}'
     return write_whole(out / NAME, page("From the scanner", main, lead, with_pictures=True))
 
@@ -56,7 +56,6 @@ def _picture(one: Outcome) -> str:
         sheet.save(packed, "WEBP", quality=80)
     data = b64encode(packed.getvalue()).decode()
     return (
-        f"<section><h2>{escape(one.case)}</h2>"
-        '<img style="max-width:100%" alt="contact sheet" '
-        f'src="data:image/webp;base64,{data}"></section>'
+        f'<section><h2>{escape(one.case)}</h2><div class="scroll"><img class="sheet" '
+        f'alt="contact sheet" src="data:image/webp;base64,{data}"></div></section>'
     )

@@ -22,7 +22,11 @@ LEAST_BRAIN, MOST_BRAIN = 0.9, 2.0
 # Of the affine transform from the atlas, which makes the mask alone.
 LEAST_SIZE, MOST_SIZE = 0.7, 1.3
 # Between two registrations, mm: of a scan, and of an anchor to the atlas, which is another brain.
-MOST_APART, MOST_APART_FROM_ATLAS = 2.0, 4.0
+MOST_APART, MOST_APART_FROM_ATLAS = 2.0, 10.0
+# Share of the brain that a scan may lack, as where a slab of slices ends.
+MOST_MISSING = 0.1
+# How well a scan may fit the other way round, beside how well it fits.
+MOST_RIVAL = 1.0
 # Voxels of 1 mm around a patient's brain in which scans are compared.
 AROUND = 10
 
@@ -90,9 +94,10 @@ def align(
     near = sitk.Resample(
         atlas.grown(fitted, AROUND), head, place.transform.GetInverse(), sitk.sitkNearestNeighbor
     )
+    axes = np.reshape(place.transform.GetMatrix(), (3, 3))
     for modality in (m for m in MODALITIES if m in scans and m != anchor):
         tell(SHOWN_AS[modality])
-        moved = register(head, scans[modality].image, near)
+        moved = register(head, scans[modality].image, near, axes)
         _note(found, modality, moved)
         found.transforms[modality] = composed(moved.transform, place.transform)
     for modality, transform in found.transforms.items():
@@ -115,6 +120,7 @@ def _note(found: Aligned, modality: Modality, registered: Registration) -> None:
         "before": round(registered.before, 3),
         "after": round(registered.after, 3),
         "apart_mm": round(registered.apart, 1),
+        "rival": round(registered.rival, 3),
     }
     found.facts.setdefault("information", {})[modality] = measures
     name = SHOWN_AS[modality]
@@ -123,6 +129,8 @@ def _note(found: Aligned, modality: Modality, registered: Registration) -> None:
         found.faults.append(f"{name}: mutual information fell {fell}")
     if registered.apart > (MOST_APART_FROM_ATLAS if modality == found.anchor else MOST_APART):
         found.faults.append(f"{name}: two registrations lie {registered.apart:.0f} mm apart")
+    if registered.rival > MOST_RIVAL:
+        found.faults.append(f"{name} fits as well when it is turned or mirrored")
 
 
 def _fitted(
@@ -145,7 +153,9 @@ def _brain(
 ) -> sitk.Image:
     if recipe.mask:
         given = read_series(recipe.mask).image
-        owner = next((m for m in found.transforms if _same_grid(given, scans[m].image)), None)
+        owner = next(
+            (m for m, s in scans.items() if given.IsSameImageGeometryAs(s.image, 1e-3, 1e-3)), None
+        )
         if owner is None:
             raise DataError(f"--mask {recipe.mask} lies on the grid of none of the scans")
         mask = sitk.Resample(
@@ -157,28 +167,18 @@ def _brain(
     return without_crumbs(fitted)
 
 
-def _same_grid(one: sitk.Image, other: sitk.Image) -> bool:
-    places = [
-        (image.GetOrigin(), image.GetSpacing(), image.GetDirection()) for image in (one, other)
-    ]
-    return one.GetSize() == other.GetSize() and all(
-        np.allclose(a, b, atol=1e-3) for a, b in zip(*places, strict=True)
-    )
-
-
 def _guard_brain(found: Aligned, kind: str) -> None:
     values = sitk.GetArrayViewFromImage(found.brain) > 0
     litres, pieces = float(values.sum()) / 1e6, count_pieces(found.brain)
-    seen = sitk.GetArrayViewFromImage(found.heads[found.anchor])[values] != 0
     found.facts |= {"mask": kind, "brain_ml": round(1000 * litres), "pieces": pieces}
     if not LEAST_BRAIN <= litres <= MOST_BRAIN:
         found.faults.append(f"the brain measures {litres:.2f} l, not {LEAST_BRAIN} to {MOST_BRAIN}")
     if pieces != 1:
         found.faults.append(f"the brain mask has {pieces} pieces")
-    if values.any() and seen.mean() < 0.9:
-        found.faults.append(
-            f"{1 - seen.mean():.0%} of the brain lie outside of {SHOWN_AS[found.anchor]}"
-        )
+    for modality, head in found.heads.items():
+        missing = float((sitk.GetArrayViewFromImage(head)[values] == 0).mean()) if litres else 0.0
+        if missing > MOST_MISSING:
+            found.faults.append(f"{missing:.0%} of the brain lie outside of {SHOWN_AS[modality]}")
 
 
 def _without_shading(image: sitk.Image, brain: sitk.Image, transform: sitk.Transform) -> sitk.Image:

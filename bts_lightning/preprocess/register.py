@@ -1,15 +1,18 @@
 """Rigid and affine registration by mutual information: from many starts, coarse to fine."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
+from scipy import optimize
+
+from bts_lightning.preprocess.joint import count_together
 
 # Turns in radians, shifts in mm, the logarithms of a scale and of two stretches, three shears.
 Params = NDArray[np.float64]
@@ -30,6 +33,13 @@ REFINED, KEPT = 6, 2
 SCALE, LEAST_VOLUME, MOST_VOLUME = 0.93, 0.47, 1.06
 # A step of the search on the coarse grid.
 UNITS = np.array([0.1] * 3 + [8.0] * 3 + [0.05] * 6)
+# A head turned by right angles, mirrored or both, in all ways; of those so many are looked at.
+WAYS_ROUND = [
+    np.eye(3)[list(order)] * signs
+    for order in permutations(range(3))
+    for signs in product((1, -1), repeat=3)
+][1:]
+RIVALS = 3
 # How a result is pushed to see whether it comes back, in steps, and how far from the middle of a
 # brain its border lies, mm.
 PUSH, RADIUS = np.array([0.7, -0.7, 0.7, 0.7, 0.7, -0.7] + [0.0] * 6), 70.0
@@ -43,6 +53,7 @@ class Registration:
         before: mutual information in the place that the files say, bits.
         after: mutual information once registered; both by the same measure.
         apart: mm between where this transform and one found another way put the brain, at most.
+        rival: how well the moving image fits the other way round, beside how well it fits so.
         fitted: the affine transform of an atlas, which makes the mask alone.
     """
 
@@ -50,19 +61,22 @@ class Registration:
     before: float
     after: float
     apart: float
+    rival: float
     fitted: sitk.AffineTransform | None = None
 
 
-def register(fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image) -> Registration:
+def register(fixed: sitk.Image, moving: sitk.Image, mask: sitk.Image, axes: Params) -> Registration:
     """Move one scan rigidly onto another.
 
     Args:
         mask: where in the fixed image they are compared.
+        axes: of the head in the fixed image, as columns.
     """
     coarse = _Level(fixed, moving, mask, EDGES[0])
     fine, finest = (_Level(fixed, moving, mask, edge, coarse.centre) for edge in EDGES[1:])
     found = finest.refined(_best(coarse, fine, "rigid"), "rigid")
-    return _judged(coarse, fine, found, "rigid")
+    ways = [axes @ way @ np.linalg.inv(axes) for way in WAYS_ROUND]
+    return _judged(coarse, fine, found, "rigid", ways)
 
 
 def register_atlas(
@@ -77,11 +91,14 @@ def register_atlas(
     coarse = _Level(head, moving, seen, EDGES[0])
     fine, finest = (_Level(head, moving, near, edge, coarse.centre) for edge in EDGES[1:])
     placed = finest.refined(_best(coarse, fine, "scaled"), "scaled")
-    judged = _judged(coarse, fine, placed, "scaled")
+    # A template is as good as symmetric: mirrored it fits as well.
+    turned = [way for way in WAYS_ROUND if np.linalg.det(way) > 0]
+    judged = _judged(coarse, fine, placed, "scaled", turned)
     fitted = fine.refined(placed, "affine")
     rigid = np.where(np.arange(len(placed)) < FREE["rigid"], placed, 0.0)
     return Registration(
-        coarse.transform(rigid), judged.before, judged.after, judged.apart, coarse.transform(fitted)
+        *(coarse.transform(rigid), judged.before, judged.after, judged.apart, judged.rival),
+        coarse.transform(fitted),
     )
 
 
@@ -145,6 +162,12 @@ class _Level:
         params[:count] += found.x * self.units[:count]
         return params
 
+    def round(self, way: Params) -> "_Level":
+        """Turn, and perhaps mirror, the fixed image about its middle."""
+        other = copy(self)
+        other.points = self.points @ way.T
+        return other
+
     def loss(self, params: Params) -> float:
         """Turn agreement into what becomes less; volumes that no brain has cost."""
         volume = float(3 * params[6] + params[7] + params[8])
@@ -158,14 +181,11 @@ class _Level:
 
     def _agreement(self, params: Params) -> tuple[float, float]:
         """Measure mutual information, plain and normalised; around the moving image is air."""
-        places = self.points @ _matrix(params).T + (self.centre + params[3:6] - self.origin)
-        index = self.to_index @ places.T
-        values = ndimage.map_coordinates(self.moving, index, order=1, mode="grid-constant")
-        low = values.astype(np.intp)
-        share, first = values - low, self.fixed * (BINS + 1) + low
-        size = BINS * (BINS + 1)
-        counts = np.bincount(first, 1 - share, size) + np.bincount(first + 1, share, size)[:size]
-        joint = np.asarray(counts, np.float64).reshape(BINS, BINS + 1) / len(values)
+        turn = self.to_index @ _matrix(params)
+        shift = self.to_index @ (self.centre + params[3:6] - self.origin)
+        joint = np.zeros((BINS, BINS + 1))
+        count_together(self.fixed, self.points @ turn.T + shift, self.moving, joint)
+        joint /= len(self.points)
         both = _entropy(joint)
         alone = _entropy(joint.sum(axis=0)) + _entropy(joint.sum(axis=1))
         return alone - both, alone / both
@@ -199,15 +219,34 @@ def _starts(level: _Level, freedom: Freedom) -> Iterator[Params]:
             yield np.array([*turns, *offset, scale, *[0.0] * 5])
 
 
-def _judged(coarse: _Level, fine: _Level, found: Params, freedom: Freedom) -> Registration:
-    """Push a result away and look whether it comes back."""
-    again = fine.refined(found + PUSH * UNITS, freedom)
+def _judged(
+    coarse: _Level, fine: _Level, found: Params, freedom: Freedom, ways: Sequence[Params]
+) -> Registration:
+    """Push a result away and look whether it comes back; look whether another way round is better.
+
+    A rigid one comes back with more freedom, which a scan with wrong voxels would use.
+    """
+    again = fine.refined(found + PUSH * UNITS, "affine" if freedom == "rigid" else freedom)
     one, other = fine.transform(found), fine.transform(again)
     ends = [(fine.centre + RADIUS * way).tolist() for way in (*np.eye(3), *-np.eye(3))]
     apart = max(math.dist(one.TransformPoint(p), other.TransformPoint(p)) for p in ends)
     return Registration(
-        one, coarse.information(np.zeros(len(found))), coarse.information(found), apart
+        *(one, coarse.information(np.zeros(len(found))), coarse.information(found), apart),
+        _rival(coarse, fine, found, freedom, ways) / (-fine.loss(found) - 1),
     )
+
+
+def _rival(
+    coarse: _Level, fine: _Level, found: Params, freedom: Freedom, ways: Sequence[Params]
+) -> float:
+    """Measure how well the moving image fits in the best of other ways round; at least 0."""
+    starts = [found + np.pad(turns, (0, len(found) - 3)) for turns in product(*TURNS)]
+    tried = ((coarse.round(way), way, start) for way in ways for start in starts)
+    ranked = sorted(tried, key=lambda one: one[0].loss(one[2]))[:RIVALS]
+    refined = [(level, way, level.refined(start, freedom)) for level, way, start in ranked]
+    _, way, start = min(refined, key=lambda one: one[0].loss(one[2]))
+    rival = fine.round(way)
+    return -rival.loss(rival.refined(start, freedom)) - 1
 
 
 def _entropy(shares: NDArray[np.float64]) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from bts_lightning.files import whole
@@ -13,10 +13,12 @@ from bts_lightning.modalities import MODALITIES, SHOWN_AS, Modality
 from bts_lightning.preprocess.patient import Aligned
 
 Grey = NDArray[np.uint8]
-# Pixels: a tile, a line of text, and a square of the checkerboard, of 1 mm each.
-TILE, LINE, SQUARE = 240, 18, 30
+# Pixels: a tile, a line of text, a square of the checkerboard (of 1 mm each), and letters.
+TILE, LINE, SQUARE, LETTERS = 240, 24, 30, 14
 OUTLINE, BAD, GOOD, PALE = (255, 210, 60), (255, 110, 100), (150, 220, 150), (190, 190, 190)
 PLANES = ("axial", "coronal", "sagittal")
+# Of the patient, at the left and the right of a tile.
+SIDES = (("R", "L"), ("R", "L"), ("A", "P"))
 
 
 def draw(aligned: Aligned, out: Path) -> Path:
@@ -31,6 +33,7 @@ def draw(aligned: Aligned, out: Path) -> Path:
     height = LINE + len(order) * (TILE + LINE) + len(below) * LINE + 6
     sheet = Image.new("RGB", (6 * TILE, height))
     pen = ImageDraw.Draw(sheet)
+    pen.font = ImageFont.load_default(LETTERS)
     for column in range(6):
         what = "checkerboard" if column < 3 else "outline of the mask"
         pen.text((column * TILE + 6, 3), f"{PLANES[column % 3]}, {what}", fill=PALE)
@@ -44,6 +47,9 @@ def draw(aligned: Aligned, out: Path) -> Path:
             outlined[outlines[axis]] = OUTLINE
             for column, tile in ((axis, checked), (3 + axis, outlined)):
                 sheet.paste(_tile(tile), (column * TILE, top + LINE))
+                left, right = SIDES[axis]
+                pen.text((column * TILE + 6, top + LINE + TILE // 2), left, fill=PALE)
+                pen.text((column * TILE + TILE - 16, top + LINE + TILE // 2), right, fill=PALE)
     for number, text in enumerate(below):
         start = height - (len(below) - number) * LINE - 3
         pen.text((6, start), text, fill=BAD if aligned.faults else GOOD)

@@ -248,6 +248,10 @@ def test_the_brain_of_a_real_patient_is_found(kind: Strip, least: float, tmp_pat
         (["--t1", "a.nii.gz", "--workers", "0"], "--workers is 0"),
         (["--t1", "a.nii.gz", "--strip", "hdbet"], "did you mean hd-bet?"),
         (["--t1ce", "a.nii.gz"], "there is no option --t1ce"),
+        (["--t1", "a.nii.gz", "--t1", "b.nii.gz"], "--t1 is given twice: a.nii.gz, b.nii.gz"),
+        (["--t1", "a.nii.gz", "--mask", "m.nii.gz"], "--mask m.nii.gz is not there"),
+        (["--t1", "a.nii.gz", "--atlas", "m.nii.gz"], "--atlas m.nii.gz is not there"),
+        (["--t1", "a.nii.gz", "--name", " "], "--name is empty"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(

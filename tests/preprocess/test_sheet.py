@@ -59,6 +59,6 @@ def test_what_is_wrong_stands_below_in_red_and_first_on_the_page(tmp_path: Path)
     ]
     text = write_page(outcomes, tmp_path).read_text()
     assert text.index("b&lt;b&gt;") < text.index(">a<")
-    assert "1 of 2 patients are ready" in text
+    assert "Ready: 1 of 2 patients" in text
     assert "data:image/webp;base64," in text
     assert "not a medical device" in text
