@@ -131,7 +131,9 @@ class _Level:
         inside = sitk.Resample(mask, few, sitk.Transform(), sitk.sitkNearestNeighbor)
         index = np.argwhere(sitk.GetArrayViewFromImage(inside) > 0)
         if len(index) > MOST_POINTS:
-            index = np.random.default_rng(0).choice(index, MOST_POINTS, replace=False)
+            some = np.random.default_rng(0).choice(len(index), MOST_POINTS, replace=False)
+            # In order, so that neighbours are read together.
+            index = index[np.sort(some)]
         points = (index[:, ::-1] @ _axes(few).T) + few.GetOrigin()
         self.centre = points.mean(axis=0) if centre is None else centre
         self.points = points - self.centre

@@ -149,13 +149,20 @@ SPOILS: dict[str, Callable[[Rng, sitk.Image], Scan]] = {
 
 @contextmanager
 def cut_off(evaluations: int) -> Iterator[None]:
-    """Stop each search of an optimizer early."""
-    whole = register.optimize.minimize
+    """Stop each search of an optimizer early, but for those of the guard."""
+    whole, judged = register.optimize.minimize, register._judged
 
     def short(*args: Any, options: dict[str, Any], **others: Any) -> Any:
         return whole(*args, **others, options=options | {"maxfev": evaluations})
 
-    with patch.object(register.optimize, "minimize", short):
+    def judge(*args: Any) -> Any:
+        with patch.object(register.optimize, "minimize", whole):
+            return judged(*args)
+
+    with (
+        patch.object(register.optimize, "minimize", short),
+        patch.object(register, "_judged", judge),
+    ):
         yield
 
 
@@ -174,7 +181,7 @@ def begun_at(turns: Callable[[], Array], count: int) -> AbstractContextManager[A
 
 def wrong_turns(rng: Rng) -> Array:
     axis = rng.standard_normal(3)
-    turns: Array = axis / np.linalg.norm(axis) * rng.uniform(0.7, 1.6)
+    turns: Array = axis / np.linalg.norm(axis) * rng.uniform(1.2, 2.6)
     return turns
 
 
