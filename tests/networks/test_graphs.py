@@ -1,11 +1,9 @@
 """A graph of every network, for three subsets, says what the network says."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bts_lightning.errors import UserError
 from bts_lightning.inference.graph import TOLERANCE
 from bts_lightning.modalities import Subset, subset_name
 from tests.networks.graphs import BEGIN, CHOSEN, export, write
@@ -14,22 +12,9 @@ from tests.networks.parts import build, networks
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 
 
-# Their small forms differ by 1.1e-4 and 1.7e-4; whether that is rounding alone is not known yet.
-OPEN = {"m2ftrans", "shaspec"}
-
-
-def cases() -> list[Any]:
-    """List networks and subsets."""
-    mark = pytest.mark.xfail(raises=UserError, strict=False, reason="1.7e-4 from the network")
-    return [
-        pytest.param(n, s, id=f"{n}-{subset_name(s)}", marks=[mark] if n in OPEN else [])
-        for n in networks()
-        for s in CHOSEN
-    ]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "subset"), cases())
+@pytest.mark.parametrize("subset", CHOSEN, ids=subset_name)
+@pytest.mark.parametrize("name", networks())
 def test_the_graph_of_a_network_agrees_with_it(name: str, subset: Subset) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
     pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")

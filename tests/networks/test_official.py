@@ -20,6 +20,7 @@ from tests.networks.conformity import Recorded, entries
 
 # Names and shapes of the official classes in their published size, and how many have no effect.
 FILE = Path(__file__).parents[1] / "golden" / "official_names.json.gz"
+PAGE = Path(__file__).parents[2] / "docs" / "official_weights.md"
 
 
 @cache
@@ -51,6 +52,8 @@ def test_every_official_parameter_is_taken_or_without_effect(name: str) -> None:
     assert taken.skipped == (count, size)
     assert taken.taken == (len(state) - count, sum(x.numel() for x in state.values()) - size)
     assert taken.ours.keys() == ours(name).keys()
+    row = [f"`{name}`", *(f"{n:,}" for pair in (taken.taken, taken.skipped) for n in pair)]
+    assert f"| {' | '.join(row)} |" in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", sorted(facts()))
