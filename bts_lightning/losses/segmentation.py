@@ -240,7 +240,7 @@ class LabelLoss(SegmentationLoss):
 
     def compare(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         """Add cross entropy and Dice."""
-        truth = F.one_hot(label.long(), self.channels).movedim(-1, 1).to(logits.dtype)
+        truth = is_each(label, self.channels).to(logits.dtype)
         total = logits.new_zeros(())
         if self.ce:
             if self.cross_entropy == "clamped":
@@ -317,7 +317,7 @@ class SeparateLabelLoss(SegmentationLoss):
 
     def compare(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         """Average the sum over the labels."""
-        truth = F.one_hot(label.long(), self.channels).movedim(-1, 1)[:, 1:].to(logits.dtype)
+        truth = is_each(label, self.channels)[:, 1:].to(logits.dtype)
         found = logits[:, 1:].sigmoid()
         shared = (found * truth).flatten(2).sum(dim=2)
         sizes = (found.square() + truth).flatten(2).sum(dim=2)
@@ -343,7 +343,7 @@ class SeparateLabelLoss(SegmentationLoss):
 
     def surprise(self, logits: Tensor, label: Tensor) -> Tensor:
         """Add up the labels of a tumour as if they were independent."""
-        truth = F.one_hot(label.long(), self.channels).movedim(-1, 1)[:, 1:]
+        truth = is_each(label, self.channels)[:, 1:]
         return binary_surprise(logits[:, 1:], truth)
 
 
@@ -373,6 +373,12 @@ def shrunk(label: Tensor, size: Sequence[int]) -> Tensor:
 def regions_of(label: Tensor, scheme: Scheme = BRATS) -> Tensor:
     """Give the regions of a label map, B×R×D×H×W bool."""
     return torch.stack([is_one_of(label, c) for c in scheme.regions.values()], dim=1)
+
+
+def is_each(label: Tensor, classes: int) -> Tensor:
+    """Say of each class where it is, B×C×D×H×W; `one_hot` would be eight bytes a flag, and ask."""
+    each = torch.arange(classes, device=label.device, dtype=label.dtype)
+    return label.unsqueeze(1) == each.view(1, -1, 1, 1, 1)
 
 
 def is_one_of(label: Tensor, values: tuple[int, ...]) -> Tensor:

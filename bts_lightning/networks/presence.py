@@ -50,7 +50,7 @@ class Presence:
         flags = self.known[level, :, m]
         if flags.all():
             return ALL
-        return flags.nonzero().flatten().to(self.present[level].device)
+        return flags.nonzero().flatten().to(self.present[level].device, non_blocking=True)
 
     def keep(self, m: int, level: int = 0) -> Tensor:
         """Give the flags of a modality, B×1×1×1×1."""

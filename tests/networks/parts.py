@@ -19,6 +19,11 @@ from bts_lightning.networks.backbone import Backbone
 # mmFormer's positions attend where their modality is absent too; the law of encoders sees them.
 OTHER_FOURS = re.compile(r"\b(weigh|experts|blocks|positions)$")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+# How often a training step of an experiment asks a GPU for a value, and so waits; all others never.
+WAITS = dict.fromkeys(["demo", "mfi"], 2) | {"shaspec": 3}
+WAITS |= dict.fromkeys(
+    [f"a2fseg{form}" for form in ("", "_base", "_decoder", "_paper", "_post")], 2
+)
 
 
 @cache
@@ -53,6 +58,19 @@ def build(node: DictConfig, **extra: Any) -> Backbone:
 def image_for(network: Backbone, batch: int = 1) -> Tensor:
     size = max(16, 2 * network.divisor)
     return torch.randn(batch, 4, size, size, size, generator=torch.Generator().manual_seed(batch))
+
+
+def batch_for(size: int, present: list[list[bool]]) -> dict[str, Any]:
+    flags = torch.tensor(present)
+    draw = torch.Generator().manual_seed(1)
+    return {
+        "image": torch.randn(len(present), 4, size, size, size, generator=draw),
+        "label": torch.randint(4, (len(present), size, size, size), generator=draw).byte(),
+        "present": flags,
+        "available": torch.ones_like(flags),
+        "case": [f"case {i}" for i in range(len(present))],
+        "seed": list(range(len(present))),
+    }
 
 
 def branches(net: Backbone) -> list[torch.nn.ModuleList | torch.nn.ParameterList]:
