@@ -4,7 +4,7 @@
 # PYTHON  what makes the environment, as in `make setup PYTHON=python3.12`
 # CONSTRAINTS  which versions: constraints.txt (torch alone is pinned), -lowest or -newest
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-all docs demo phantom prepare train evaluate predict compare \
+.PHONY: help setup check format test test-all test-gpu docs demo phantom prepare train evaluate predict compare \
 	sweep agent study bench clean
 
 PYTHON ?= python3
@@ -60,6 +60,9 @@ test: $(VENV)/.ready ## the tests of every commit, minutes
 
 test-all: $(VENV)/.ready ## these and the slow ones
 	$(BIN)/python -m pytest -n 2
+
+test-gpu: $(VENV)/.ready ## what must hold on a GPU: minutes on a card (BTS_GPU_TWIN=cpu: on the processor)
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 docs: $(VENV)/.docs ## build the site in site/ from docs/
 	$(BIN)/mkdocs build --strict --quiet

@@ -1,15 +1,13 @@
 """What tests share: one small phantom, prepared once a session, and torch left as it was."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-from bts_lightning.data.cache.prepare import prepare
-from bts_lightning.data.phantom.write import write_phantom
 
 # Two workers of pytest on two cores: more threads only wait for each other.
 torch.set_num_threads(1)
@@ -22,6 +20,15 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if os.environ.get("PYTEST_XDIST_WORKER"):
         shared = shared.parent
     root = shared / "phantom"
+    from bts_lightning.data.cache.prepare import prepare
+
+    # On a machine with a GPU, which may lack what makes a phantom; see tests/gpu.
+    if given := os.environ.get("BTS_GPU_DATA"):
+        shutil.copytree(given, root, dirs_exist_ok=True)
+        prepare(root, workers=1)
+        return root
+    from bts_lightning.data.phantom.write import write_phantom
+
     # Both are safe when two processes start at once, and done when the folder is there.
     write_phantom(root, cases=8, seed=0, size=(48, 48, 40), workers=1)
     prepare(root, workers=1)
