@@ -25,7 +25,7 @@ from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs.devices import check_accelerator, chosen_device
 from bts_lightning.runs.ensemble import Ensemble, load_ensemble
 from bts_lightning.runs.facts import commit, versions
-from bts_lightning.runs.limits import check_devices
+from bts_lightning.runs.limits import devices_here
 from bts_lightning.runs.lock import only_one
 from bts_lightning.runs.opening import OpenRun
 from bts_lightning.runs.quiet import hush
@@ -142,7 +142,11 @@ def _trainer(given: dict[str, Any], device: str | None) -> Trainer:
     settings = {name: given[name] for name in kept if given.get(name) is not None}
     if device is None:
         check_accelerator(settings.get("accelerator"), key="--device")
-        check_devices(settings)
+        # A run may come from a larger machine; scores are the same on any number.
+        if held := devices_here(settings):
+            asked = ", ".join(f"trainer.{name}={settings[name]}" for name in held)
+            console.print(f"{asked} is more than is here; evaluating on one machine's devices")
+            settings |= held
     else:
         chosen = chosen_device(device)
         one = [chosen.index] if chosen.type == "cuda" and chosen.index else 1

@@ -24,24 +24,43 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
     Args:
         trainer: arguments of the trainer.
     """
+    held = devices_here(trainer)
+    if "num_nodes" in held:
+        raise ConfigError(
+            f"trainer.num_nodes is {trainer['num_nodes']}, but neither Slurm nor torchrun has "
+            "started this process, so no other would come; docs/cluster.md says how"
+        )
+    if there := held.get("devices"):
+        what = "cores" if _on_cpu(trainer) else "GPUs"
+        raise ConfigError(
+            f"trainer.devices is {trainer['devices']}, and there are {there} {what} here; give "
+            f"{there} or fewer"
+        )
+
+
+def devices_here(trainer: Mapping[str, Any]) -> dict[str, int]:
+    """Give what this machine has in place of nodes or devices of which the trainer asks for more.
+
+    Args:
+        trainer: arguments of the trainer.
+    """
     # Slurm or torchrun has started this process, or the first process has, which was asked. In an
     # interactive job of Slurm's, Lightning starts them itself.
     if "LOCAL_RANK" in os.environ or SLURMEnvironment.detect():
-        return
-    if (nodes := trainer.get("num_nodes") or 1) > 1 and "NODE_RANK" not in os.environ:
-        raise ConfigError(
-            f"trainer.num_nodes is {nodes}, but neither Slurm nor torchrun has started this "
-            "process, so no other would come; docs/cluster.md says how"
-        )
+        return {}
+    held = {}
+    if (trainer.get("num_nodes") or 1) > 1 and "NODE_RANK" not in os.environ:
+        held["num_nodes"] = 1
     wanted = str(trainer.get("devices"))
-    on_cpu = trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
-    there = cores() if on_cpu else torch.cuda.device_count()
+    there = cores() if _on_cpu(trainer) else torch.cuda.device_count()
     # What is no number, as `auto` or a list, Lightning looks up by itself.
     if wanted.isdecimal() and int(wanted) > there:
-        raise ConfigError(
-            f"trainer.devices is {wanted}, and there are {there} {'cores' if on_cpu else 'GPUs'} "
-            f"here; give {there} or fewer"
-        )
+        held["devices"] = there
+    return held
+
+
+def _on_cpu(trainer: Mapping[str, Any]) -> bool:
+    return trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
 
 
 @contextmanager

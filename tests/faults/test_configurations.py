@@ -62,6 +62,15 @@ def test_a_scheduler_may_start_as_many_as_it_likes(monkeypatch: pytest.MonkeyPat
         check_devices({"devices": 100000})
 
 
+def test_a_run_of_a_larger_machine_is_evaluated_on_what_is_here() -> None:
+    from bts_lightning.runs.devices import cores
+    from bts_lightning.runs.limits import devices_here
+
+    large = {"devices": 100000, "num_nodes": 7, "accelerator": "cpu"}
+    assert devices_here(large) == {"num_nodes": 1, "devices": cores()}
+    assert devices_here({"devices": 1, "num_nodes": 1, "accelerator": "cpu"}) == {}
+
+
 FILES = {
     "5": "expected a mapping|not readable as YAML",
     "extends: 5": "extends is 5; give a name",
