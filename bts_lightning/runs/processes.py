@@ -24,7 +24,7 @@ _BEAT_EVERY = 10.0
 # A step and a checkpoint fit in; after that a training that was asked to stop is killed.
 _PATIENCE = 300.0
 _IDENTITY = re.compile(r"\d{1,10}:\d*")
-_LOG, _BEACON = "output.log", "worker.json"
+LOG, _BEACON = "output.log", "worker.json"
 # The line of the log with which a command begins; one that goes on stands below the one before.
 _START = "$ "
 # It begins once it is written down who it is: nobody could end it if its worker died before.
@@ -39,9 +39,10 @@ class Process:
     def __init__(self, command: Sequence[str], run: Path, environment: Mapping[str, str]) -> None:
         self.run = run
         self._asked: float | None = None
+        self._ended = False
         self._beaten = 0.0
         run.mkdir(parents=True, exist_ok=True)
-        with (run / _LOG).open("ab") as log:
+        with (run / LOG).open("ab") as log:
             log.write(f"{_START}{shlex.join(command)}\n".encode())
             log.flush()
             # A session of its own: Ctrl-C reaches the scheduler only, which then stops it in order.
@@ -61,6 +62,11 @@ class Process:
     def poll(self) -> int | None:
         """Give the exit status once it has ended; meanwhile say that its worker lives."""
         code = self._process.poll()
+        if code == -signal.SIGKILL and not self._ended:
+            # It could not say so itself, and others ask its log.
+            with (self.run / LOG).open("a", encoding="utf-8") as log:
+                log.write("error: killed, which is what the system does when memory runs out\n")
+        self._ended = code is not None
         if code is None and time.monotonic() - self._beaten > _BEAT_EVERY:
             self.beat()
         if code is None and self._asked and time.monotonic() - self._asked > _PATIENCE:
@@ -146,16 +152,19 @@ def end_orphan(run: Path) -> None:
 
 def reason(run: Path, code: int) -> str:
     """Say in one line why the last command in a run ended badly."""
-    if code == -signal.SIGKILL:
-        return "killed, which is what the system does when memory runs out"
+    return last_word(run) or f"exit status {code}"
+
+
+def last_word(run: Path) -> str:
+    """Give the last error of the last command in a run, or its last line."""
     try:
-        lines = (run / _LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (run / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         lines = []
     begins = max((i for i, line in enumerate(lines) if line.startswith(_START)), default=-1)
     said = [s for s in lines[begins + 1 :] if s.strip() and not s.startswith(_CHATTER)]
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-    return (errors or said or [f"exit status {code}"])[-1].strip()
+    return (errors or said or [""])[-1].strip()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import argparse
 import re
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,27 +139,6 @@ def trained(folder: Path) -> dict[str, list[Training]]:
         )
     order = sorted(common, key=lambda one: (one[1] or 0, one[0]))
     return {name: [own[which] for which in order] for name, own in found.items()}
-
-
-def slurm_script(words: list[str], folder: Path, count: int) -> str:
-    rest = [word for word in words if word != "--slurm"]
-    line = shlex.join(["bts", "study", *rest])
-    command = shlex.join([sys.executable, "-P", "-m", "bts_lightning", "study", *rest])
-    return f"""#!/bin/bash
-#SBATCH --job-name={folder.name}
-#SBATCH --array=0-{count - 1}
-#SBATCH --ntasks=1
-#SBATCH --gpus-per-task=1
-#SBATCH --cpus-per-task=8
-#SBATCH --time=24:00:00
-#SBATCH --signal=SIGUSR1@120
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --output={folder}/slurm-%a.log
-# One training with its evaluation a task; what is finished ends at once, what was stopped goes on.
-# When all are done, this writes the table: {line}
-cd {shlex.quote(str(Path.cwd()))}
-srun {command} --only "$SLURM_ARRAY_TASK_ID\""""
 
 
 def _file_name(text: str) -> str:

@@ -50,22 +50,23 @@ class Outcome:
 def write_study(
     folder: Path,
     results: Sequence[Outcome],
-    planned: int,
+    missing: Sequence[str],
     console: Screen,
     published: str = "",
     groups: Sequence[Sequence[str]] = (),
 ) -> Path:
     """Print the table and the comparisons; write study.md, study.html and comparison/.
 
-    `published` names the source of averages that stand beside ours; `groups` the experiments that
-    are compared with their first, by default all.
+    `missing` says of each training that is not evaluated why not. `published` names the source of
+    averages that stand beside ours; `groups` the experiments that are compared with their first, by
+    default all.
     """
     if len({(result.table.subsets, result.table.regions) for result in results}) > 1:
         raise UserError(
             f"the trainings in {folder} were evaluated in different subsets or regions; evaluate "
             "all in the same, as with evaluation.subsets=null and one data.scheme"
         )
-    said = remarks(results, planned)
+    said = remarks(results, missing)
     for metric in shown(results):
         console.print(_terminal_table(results, metric))
     beside = [_published(published, results)] if published else []
@@ -144,7 +145,7 @@ def pooled(results: Sequence[Outcome]) -> list[Evaluation]:
     ]
 
 
-def remarks(results: Sequence[Outcome], planned: int) -> list[str]:
+def remarks(results: Sequence[Outcome], missing: Sequence[str] = ()) -> list[str]:
     """Say what stands behind the numbers, and what does not."""
     seeds, folds = {r.seed for r in results}, {r.fold for r in results if r.fold}
     times = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}" + (
@@ -154,11 +155,13 @@ def remarks(results: Sequence[Outcome], planned: int) -> list[str]:
         f"Mean ± standard deviation over trainings ({times}) of the mean over test cases. The "
         "paired tests pool the cases of all folds and average each case over the seeds."
     ]
-    if len(results) < planned:
+    if missing:
+        planned = len(results) + len(missing)
         said.append(
             f"Incomplete: {len(results)} of {planned} trainings are evaluated; the tests use what "
             "all experiments have in common."
         )
+        said += [f"Missing: {one}" for one in missing]
     policies = {(r.protocol.get("hd95"), r.protocol.get("empty")) for r in results}
     said += [policy(results[0].protocol)] if len(policies) == 1 else []
     return said

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from bts_lightning import runs
 from bts_lightning.report.screen import Screen
 from bts_lightning.runs.jobs import TrainAndEvaluate
-from bts_lightning.runs.processes import is_worked_on
+from bts_lightning.runs.processes import LOG, is_worked_on, last_word
 from bts_lightning.study.plan import PART, Training
 
 _ASK_EVERY = 10.0
@@ -29,6 +29,13 @@ def work(
         console.print("interrupted; the same command goes on")
         return 130
     return study.status
+
+
+def unfinished(training: Training) -> str:
+    """Say in one line why a training is not evaluated."""
+    if not (training.run / LOG).is_file():
+        return "not begun"
+    return f"{last_word(training.run)}; see {training.run / LOG}"
 
 
 class _Study(TrainAndEvaluate[Training]):

@@ -21,6 +21,7 @@ from bts_lightning.report.paired import pair
 from bts_lightning.report.screen import Screen
 from bts_lightning.report.table import EvaluationTable
 from bts_lightning.runs import jobs, processes
+from bts_lightning.runs.processes import Process
 from bts_lightning.study import work
 from bts_lightning.study.bound import read_curves
 from bts_lightning.study.plan import Training, plan_study
@@ -152,23 +153,74 @@ def test_going_on_trusts_the_packages_that_the_beginning_did(
     ]
 
 
+def submitted(script: str, folder: Path) -> list[str]:
+    """Run a script that submits jobs, with a `sbatch` that only keeps them."""
+    sbatch = folder / "bin" / "sbatch"
+    sbatch.parent.mkdir(exist_ok=True)
+    sbatch.write_text('#!/bin/bash\nn=$(ls jobs | wc -l)\n{ echo "$@"; cat; } > jobs/$n\necho $n\n')
+    sbatch.chmod(0o755)
+    (folder / "jobs").mkdir()
+    path = {"PATH": f"{sbatch.parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash"], input=script, text=True, check=True, env=os.environ | path)
+    return [file.read_text() for file in sorted((folder / "jobs").iterdir())]
+
+
 def test_the_slurm_script_is_one_training_a_task(here: Path, capsys: pytest.CaptureFixture[str]):
-    words = ["tiny 'tiny wider'", "--seeds", "2", "--folds", "3", "data.root=a b", "--slurm"]
-    assert main(["study", *words]) == 0
-    script = capsys.readouterr().out
-    assert "#SBATCH --array=0-11" in script
+    words = ["tiny 'tiny wider'", "--seeds", "2", "--folds", "3", "data.root=a b"]
+    asked = ["--slurm", "--sbatch", "--partition=big -c4 --gres=gpu:a100:1"]
+    assert main(["study", *words, *asked]) == 0
+    array, table = submitted(capsys.readouterr().out, here)
+    assert "#SBATCH --array=0-11" in array
+    assert "--cpus-per-task" not in array
+    assert "#SBATCH -c4" in array
+    assert "#SBATCH --gres=gpu:a100:1" in array
+    assert "--gpus-per-task" not in array
+    # The table waits for the trainings, on the same part of the cluster, without a GPU.
+    assert "--dependency=afterany:0" in table.splitlines()[0]
+    assert "#SBATCH --partition=big" in table
+    assert "gpu:" not in table
     # What the shell makes of the last line is this program with the same words.
-    line = script.splitlines()[-1].replace("srun ", "printf '%s\\n' ")
-    shell = subprocess.run(
-        ["bash", "-c", line],
-        env=os.environ | {"SLURM_ARRAY_TASK_ID": "7"},
-        capture_output=True,
-        text=True,
-        check=True,
+    start = [sys.executable, "-P", "-m", "bts_lightning", "study", *words]
+    for job, last in ((array, ["--only", "7"]), (table, ["--table"])):
+        line = "printf '%s\n' " + job.splitlines()[-1].removeprefix("srun ")
+        shell = subprocess.run(
+            ["bash", "-c", line],
+            env=os.environ | {"SLURM_ARRAY_TASK_ID": "7"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert shell.stdout.splitlines() == [*start, *last]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--slurm", "--sbatch=--array=0-3"], "--sbatch --array=0-3: a study sets --array itself"),
+        (["--slurm", "--sbatch=gpu"], "--sbatch gpu: give options of sbatch, as --sbatch="),
+        (["--slurm", "--sbatch=-p 'gpu"], "a quote is not closed"),
+        (["--sbatch=-p gpu"], "--sbatch is for --slurm"),
+        (["--table"], "has come to its evaluation; tiny, seed 0: not begun"),
+    ],
+)
+def test_what_is_wrong_with_jobs_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+):
+    assert main(["study", "tiny", "data.root=.", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_training_that_is_missing_has_its_reason(here: Path):
+    (training,) = plan("tiny", "--seeds", "1", "data.root=.")
+    assert work.unfinished(training) == "not begun"
+    process = Process(
+        [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], training.run, {}
     )
-    start = [sys.executable, "-P", "-m", "bts_lightning", "study"]
-    assert shell.stdout.splitlines() == [*start, *words[:-1], "--only", "7"]
-    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    assert process.wait() == -9
+    assert work.unfinished(training).startswith("killed, which is what the system does")
+    code = "print('error: the disk is full'); print('bye'); raise SystemExit(2)"
+    assert Process([sys.executable, "-c", code], training.run, {}).wait() == 2
+    assert work.unfinished(training) == f"the disk is full; see {training.run / 'output.log'}"
 
 
 def result(name: str, seed: int, fold: int | None, made: list[dict[str, Any]]) -> Outcome:
@@ -227,7 +279,7 @@ def test_trainings_of_two_schemes_make_no_table(tmp_path: Path):
     cavity = [row | {"region": "RC"} for row in rows(3) if row["region"] == "ET"]
     found = [result("plain", 0, None, rows(3)), result("cavity", 0, None, rows(3) + cavity)]
     with pytest.raises(UserError, match="different subsets or regions"):
-        write_study(tmp_path, found, 2, Screen())
+        write_study(tmp_path, found, [], Screen())
 
 
 def test_the_table_is_printed_and_written(tmp_path: Path):
@@ -239,13 +291,15 @@ def test_the_table_is_printed_and_written(tmp_path: Path):
     ]
     text = StringIO()
     screen = Screen(file=text, width=80, color_system=None)
-    write_study(tmp_path, results, 14, screen, "A2FSeg paper, Table 2")
+    missing = ["base, seed 9: the disk is full", "base, seed 8: not begun"]
+    write_study(tmp_path, results, missing, screen, "A2FSeg paper, Table 2")
     mean, deviation = mean_and_deviation(results[:6], METRICS["dice"])
     cell = f"{mean[0, 0]:.2f} ± {deviation[0, 0]:.2f}"
     row = next(line for line in text.getvalue().splitlines() if line.strip().startswith("base"))
     assert row.split()[:2] == ["base", "6"]
     assert cell in row
     assert "Incomplete: 12 of 14 trainings" in text.getvalue()
+    assert "Missing: base, seed 9: the disk is full" in text.getvalue()
     assert "only) 89.29 82.00 66.00 BraTS2020" in " ".join(text.getvalue().split())
     published = "| baseline (average fusion module only) | 89.29 | 82.00 | 66.00 | BraTS2020 |"
     assert published in (tmp_path / "study.md").read_text()
@@ -274,7 +328,7 @@ def test_each_pair_has_its_gain_and_its_bound(tmp_path: Path):
     ]
     groups, text = [["a", "a+on"], ["b", "b+on"]], StringIO()
     screen = Screen(file=text, width=200, color_system=None)
-    write_study(tmp_path, results, 8, screen, groups=groups)
+    write_study(tmp_path, results, [], screen, groups=groups)
     written = (tmp_path / "study.md").read_text()
     assert "| a+on against a | +10.00 [10.00, 10.00] |" in written
     assert "| b+on against b | −5.00 [−5.00, −5.00] |" in written
