@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bts_lightning.modalities import MODALITIES
 from bts_lightning.networks.backbone import Backbone, Features, Output, over
-from bts_lightning.networks.presence import encode_each
+from bts_lightning.networks.presence import encode_present
 
 
 class UHeMIS(Backbone):
@@ -35,6 +35,7 @@ class UHeMIS(Backbone):
 
     divisor = 8
     least_width = 2
+    skip_absent = True
     fused_levels = (0, 1, 2, 3)
 
     def __init__(
@@ -53,8 +54,8 @@ class UHeMIS(Backbone):
         return {"width": 4}
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
-        """Run each encoder on its modality."""
-        return encode_each(self.encoders, image)
+        """Run each encoder on its modality, for the samples that have it."""
+        return encode_present(self.encoders, image, present)
 
     def decode(self, features: Features) -> Output:
         """Fuse each scale and decode."""

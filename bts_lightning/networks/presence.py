@@ -146,6 +146,28 @@ def encode_each(encoders: nn.ModuleList, image: Tensor) -> tuple[Tensor, ...]:
     return stack_pyramids(lambda m: encoders[m](image[:, m : m + 1]))
 
 
+def encode_present(
+    encoders: nn.ModuleList, image: Tensor, present: Tensor, *, skip: bool = True
+) -> tuple[Tensor, ...]:
+    """Do the same, but run each encoder for those samples alone that have its modality."""
+    presence = Presence([present], read=skip)
+
+    def encode(m: int) -> list[Tensor] | None:
+        rows = presence.rows(m)
+        if is_nobody(rows):
+            return None
+        return [spread(x, rows, len(image)) for x in encoders[m](pick(image[:, m : m + 1], rows))]
+
+    if not encoders.training:
+        return stack_pyramids(encode)
+    made = [encode(m) for m in range(len(encoders))]
+    some = next(levels for levels in made if levels is not None)
+    for m, encoder in enumerate(encoders):
+        if made[m] is None:
+            made[m] = [torch.zeros_like(x) + nothing_of(encoder) for x in some]
+    return stack_pyramids(made.__getitem__)
+
+
 def stack_pyramids(encode: Callable[[int], Sequence[Tensor] | None]) -> tuple[Tensor, ...]:
     """Stack the levels of all modalities, per level B×M×C×D×H×W, zero where there are none.
 

@@ -66,6 +66,16 @@ def test_hemis_fuses_mean_and_variance(
     assert fused.flatten().tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_encoder_runs_for_the_samples_that_have_its_modality(training: bool) -> None:
+    net = UHeMIS(**UHeMIS.small()).train(training)
+    seen: list[int] = []
+    for encoder in net.encoders:
+        encoder.register_forward_hook(lambda _, images, __: seen.append(len(images[0])))
+    net(torch.randn(2, 4, 16, 16, 16), torch.cat([flags(1), flags(1, 3)]))
+    assert seen == [2, 1]
+
+
 def test_product_of_gaussians_with_the_prior() -> None:
     # N(3, 1) and N(1, 1/2) with N(0, 1): precision 1 + 2 + 1, mean (3 + 2) / 4.
     x = gaussians((3.0, 0.0), (1.0, -math.log(2)), (math.nan, math.nan), (9.0, 9.0))

@@ -19,15 +19,7 @@ from bts_lightning.networks.layers import (
     initialise,
 )
 from bts_lightning.networks.modules import Modules
-from bts_lightning.networks.presence import (
-    Presence,
-    is_nobody,
-    is_worth_sharing,
-    nothing_of,
-    pick,
-    spread,
-    stack_pyramids,
-)
+from bts_lightning.networks.presence import Presence, encode_present, is_worth_sharing
 
 
 class A2FSeg(Backbone):
@@ -116,23 +108,7 @@ class A2FSeg(Backbone):
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
         """Run each U-Net on its modality, for the samples that have it."""
-        presence = Presence([present], read=self.skip_absent)
-        if not self.training:
-            return stack_pyramids(lambda m: self._branch(m, image, presence))
-        branches = [self._branch(m, image, presence) for m in range(len(self.unets))]
-        some = next(levels for levels in branches if levels is not None)
-        for m, unet in enumerate(self.unets):
-            if branches[m] is None:
-                branches[m] = [torch.zeros_like(x) + nothing_of(unet) for x in some]
-        return stack_pyramids(branches.__getitem__)
-
-    def _branch(self, m: int, image: Tensor, presence: Presence) -> list[Tensor] | None:
-        """Run a U-Net for the rows that have its modality; give None where none has."""
-        rows = presence.rows(m)
-        if is_nobody(rows):
-            return None
-        levels = self.unets[m](pick(image[:, m : m + 1], rows))
-        return [spread(x, rows, image.shape[0]) for x in levels]
+        return encode_present(self.unets, image, present, skip=self.skip_absent)
 
     def decode(self, features: Features) -> Output:
         """Fuse the finest features of the present modalities and predict."""
