@@ -27,6 +27,8 @@ MOST_APART, MOST_APART_FROM_ATLAS = 2.0, 10.0
 MOST_MISSING = 0.1
 # How well a scan may fit the other way round, beside how well it fits.
 MOST_RIVAL = 1.0
+# What more freedom may move, mm: 3.5 with a T2 of 5.5 mm slices that lies right.
+MOST_BENT = 5.0
 # Voxels of 1 mm around a patient's brain in which scans are compared.
 AROUND = 10
 
@@ -120,6 +122,7 @@ def _note(found: Aligned, modality: Modality, registered: Registration) -> None:
         "before": round(registered.before, 3),
         "after": round(registered.after, 3),
         "apart_mm": round(registered.apart, 1),
+        "bent_mm": round(registered.bent, 1),
         "rival": round(registered.rival, 3),
     }
     found.facts.setdefault("information", {})[modality] = measures
@@ -129,6 +132,11 @@ def _note(found: Aligned, modality: Modality, registered: Registration) -> None:
         found.faults.append(f"{name}: mutual information fell {fell}")
     if registered.apart > (MOST_APART_FROM_ATLAS if modality == found.anchor else MOST_APART):
         found.faults.append(f"{name}: two registrations lie {registered.apart:.0f} mm apart")
+    if modality != found.anchor and registered.bent > MOST_BENT:
+        found.faults.append(
+            f"{name} fits better when its border is moved by {registered.bent:.0f} mm: are its "
+            "voxels as large as the file says?"
+        )
     if registered.rival > MOST_RIVAL:
         found.faults.append(f"{name} fits as well when it is turned or mirrored")
 

@@ -53,6 +53,7 @@ class Registration:
         before: mutual information in the place that the files say, bits.
         after: mutual information once registered; both by the same measure.
         apart: mm between where this transform and one found another way put the brain, at most.
+        bent: mm likewise, when the moving image may be stretched as well; an atlas is not asked.
         rival: how well the moving image fits the other way round, beside how well it fits so.
         fitted: the affine transform of an atlas, which makes the mask alone.
     """
@@ -61,6 +62,7 @@ class Registration:
     before: float
     after: float
     apart: float
+    bent: float
     rival: float
     fitted: sitk.AffineTransform | None = None
 
@@ -97,8 +99,8 @@ def register_atlas(
     fitted = fine.refined(placed, "affine")
     rigid = np.where(np.arange(len(placed)) < FREE["rigid"], placed, 0.0)
     return Registration(
-        *(coarse.transform(rigid), judged.before, judged.after, judged.apart, judged.rival),
-        coarse.transform(fitted),
+        *(coarse.transform(rigid), judged.before, judged.after, judged.apart, judged.bent),
+        *(judged.rival, coarse.transform(fitted)),
     )
 
 
@@ -224,18 +226,22 @@ def _starts(level: _Level, freedom: Freedom) -> Iterator[Params]:
 def _judged(
     coarse: _Level, fine: _Level, found: Params, freedom: Freedom, ways: Sequence[Params]
 ) -> Registration:
-    """Push a result away and look whether it comes back; look whether another way round is better.
-
-    A rigid one comes back with more freedom, which a scan with wrong voxels would use.
-    """
-    again = fine.refined(found + PUSH * UNITS, "affine" if freedom == "rigid" else freedom)
-    one, other = fine.transform(found), fine.transform(again)
-    ends = [(fine.centre + RADIUS * way).tolist() for way in (*np.eye(3), *-np.eye(3))]
-    apart = max(math.dist(one.TransformPoint(p), other.TransformPoint(p)) for p in ends)
+    """Look whether a result that is pushed away comes back, and whether another one is better."""
+    again = fine.refined(found + PUSH * UNITS, freedom)
+    # A scan with wrong voxels would be stretched; an atlas may be.
+    free = fine.refined(again, "affine") if freedom == "rigid" else again
     return Registration(
-        *(one, coarse.information(np.zeros(len(found))), coarse.information(found), apart),
+        *(coarse.transform(found), coarse.information(np.zeros(len(found)))),
+        *(coarse.information(found), _apart(fine, found, again), _apart(fine, found, free)),
         _rival(coarse, fine, found, freedom, ways) / (-fine.loss(found) - 1),
     )
+
+
+def _apart(level: _Level, one: Params, other: Params) -> float:
+    """Measure mm between where two transforms put the brain's border, at most."""
+    ways = [level.transform(params) for params in (one, other)]
+    ends = [(level.centre + RADIUS * end).tolist() for end in (*np.eye(3), *-np.eye(3))]
+    return max(math.dist(*(way.TransformPoint(end) for way in ways)) for end in ends)
 
 
 def _rival(

@@ -48,8 +48,8 @@ def draw(aligned: Aligned, out: Path) -> Path:
             for column, tile in ((axis, checked), (3 + axis, outlined)):
                 sheet.paste(_tile(tile), (column * TILE, top + LINE))
                 left, right = SIDES[axis]
-                pen.text((column * TILE + 6, top + LINE + TILE // 2), left, fill=PALE)
-                pen.text((column * TILE + TILE - 16, top + LINE + TILE // 2), right, fill=PALE)
+                pen.text((column * TILE + 6, top + LINE + 6), left, fill=PALE)
+                pen.text((column * TILE + TILE - 16, top + LINE + 6), right, fill=PALE)
     for number, text in enumerate(below):
         start = height - (len(below) - number) * LINE - 3
         pen.text((6, start), text, fill=BAD if aligned.faults else GOOD)

@@ -217,9 +217,10 @@ def test_the_brain_of_a_real_patient_is_found(kind: Strip, least: float, tmp_pat
     if kind == "hd-bet":
         # It sees the anchor alone.
         scans = {"t1c": scans["t1c"]}
-    start = time.monotonic()
+    # Of cores, so that a busy machine does not count.
+    start = time.process_time()
     aligned = align(scans, Recipe(strip=kind))
-    seconds = time.monotonic() - start
+    seconds = time.process_time() - start
     draw(aligned, tmp_path / "preprocess.png")
     given = sitk.ReadImage(str(REAL / "bet_t1c_mask.nii.gz")) > 0
     place = aligned.transforms["t1c"]
