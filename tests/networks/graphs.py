@@ -69,4 +69,6 @@ def write(page: str, names: list[str]) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     page = Path(sys.argv[1])
-    write_whole(page, write(page.read_text(encoding="utf-8"), sys.argv[2:] or list(networks())))
+    for name in sys.argv[2:] or networks():
+        # The page as it is then: a network takes minutes, and whoever stops keeps what there is.
+        write_whole(page, write(page.read_text(encoding="utf-8"), [name]))
