@@ -44,8 +44,9 @@ def _row(one: Outcome) -> str:
     for modality in MODALITIES:
         found = information.get(modality)
         cells.append(f"{found['before']:.2f} → {found['after']:.2f}" if found else "")
-    shown = "".join(f"<td>{escape(str(cell))}</td>" for cell in [*cells, one.error])
-    return f'<tr><th scope="row">{escape(one.case)}</th>{shown}</tr>'
+    shown = "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+    why = f'<td class="prose">{escape(one.error)}</td>'
+    return f'<tr><th scope="row">{escape(one.case)}</th>{shown}{why}</tr>'
 
 
 def _picture(one: Outcome) -> str:
