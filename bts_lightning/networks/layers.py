@@ -23,11 +23,14 @@ class Block(nn.Sequential):
 
 
 class ContractingPath(nn.Module):
-    """Halve the resolution step by step with strided convolutions; levels come finest first."""
+    """Halve the resolution step by step with strided convolutions; levels come finest first.
 
-    def __init__(self, inputs: int, widths: Sequence[int]) -> None:
+    The finest is that of the image, or coarser by a `stride`.
+    """
+
+    def __init__(self, inputs: int, widths: Sequence[int], *, stride: int = 1) -> None:
         super().__init__()
-        first = nn.Sequential(Block(inputs, widths[0]), Block(widths[0], widths[0]))
+        first = nn.Sequential(Block(inputs, widths[0], stride=stride), Block(widths[0], widths[0]))
         deeper = [nn.Sequential(Block(a, b, stride=2), Block(b, b)) for a, b in pairwise(widths)]
         self.stages = nn.ModuleList([first, *deeper])
 

@@ -41,7 +41,7 @@ def test_deep_supervision_has_the_official_weights() -> None:
     assert deep_weights(1) == [1]
 
 
-def small(variant: Variant = "official", **extra: bool) -> A2FSeg:
+def small(variant: Variant = "official", **extra: bool | int) -> A2FSeg:
     torch.manual_seed(0)
     return A2FSeg(variant=variant, **A2FSeg.small() | extra)
 
@@ -138,14 +138,30 @@ def test_features_of_one_unet_at_a_time_lie_beside_the_stacked_ones() -> None:
     assert not features.levels[0][:, 1].any()
 
 
+@pytest.mark.parametrize("variant", ["official", "paper"])
+def test_folded_network_works_on_an_eighth_of_the_voxels(variant: Variant) -> None:
+    net = small(variant, fold=2, poolings=2).eval()
+    image = torch.randn(1, 4, 16, 16, 24, requires_grad=True)
+    assert net.encode(image, flags(0, 1, 2, 3)).levels[0].shape[3:] == (8, 8, 12)
+    output = net(image, flags(0, 1, 2, 3))
+    assert output.logits.shape == (1, 3, 16, 16, 24)
+    (slope,) = torch.autograd.grad(output.logits[0, 0, 7, 7, 7], image)
+    assert slope.ne(0).all()
+    # The eight voxels of a block are told apart.
+    assert len(output.logits[0, 0, :2, :2, :2].flatten().unique()) == 8
+    with pytest.raises(ValueError, match="multiples of 8"):
+        net.check_size((12, 16, 16))
+
+
+@pytest.mark.parametrize("fold", [1, 2])
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("count", [3, 7])
 @pytest.mark.parametrize("variant", ["official", "post", "decoder", "base", "paper"])
 @torch.no_grad()
 def test_linear_work_is_shared_between_subsets(
-    variant: Variant, count: int, skip: bool, monkeypatch: pytest.MonkeyPatch
+    variant: Variant, count: int, skip: bool, fold: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = small(variant, skip_absent=skip).eval().double()
+    net = small(variant, skip_absent=skip, fold=fold, poolings=3 // fold).eval().double()
     features = net.encode(torch.randn(1, 4, 16, 16, 16).double(), flags(0, 2, 3))
     for level in features.levels:
         level[:, 1] = float("nan")  # T1c was never there

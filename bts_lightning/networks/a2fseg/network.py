@@ -48,7 +48,9 @@ class A2FSeg(Backbone):
     Args:
         variant: see above.
         width: channels at full resolution; they double with each halving.
-        poolings: how often the resolution is halved; sizes must be multiples of 2^poolings.
+        fold: stride of the first convolution; what is fused is enlarged as often before the head.
+            2, which is ours, lets everything between work on an eighth of the voxels.
+        poolings: how often the resolution is halved; sizes must be multiples of fold × 2^poolings.
         width_limit: no level is wider.
         deep_supervision: let the coarser levels of each decoder predict too, in training; by
             default all variants do but `paper`, whose text has one head for each modality.
@@ -70,6 +72,7 @@ class A2FSeg(Backbone):
         *,
         variant: Variant = "official",
         width: int = 32,
+        fold: int = 1,
         poolings: int = 5,
         width_limit: int = 320,
         deep_supervision: bool | None = None,
@@ -77,9 +80,11 @@ class A2FSeg(Backbone):
         skip_absent: bool = True,
         out_channels: int = 3,
     ) -> None:
-        super().__init__(out_channels, width=width, poolings=poolings, width_limit=width_limit)
+        sizes = {"width": width, "fold": fold, "poolings": poolings, "width_limit": width_limit}
+        super().__init__(out_channels, **sizes)
         self.variant = variant
-        self.divisor = 2**poolings
+        self.fold = fold
+        self.divisor = fold * 2**poolings
         is_deep = variant != "paper" if deep_supervision is None else deep_supervision
         heads = poolings if is_deep else 1
         self.final_head_weight = (
@@ -89,7 +94,7 @@ class A2FSeg(Backbone):
         deep = variant in ("official", "decoder")
         self.fused_levels = tuple(range(poolings + 1)) if deep else (0,)
         widths = halving_widths(width, poolings, width_limit)
-        self.unets = Modules(Branch(widths, out_channels, heads) for _ in MODALITIES)
+        self.unets = Modules(Branch(widths, out_channels, heads, fold) for _ in MODALITIES)
         self.fusion_decoder = ExpandingPath(widths, out_channels, heads=heads) if deep else None
         initialise(self)  # what follows keeps PyTorch's default, as in the official code
         self.attention = (
@@ -99,6 +104,7 @@ class A2FSeg(Backbone):
             nn.Conv3d(width, out_channels, 1, bias=False) if variant == "paper" else None
         )
         self.refine = Block(2 * width, width) if variant not in ("base", "paper") else None
+        self.unfold = nn.Identity() if fold == 1 else enlarging(width, fold)
         self.head = nn.Conv3d(width, out_channels, kernel_size=1, bias=False)
 
     @classmethod
@@ -114,6 +120,7 @@ class A2FSeg(Backbone):
         """Fuse the finest features of the present modalities and predict."""
         presence = Presence(features.present, read=self.skip_absent)
         fused, averages = self.fuse(features.levels, presence)
+        fused = self.unfold(fused)
         logits = self.head(fused)
         if not self.training:
             return Output(logits, embedding=fused)
@@ -163,7 +170,8 @@ class A2FSeg(Backbone):
         finest = features.levels[0].unbind(dim=1)
         # For fewer subsets it is no less work, and large features would take gigabytes.
         many = len(subsets) > len(MODALITIES)
-        if many and self.fusion_decoder is None and self.refine is None and not self.is_heard:
+        plain = self.fusion_decoder is None and self.refine is None and self.fold == 1
+        if many and plain and not self.is_heard:
             shown = presence.present[0].cpu()
             return fuse_locally(self.attention, self.head, finest, shown).unsqueeze(1)
         score, skips = None, None
@@ -177,7 +185,8 @@ class A2FSeg(Backbone):
                 return self.fuse(features.levels, row, score)[0]
             return self.attend(finest, row, skips.reference(row), score)
 
-        return torch.stack([self.head(fused(presence.row(i))) for i in range(len(subsets))])
+        each = (fused(presence.row(i)) for i in range(len(subsets)))
+        return torch.stack([self.head(self.unfold(x)) for x in each])
 
     def weighers(self) -> tuple[Weigher, ...]:
         """Tell the attention, averaged over channels; an average has none."""
@@ -202,12 +211,18 @@ class A2FSeg(Backbone):
         return ()
 
 
-class Branch(nn.Module):
-    """Decode one modality into features at full resolution: a U-Net without its last word."""
+def enlarging(width: int, factor: int) -> nn.Sequential:
+    """Make of each voxel a block of voxels."""
+    blocks = nn.ConvTranspose3d(width, width, kernel_size=factor, stride=factor, bias=False)
+    return nn.Sequential(blocks, nn.LeakyReLU(0.01))
 
-    def __init__(self, widths: list[int], out_channels: int, heads: int) -> None:
+
+class Branch(nn.Module):
+    """Decode one modality into its finest features: a U-Net without its last word."""
+
+    def __init__(self, widths: list[int], out_channels: int, heads: int, fold: int) -> None:
         super().__init__()
-        self.contract = ContractingPath(1, widths)
+        self.contract = ContractingPath(1, widths, stride=fold)
         self.expand = ExpandingPath(widths, out_channels, heads=heads)
 
     def forward(self, x: Tensor) -> list[Tensor]:
