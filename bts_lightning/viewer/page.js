@@ -613,7 +613,7 @@ async function begin() {
   panes = facts.runs.map((_, run) => new Pane(run));
   for (const pane of panes) await pane.start();
   addEventListener('keydown', pressed, true);
-  window.viewer = { view, panes, times }; // for tests, and for who looks behind the page
+  window.viewer = { view, panes, times, choose }; // for tests, and for who looks behind the page
   await open(named < 0 ? start.case : named, wish);
 }
 
