@@ -1,7 +1,7 @@
 // The page of `bts view`: what the server says, shown by NiiVue, switched by four modalities.
 import { Niivue } from './niivue.js';
 
-const LAYERS = { labels: 'segmentation', changes: 'changes', entropy: 'entropy', disagreement: 'disagreement' };
+const LAYERS = ['labels', 'changes', 'entropy', 'disagreement'];
 const MARKS = [[1, 'lost', '#ff5a4f'], [2, 'invented', '#ffd23f'], [3, 'outline', '#ffffff']];
 const SEES = [8, 4, 2, 1]; // the bits of a subset's code: T1, T1c, T2, FLAIR
 const FIRST = 352; // the byte of a NIfTI file of ours at which its voxels begin
@@ -51,13 +51,11 @@ function cropped(voxels) {
   const low = [nx, ny, nz], high = [0, 0, 0];
   for (let i = 0; i < voxels.length; i++) {
     if (!voxels[i]) continue;
-    const x = i % nx, y = ((i - x) / nx) % ny, z = (i / (nx * ny)) | 0;
-    if (x < low[0]) low[0] = x;
-    if (x >= high[0]) high[0] = x + 1;
-    if (y < low[1]) low[1] = y;
-    if (y >= high[1]) high[1] = y + 1;
-    if (z < low[2]) low[2] = z;
-    if (z >= high[2]) high[2] = z + 1;
+    const voxel = [i % nx, ((i / nx) | 0) % ny, (i / (nx * ny)) | 0];
+    for (let k = 0; k < 3; k++) {
+      low[k] = Math.min(low[k], voxel[k]);
+      high[k] = Math.max(high[k], voxel[k] + 1);
+    }
   }
   if (high[0] === 0) return { low: [0, 0, 0], size: [0, 0, 0], data: new Uint8Array(0) };
   const size = high.map((v, k) => v - low[k]);
@@ -68,11 +66,16 @@ function cropped(voxels) {
 
 function rows({ low, size }, each) {
   const [nx, ny] = info.shape;
-  for (let z = 0; z < size[2]; z++) {
-    for (let y = 0; y < size[1]; y++) {
-      each(low[0] + nx * (low[1] + y + ny * (low[2] + z)), size[0] * (y + size[1] * z));
-    }
+  for (let z = 0; z < size[2]; z++) for (let y = 0; y < size[1]; y++) {
+    each(low[0] + nx * (low[1] + y + ny * (low[2] + z)), size[0] * (y + size[1] * z));
   }
+}
+
+function around(...maps) { // the box that holds them all, first and one past the last voxel
+  const full = maps.filter((map) => map.size[0]);
+  const low = [0, 1, 2].map((k) => Math.min(...full.map((map) => map.low[k])));
+  const high = [0, 1, 2].map((k) => Math.max(...full.map((map) => map.low[k] + map.size[k])));
+  return full.length ? { low, high } : { low: [0, 0, 0], high: [0, 0, 0] };
 }
 
 function paste(map, into) {
@@ -154,7 +157,7 @@ class Pane {
     if (!this.labels) {
       this.labels = await this.layer('labels', file, {}, tables().labels);
       this.marks = await this.layer('marks', file, {}, tables().marks);
-      this.heat = await this.layer('heat', file, { colormap: 'inferno', cal_min: 12, cal_max: 255 });
+      this.heat = await this.layer('heat', file, { colormap: 'inferno', cal_min: 32, cal_max: 255 });
     }
     this.maps.set(code, map);
   }
@@ -184,19 +187,17 @@ class Pane {
     nv.drawScene();
   }
 
-  against() {
-    return view.against === 'truth' ? truth : this.maps.get(info.available);
-  }
-
   compare(map) { // lost, invented and the outline of what it is compared with
-    const img = this.marks.img, other = this.against(), inside = new Uint8Array(256);
+    const img = this.marks.img, inside = new Uint8Array(256);
+    const other = view.against === 'truth' ? truth : this.maps.get(info.available);
     img.fill(0);
     if (!other) return;
     for (const value of info.regions[view.region]) inside[value] = 1;
-    const low = map.low.map((v, k) => (map.size[k] && other.size[k] ? Math.min(v, other.low[k]) : map.size[k] ? v : other.low[k]));
-    const high = map.low.map((v, k) => Math.max(map.size[k] ? v + map.size[k] : 0, other.size[k] ? other.low[k] + other.size[k] : 0));
+    const { low, high } = around(map, other);
     const [nx, ny] = info.shape, there = (x, y, z) => inside[at(other, x, y, z)];
-    for (let z = low[2]; z < high[2]; z++) for (let y = low[1]; y < high[1]; y++) for (let x = low[0]; x < high[0]; x++) {
+    const rows3 = [];
+    for (let z = low[2]; z < high[2]; z++) for (let y = low[1]; y < high[1]; y++) rows3.push([y, z]);
+    for (const [y, z] of rows3) for (let x = low[0]; x < high[0]; x++) {
       const was = there(x, y, z), is = inside[at(map, x, y, z)];
       let mark = view.layer === 'changes' && was !== is ? (was ? 1 : 2) : 0;
       if (view.outline && was && !(there(x - 1, y, z) && there(x + 1, y, z) && there(x, y - 1, z)
@@ -225,7 +226,8 @@ class Pane {
     const parts = [];
     if (stage === 'failed') parts.push(h('span', { class: 'bad' }, error));
     else if (stage !== 'done') {
-      const text = `${count} of ${info.subsets.length} label maps${waits ? '; this one is not ready yet' : ''}`;
+      const missing = waits ? '; this one is not ready yet' : '';
+      const text = `${count} of ${info.subsets.length} label maps${missing}`;
       parts.push(h('progress', { value: progress || 0, max: 1, 'aria-label': 'label maps' }), text);
     }
     this.work.replaceChildren(...parts);
@@ -240,7 +242,8 @@ class Pane {
     const body = Object.keys(info.regions).map((region) => h('tr', {},
       h('th', { scope: 'row', title: facts.regions[region].words }, region),
       ...columns.map((key) => cell(key, row[key][region], full && full[key][region]))));
-    const caption = h('caption', {}, row ? `From ${shown(view.subset)}; small: change against all ${count(info.available)}` : `${shown(view.subset)} is not ready yet`);
+    const said = row ? `; small: change against all ${count(info.available)}` : ' is not ready yet';
+    const caption = h('caption', {}, `${row ? 'From ' : ''}${shown(view.subset)}${said}`);
     this.numbers.replaceChildren(caption, head, ...body);
     this.save.hidden = !row;
     this.save.href = `labels?${new URLSearchParams({ case: view.case, run: this.run, subset: view.subset })}`;
@@ -353,8 +356,12 @@ function legend() {
     MARKS.slice(0, 2).forEach(([, name, colour]) => parts.push(...key(colour, name)));
   }
   if (view.outline && ['labels', 'changes'].includes(view.layer)) parts.push(...key('#fff', `outline of ${view.region}`));
-  if (view.layer === 'entropy') parts.push('Entropy of the chosen subset: dark is sure, bright is one bit, a coin.');
-  if (view.layer === 'disagreement') parts.push(`Share of the ${info.subsets.length} subsets that do not say what most of them say.`);
+  if (view.layer === 'entropy') {
+    parts.push('Entropy of the chosen subset: clear below an eighth of a bit, bright at one bit, a coin.');
+  }
+  if (view.layer === 'disagreement') {
+    parts.push(`Share of the ${info.subsets.length} subsets that do not say what most of them say.`);
+  }
   by('legend').replaceChildren(...parts);
 }
 
@@ -370,7 +377,7 @@ function controls() {
     type: 'checkbox', role: 'switch', value: m, 'aria-keyshortcuts': String(m + 1), onchange: () => toggle(m),
   }), text)));
   radios('pictures', 'picture', facts.modalities.map(({ shown: text }, m) => [m, text]), (m) => picture(Number(m)));
-  radios('layers', 'layer', Object.entries(LAYERS), (name) => change({ layer: name }));
+  radios('layers', 'layer', LAYERS.map((l) => [l, l === 'labels' ? 'segmentation' : l]), (layer) => change({ layer }));
   by('region').append(...Object.keys(facts.regions).map((r) => h('option', { value: r }, r)));
   by('region').onchange = (event) => change({ region: event.target.value });
   by('against').onchange = (event) => change({ against: event.target.value });
@@ -411,7 +418,8 @@ function reflect() { // let every control say what is so
   for (const pane of panes) pane.note.hidden = !!(view.subset & SEES[view.picture]);
   legend();
   const place = view.at ? { at: view.at.join() } : {};
-  const hash = new URLSearchParams({ case: info.name, subset: view.subset, picture: view.picture, layer: view.layer, ...(view.outline && { outline: 1 }), ...place });
+  const { subset, picture: below, layer } = view, outline = view.outline && { outline: 1 };
+  const hash = new URLSearchParams({ case: info.name, subset, picture: below, layer, ...outline, ...place });
   history.replaceState(null, '', `#${hash}`);
 }
 
@@ -459,7 +467,7 @@ function moved(pane, place) {
   });
 }
 
-const mapped = (rows4, [x, y, z]) => rows4.slice(0, 3).map(([a, b, c, d]) => a * x + b * y + c * z + d);
+const mapped = (affine, [x, y, z]) => affine.slice(0, 3).map(([a, b, c, d]) => a * x + b * y + c * z + d);
 
 function goTo(voxel) {
   for (const { nv } of panes) {
@@ -469,19 +477,16 @@ function goTo(voxel) {
   panes[0].nv.createOnLocationChange();
 }
 
-function step(x, y, z) { // along the patient's axes
-  panes[0].nv.moveCrosshairInVox(x, y, z);
-}
+const step = (x, y, z) => panes[0].nv.moveCrosshairInVox(x, y, z); // along the patient's axes
 
 function middle(map) { // of the tumour, where its slice is largest; of the brain without one
   const [, , s] = info.axes, areas = new Map();
   if (!map || !map.size[0]) return info.box.map(([low, high]) => (low + high) >> 1);
   const sums = [0, 0, 0];
-  const each = (use) => {
-    for (let z = 0; z < map.size[2]; z++) for (let y = 0; y < map.size[1]; y++) for (let x = 0; x < map.size[0]; x++) {
-      if (map.data[x + map.size[0] * (y + map.size[1] * z)]) use([x, y, z]);
-    }
-  };
+  const [nx, ny] = map.size;
+  const each = (use) => map.data.forEach((value, i) => {
+    if (value) use([i % nx, ((i / nx) | 0) % ny, (i / (nx * ny)) | 0]);
+  });
   each((v) => areas.set(v[s], (areas.get(v[s]) || 0) + 1));
   const [slice, size] = [...areas].reduce((a, b) => (b[1] > a[1] ? b : a));
   each((v) => v[s] === slice && v.forEach((n, k) => { sums[k] += n; }));
@@ -545,7 +550,8 @@ async function follow(place, began, centres) {
 // ---- saving -------------------------------------------------------------------------------------
 
 async function savePicture() {
-  const whole = h('canvas', { width: panes.reduce((sum, p) => sum + p.canvas.width, 0), height: Math.max(...panes.map((p) => p.canvas.height)) });
+  const width = panes.reduce((sum, pane) => sum + pane.canvas.width, 0);
+  const whole = h('canvas', { width, height: Math.max(...panes.map((pane) => pane.canvas.height)) });
   let left = 0;
   for (const pane of panes) { // a picture of WebGL is there until the browser takes its turn
     pane.nv.drawScene();
@@ -560,12 +566,8 @@ async function savePicture() {
 
 async function copyLink() {
   reflect();
-  try {
-    await navigator.clipboard.writeText(location.href);
-    say('The link is in the clipboard. It works while this viewer runs.');
-  } catch {
-    say('The link is in the address bar. It works while this viewer runs.');
-  }
+  const copied = await navigator.clipboard.writeText(location.href).then(() => true, () => false);
+  say(`The link is in the ${copied ? 'clipboard' : 'address bar'}. It works while this viewer runs.`);
 }
 
 // ---- keys ---------------------------------------------------------------------------------------
@@ -574,7 +576,7 @@ const KEYS = {
   ArrowLeft: () => step(1, 0, 0), ArrowRight: () => step(-1, 0, 0), ArrowUp: () => step(0, 1, 0),
   ArrowDown: () => step(0, -1, 0), PageUp: () => step(0, 0, 1), PageDown: () => step(0, 0, -1),
   ' ': () => change({ shown: !view.shown }), o: () => change({ outline: !view.outline }),
-  c: () => change({ layer: after(Object.keys(LAYERS), view.layer) }),
+  c: () => change({ layer: after(LAYERS, view.layer) }),
   p: () => picture(after([0, 1, 2, 3].filter((m) => info.available & SEES[m]), view.picture)),
   j: () => open((view.case + 1) % facts.cases.length),
   k: () => open((view.case + facts.cases.length - 1) % facts.cases.length),
@@ -606,7 +608,7 @@ async function begin() {
     ? { ...(start.subset && { subset: start.subset }), ...(start.at && { at: start.at }) }
     : { subset: Number(asked.get('subset')) || 0, at: numbers(asked.get('at')) };
   view.outline = asked.get('outline') === '1';
-  if (asked.get('layer') in LAYERS) view.layer = asked.get('layer');
+  if (LAYERS.includes(asked.get('layer'))) view.layer = asked.get('layer');
   if (SEES[asked.get('picture')] && asked.has('picture')) view.picture = Number(asked.get('picture'));
   view.region = Object.keys(facts.regions).includes('TC') ? 'TC' : Object.keys(facts.regions)[0];
   controls();
