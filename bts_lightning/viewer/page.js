@@ -39,12 +39,7 @@ async function unpacked(answer) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-function say(text, bad = false) {
-  by('said').textContent = text;
-  by('said').classList.toggle('bad', bad);
-}
-
-// ---- label maps, each kept as the box that holds its labels -------------------------------------
+const say = (text, bad = false) => Object.assign(by('said'), { textContent: text, className: bad ? 'bad' : '' });
 
 function cropped(voxels) {
   const [nx, ny, nz] = info.shape;
@@ -87,8 +82,6 @@ function at(map, x, y, z) {
   const [i, j, k] = [x - map.low[0], y - map.low[1], z - map.low[2]], [a, b, c] = map.size;
   return i < 0 || j < 0 || k < 0 || i >= a || j >= b || k >= c ? 0 : map.data[i + a * (j + b * k)];
 }
-
-// ---- one run: a canvas, its numbers, its strip --------------------------------------------------
 
 class Pane {
   constructor(run) {
@@ -139,7 +132,7 @@ class Pane {
     this.note.textContent = `The network did not see this ${facts.modalities[view.picture].shown} picture.`;
   }
 
-  async volume(name, buffer, options) {
+  volume(name, buffer, options) {
     return this.nv.addVolumeFromUrl({ url: name, name, buffer, ...options });
   }
 
@@ -195,9 +188,9 @@ class Pane {
     for (const value of info.regions[view.region]) inside[value] = 1;
     const { low, high } = around(map, other);
     const [nx, ny] = info.shape, there = (x, y, z) => inside[at(other, x, y, z)];
-    const rows3 = [];
-    for (let z = low[2]; z < high[2]; z++) for (let y = low[1]; y < high[1]; y++) rows3.push([y, z]);
-    for (const [y, z] of rows3) for (let x = low[0]; x < high[0]; x++) {
+    const lines = [];
+    for (let z = low[2]; z < high[2]; z++) for (let y = low[1]; y < high[1]; y++) lines.push([y, z]);
+    for (const [y, z] of lines) for (let x = low[0]; x < high[0]; x++) {
       const was = there(x, y, z), is = inside[at(map, x, y, z)];
       let mark = view.layer === 'changes' && was !== is ? (was ? 1 : 2) : 0;
       if (view.outline && was && !(there(x - 1, y, z) && there(x + 1, y, z) && there(x, y - 1, z)
@@ -263,9 +256,8 @@ class Pane {
         parts.push(h('span', {}, facts.modalities[m].shown), bar, h('span', {}, `${value.toFixed(1)}${unit}`));
       });
     };
-    if (shapley && shapley[view.region]) {
-      bars(shapley[view.region], `${view.region}: Shapley value, points of Dice`, '');
-    }
+    const worth = shapley?.[view.region];
+    if (worth) bars(worth, `${view.region}: Shapley value, points of Dice`, '');
     const mine = weights.filter((row) => row.subset === name && row.region === view.region);
     const finest = Math.min(...mine.map((row) => row.level));
     for (const row of mine.filter((one) => one.level === finest)) {
@@ -319,8 +311,6 @@ function cell(key, value, full) {
   return made;
 }
 
-// ---- words and colours --------------------------------------------------------------------------
-
 const count = (code) => SEES.filter((bit) => code & bit).length;
 const dots = (code) => SEES.map((bit) => (code & bit ? '●' : '○')).join('');
 const shown = (code) => facts.modalities.filter((_, m) => code & SEES[m]).map((m) => m.shown).join(' + ');
@@ -356,16 +346,13 @@ function legend() {
     MARKS.slice(0, 2).forEach(([, name, colour]) => parts.push(...key(colour, name)));
   }
   if (view.outline && ['labels', 'changes'].includes(view.layer)) parts.push(...key('#fff', `outline of ${view.region}`));
-  if (view.layer === 'entropy') {
-    parts.push('Entropy of the chosen subset: clear below an eighth of a bit, bright at one bit, a coin.');
-  }
-  if (view.layer === 'disagreement') {
-    parts.push(`Share of the ${info.subsets.length} subsets that do not say what most of them say.`);
-  }
+  const doubts = {
+    entropy: 'Entropy of the chosen subset: clear below an eighth of a bit, bright at one bit, a coin.',
+    disagreement: `Share of the ${info.subsets.length} subsets that do not say what most of them say.`,
+  };
+  parts.push(doubts[view.layer] || '');
   by('legend').replaceChildren(...parts);
 }
-
-// ---- what can be chosen -------------------------------------------------------------------------
 
 function controls() {
   const radios = (place, name, options, chosen) => {
@@ -447,8 +434,6 @@ async function picture(m) {
   await change({});
 }
 
-// ---- the crosshair ------------------------------------------------------------------------------
-
 function moved(pane, place) {
   const voxel = mapped(info.inverse, [...place.mm].slice(0, 3));
   view.at = voxel.map((v, k) => Math.min(info.shape[k] - 1, Math.max(0, Math.round(v))));
@@ -461,10 +446,7 @@ function moved(pane, place) {
     other.nv.drawScene();
   }
   cancelAnimationFrame(turn);
-  turn = requestAnimationFrame(() => {
-    panes.forEach((one) => one.small());
-    reflect();
-  });
+  turn = requestAnimationFrame(() => reflect(panes.forEach((one) => one.small())));
 }
 
 const mapped = (affine, [x, y, z]) => affine.slice(0, 3).map(([a, b, c, d]) => a * x + b * y + c * z + d);
@@ -492,8 +474,6 @@ function middle(map) { // of the tumour, where its slice is largest; of the brai
   each((v) => v[s] === slice && v.forEach((n, k) => { sums[k] += n; }));
   return sums.map((sum, k) => Math.round(sum / size) + map.low[k]);
 }
-
-// ---- opening a case, and waiting for its label maps ---------------------------------------------
 
 async function open(place, wish = {}) {
   const began = performance.now();
@@ -547,8 +527,6 @@ async function follow(place, began, centres) {
   document.body.dataset.case = info.name;
 }
 
-// ---- saving -------------------------------------------------------------------------------------
-
 async function savePicture() {
   const width = panes.reduce((sum, pane) => sum + pane.canvas.width, 0);
   const whole = h('canvas', { width, height: Math.max(...panes.map((pane) => pane.canvas.height)) });
@@ -569,8 +547,6 @@ async function copyLink() {
   const copied = await navigator.clipboard.writeText(location.href).then(() => true, () => false);
   say(`The link is in the ${copied ? 'clipboard' : 'address bar'}. It works while this viewer runs.`);
 }
-
-// ---- keys ---------------------------------------------------------------------------------------
 
 const KEYS = {
   ArrowLeft: () => step(1, 0, 0), ArrowRight: () => step(-1, 0, 0), ArrowUp: () => step(0, 1, 0),
@@ -596,8 +572,6 @@ function pressed(event) {
   event.stopPropagation();
   use();
 }
-
-// ---- begin --------------------------------------------------------------------------------------
 
 async function begin() {
   facts = await (await ask('session')).json();
