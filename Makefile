@@ -4,7 +4,7 @@
 # PYTHON  what makes the environment, as in `make setup PYTHON=python3.12`
 # CONSTRAINTS  which versions: constraints.txt (torch alone is pinned), -lowest or -newest
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-all test-gpu docs demo phantom prepare train evaluate predict compare \
+.PHONY: help setup check format test test-all test-gpu docs demo phantom prepare train evaluate predict view compare \
 	sweep agent study bench clean
 
 PYTHON ?= python3
@@ -31,6 +31,7 @@ need-%:
 	@$(if $($*),,$(error $* is empty; give it, as in: make $(MAKECMDGOALS) $(EXAMPLE)))
 prepare: EXAMPLE := DATA=/data/BraTS2020
 predict: EXAMPLE := RUN=runs/a2fseg/DATE ARGS="--t1c A.nii.gz --out seg.nii.gz"
+view: EXAMPLE := RUN=runs/demo/DATE
 compare: EXAMPLE := RUN="runs/a2fseg/DATE runs/rfnet/DATE"
 agent: EXAMPLE := SWEEP=entity/project/id
 
@@ -88,6 +89,13 @@ evaluate: $(VENV)/.ready ## score all 15 subsets: RUN, or the newest run of EXP
 
 predict: need-RUN $(VENV)/.ready ## segment a patient: RUN=folder ARGS="--t1c A.nii.gz --out seg.nii.gz"
 	$(BTS) predict $(RUN) $(ARGS)
+
+view: need-RUN $(VENV)/.view ## see patients in the browser, and switch modalities off: RUN=folder
+	$(BTS) view $(RUN) $(ARGS)
+
+$(VENV)/.view: $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[view]'
+	@touch $@
 
 compare: need-RUN $(VENV)/.ready ## compare evaluated runs: RUN="runs/a/1 runs/b/1"
 	$(BTS) compare $(RUN) $(ARGS)
