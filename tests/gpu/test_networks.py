@@ -82,7 +82,7 @@ def step(name: str, mode: Mode, device: torch.device) -> tuple[float, Tensor]:
     scale = 1024.0 if mode.dtype == torch.float16 else 1.0
     (scale * total).backward()
     grads = [p.grad.flatten().double().cpu() for p in task.parameters() if p.grad is not None]
-    return float(total), torch.cat(grads) / scale
+    return float(total.detach()), torch.cat(grads) / scale
 
 
 @cache
