@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bts_lightning import config
 from bts_lightning.inference import Protocol, segment
-from bts_lightning.losses import RegionLoss
+from bts_lightning.losses import LabelLoss
 from bts_lightning.modalities import SUBSETS
 from bts_lightning.networks.backbone import Backbone
 from bts_lightning.networks.hemis import UHeMIS
@@ -140,15 +140,15 @@ def test_one_pass_gives_the_naive_label_maps(card: torch.device) -> None:
     torch.manual_seed(0)
     net, image = UHeMIS(width=4).to(card), np.random.default_rng(0).standard_normal((4, 24, 20, 16))
     protocol = {"window": 16, "overlap": 0.5}
-    once = segment(net, RegionLoss(), image, ALL, Protocol(**protocol), device=card)
-    naive = segment(net, RegionLoss(), image, ALL, Protocol(**protocol, naive=True), device=card)
+    once = segment(net, LabelLoss(), image, ALL, Protocol(**protocol), device=card)
+    naive = segment(net, LabelLoss(), image, ALL, Protocol(**protocol, naive=True), device=card)
     assert len(np.unique(once)) > 1
     assert (once != naive).mean() <= (1e-4 if card.type == "cuda" else 0)
     spoilt = image.copy()
     spoilt[2] = np.nan
     seen = (True, True, False, True)
     clean, dirty = (
-        segment(net, RegionLoss(), x, seen, Protocol(**protocol), device=card)
+        segment(net, LabelLoss(), x, seen, Protocol(**protocol), device=card)
         for x in (image, spoilt)
     )
     np.testing.assert_array_equal(clean, dirty)
@@ -161,7 +161,7 @@ def test_little_memory_decodes_fewer_subsets_at_once(card: torch.device) -> None
     net, image = UHeMIS(width=16).to(card), np.random.default_rng(0).standard_normal((4, *[96] * 3))
 
     def run() -> np.ndarray:
-        return segment(net, RegionLoss(), image, ALL, Protocol(window=96), device=card)
+        return segment(net, LabelLoss(), image, ALL, Protocol(window=96), device=card)
 
     expected = run()
     needed = torch.cuda.max_memory_allocated()
