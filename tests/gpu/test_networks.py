@@ -22,7 +22,7 @@ from tests.networks.parts import WAITS, batch_for, build, image_for, networks
 CPU = torch.device("cpu")
 ALL = (True, True, True, True)
 # All that a compiler must see through, in few minutes.
-COMPILED = ("a2fseg", "rfnet", "unet")
+COMPILED = ("a2fseg_base", "rfnet", "unet")
 
 
 @dataclass(frozen=True)
