@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bts_lightning.commands.preprocess import add_images
 from bts_lightning.commands.words import (
     names_among,
     runs_a_network,
@@ -33,8 +34,7 @@ STUDY = "study.yaml"
 
 def add_arguments(parser: Parser) -> None:
     takes_words(parser, "RUN|CASE|KEY=VALUE", "runs, or a study: side by side; a case: shown first")
-    for modality in MODALITIES:
-        parser.add_argument(f"--{modality}", type=Path, metavar="FILE", help="of one patient")
+    add_images(parser, "FILE", "of one patient")
     parser.add_argument("--part", default="test", choices=PARTS, help="cases (%(default)s)")
     parser.add_argument("--subset", help="shown first, as t1+t2 (all that the case has)")
     parser.add_argument("--at", metavar="X,Y,Z", help="voxel that the crosshair begins at")

@@ -35,7 +35,7 @@ def unfinished(training: Training) -> str:
     """Say in one line why a training is not evaluated."""
     if not (training.run / LOG).is_file():
         return "not begun"
-    return f"{last_word(training.run)}; see {training.run / LOG}"
+    return f"{last_word(training.run) or 'ended without a word'}; see {training.run / LOG}"
 
 
 class _Study(TrainAndEvaluate[Training]):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bts_lightning.errors import UserError
 from bts_lightning.inference.graph import TOLERANCE
 from bts_lightning.modalities import Subset, subset_name
 from tests.networks.graphs import BEGIN, CHOSEN, export, write
@@ -18,9 +19,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 def test_the_graph_of_a_network_agrees_with_it(name: str, subset: Subset) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
     pytest.importorskip("onnxruntime", reason="needs the extra `onnx`")
-    found, size = export(build(networks()[name]), subset)
-    # Torch and the graph are each 6e-5 from double precision in M2FTrans, whose export may fail.
-    assert found.worst <= (2 * TOLERANCE if name == "m2ftrans" else TOLERANCE)
+    try:
+        found, size = export(build(networks()[name]), subset)
+    except UserError:
+        # Torch and the graph are each 6e-5 from double precision in M2FTrans: the two may add up.
+        row = f"| `{name}` | {subset_name(subset)} | the graph of "
+        assert row in PAGE.read_text(encoding="utf-8"), "a graph that is refused stands on the page"
+        return
+    assert found.worst <= TOLERANCE
     assert size > 1000
 
 
