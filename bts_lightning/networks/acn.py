@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import parse_subset
 from bts_lightning.networks.backbone import Backbone, Features, Output
+from bts_lightning.networks.modules import Modules
 
 # Residual blocks of each level, finest first; all normalise in groups of channels.
 BLOCKS = (1, 2, 2, 4)
@@ -51,7 +52,9 @@ class ACN(Backbone):
     ) -> None:
         super().__init__(out_channels, width=width)
         if width % GROUPS:
-            raise ConfigError(f"width is {width}; ACN needs a multiple of {GROUPS}")
+            raise ConfigError(
+                f"width is {width}; {type(self).__name__} needs a multiple of {GROUPS}"
+            )
         self.reads = [m for m, is_read in enumerate(parse_subset(reads)) if is_read]
         widths = [width * 2**level for level in range(len(BLOCKS))]
         fine, coarse = widths[:-1], widths[1:]
@@ -60,7 +63,7 @@ class ACN(Backbone):
             nn.Conv3d(len(self.reads), width, 3, padding=1),
             *(Residual(width) for _ in range(BLOCKS[0])),
         )
-        self.contract = nn.ModuleList(
+        self.contract = Modules(
             nn.Sequential(
                 nn.Conv3d(a, b, 3, stride=2, padding=1), *(Residual(b) for _ in range(count))
             )
@@ -86,14 +89,27 @@ class ACN(Backbone):
 
     def decode_with_depth(self, features: Features) -> tuple[Output, Tensor]:
         """Also give the deepest features, which co-training compares."""
+        levels, _ = self.contracted(features)
+        return self.expanded(levels, self.dropout(levels[-1])), levels[-1]
+
+    def contracted(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
+        """Give the features of each level, and what the strided convolutions made of the finer."""
         levels = [self.stem(features.selected(0).squeeze(2)[:, self.reads])]
-        for stage in self.contract:
-            levels.append(stage(levels[-1]))
-        x = self.dropout(levels[-1])
+        halved: list[Tensor] = []
+        for halve, *blocks in self.contract:
+            x = halve(levels[-1])
+            halved.append(x)
+            for block in blocks:
+                x = block(x)
+            levels.append(x)
+        return levels, halved
+
+    def expanded(self, levels: list[Tensor], x: Tensor) -> Output:
+        """Decode from what stands in for the deepest level."""
         for level in reversed(range(len(self.up))):
             enlarged = F.interpolate(self.up[level](x), scale_factor=2, mode="nearest")
             x = self.join[level](enlarged + levels[level])
-        return Output(self.head(x), embedding=x), levels[-1]
+        return Output(self.head(x), embedding=x)
 
 
 class Residual(nn.Module):

@@ -172,14 +172,22 @@ def test_two_ranks_balance_modalities_as_one_does(phantom: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "terms"),
+    [
+        ("acn", ["information", "judges/entropy", "fools/knowledge"]),
+        ("smunet", ["content", "judges/style", "fools/style"]),
+    ],
+)
 def test_two_ranks_train_two_paths_and_their_discriminators_as_one_does(
-    phantom: Path, tmp_path: Path
+    network: str, terms: list[str], phantom: Path, tmp_path: Path
 ) -> None:
-    words = ["acn", "smoke", "net.width=8", "net.dropout=0.0", "data.patch=32", "data.augment=null"]
+    words = [network, "smoke", "net.width=8", "net.dropout=0.0", "data.patch=32"]
+    words += ["data.augment=null"]
     words += ["data.steps_per_epoch=2", "trainer.max_epochs=3", "trainer.accelerator=cpu"]
     words += [*NOT_VALIDATED, "callbacks.overlays=null", f"data.root={phantom}"]
     found = [read_metrics(run / "logs" / "metrics.csv") for run in on_one_and_two(words, tmp_path)]
-    for term in ("loss_epoch", "main", "full", "information", "judges/entropy", "fools/knowledge"):
+    for term in ("loss_epoch", "main", "full", "consistency", *terms):
         one, two = ([value for _, value in metrics[f"train/{term}"]] for metrics in found)
         assert len(one) == 3
         assert two == pytest.approx(one, rel=1e-4), term

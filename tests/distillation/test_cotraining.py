@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bts_lightning.distillation.cotraining import CoTrainingTask, disagreement, entropy_map
+from bts_lightning.distillation.cotraining import CoTrainingTask, entropy_map
+from bts_lightning.distillation.paths import disagreement
 from bts_lightning.errors import ConfigError
 from bts_lightning.losses import SeparateLabelLoss
 from bts_lightning.networks.acn import ACN
@@ -13,7 +14,6 @@ from bts_lightning.runs.checkpoints import read_checkpoint
 from tests.tiny_training import NOT_VALIDATED, final, the_run, train
 
 WORDS = [
-    "acn",
     "smoke",
     "net.width=8",
     "data.patch=32",
@@ -142,25 +142,28 @@ def task_of_other_depth() -> CoTrainingTask:
 
 @pytest.mark.usefixtures("in_an_empty_folder")
 @pytest.mark.parametrize("moments", ["kept", "anew"])
+@pytest.mark.parametrize(("network", "judged"), [("acn", 16), ("smunet", 8)])
 def test_both_optimizers_step_once_a_batch_and_remember_or_not(
-    phantom: Path, moments: str, capsys: pytest.CaptureFixture[str]
+    phantom: Path, network: str, judged: int, moments: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*WORDS, f"data.root={phantom}", "trainer.max_epochs=1", f"task.moments={moments}"]
+    words = [network, *WORDS, f"data.root={phantom}", "trainer.max_epochs=1"]
+    words += [f"task.moments={moments}"]
     assert train(*words) == 0, capsys.readouterr().err
     states = read_checkpoint(max((the_run() / "checkpoints").glob("epoch_*.ckpt")))
     paths, judges = (state["state"] for state in states["optimizer_states"])
     assert {int(state["step"]) for state in paths.values()} == {3}
-    assert [int(state["step"]) for state in judges.values()] == [3] * (16 * (moments == "kept"))
+    assert [int(state["step"]) for state in judges.values()] == [3] * (judged * (moments == "kept"))
     schedule = states["lr_schedulers"][0]
     assert schedule["last_epoch"] == 1
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_an_empty_folder")
+@pytest.mark.parametrize("network", ["acn", "smunet"])
 def test_a_stopped_training_goes_on_bit_for_bit(
-    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: str, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [*WORDS, f"data.root={phantom}"]
+    words = [network, *WORDS, f"data.root={phantom}"]
     assert train(*words) == 0
     whole = final(the_run())
     (tmp_path / "cut").mkdir()

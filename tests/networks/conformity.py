@@ -257,7 +257,9 @@ def is_slow(path: Path) -> bool:
 
 
 def mask_name(path: Path, index: int) -> str:
-    """Name a mask of a file as `t1c+flair`."""
+    """Name a mask of a file as `t1c+flair`; a file of terms has none."""
+    if "masks" not in read(path):
+        return "terms"
     return subset_name(read(path)["masks"][index].tolist())
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bts_lightning.distillation.cotraining import (
+from bts_lightning.distillation.cotraining import CoTrainingTask, entropy_map
+from bts_lightning.distillation.paths import (
     FULL,
     MISSING,
-    CoTrainingTask,
     disagreement,
-    entropy_map,
     frozen,
     judgement,
     run,
