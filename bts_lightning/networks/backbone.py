@@ -1,5 +1,6 @@
 """The contract of every network: encode each modality alone, then decode any subset of them."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -88,6 +89,8 @@ class Output:
     Attributes:
         logits: B×C×D×H×W, the final prediction.
         embedding: B×E×D×H×W, what the last layer made the logits of; distillation compares it.
+        fused: B×C×d×h×w, in training, the coarsest map that all present modalities share; DC-Seg
+            paints images from it. None where there is none such.
         weight: factor of the final prediction's loss.
         auxiliary: extra supervised predictions.
         penalties: named extra losses, already weighted, added as they are and logged by name.
@@ -102,6 +105,7 @@ class Output:
     penalties: dict[str, Tensor] = field(default_factory=dict)
     watched: dict[str, Tensor] = field(default_factory=dict)
     embedding: Tensor | None = None
+    fused: Tensor | None = None
     features: Features | None = None
 
 
@@ -307,6 +311,16 @@ class Backbone(nn.Module, ABC):
                 f"{type(self).__name__} needs sizes that are multiples of {steps}, "
                 f"got {size}; {fits} would do"
             )
+
+
+@torch.no_grad()
+def weightless(backbone: Backbone) -> tuple[Backbone, Tensor, Tensor]:
+    """Give a copy that holds no numbers, and an image and flags for it, to learn shapes from."""
+    weights = {id(p): nn.Parameter(p.detach().to("meta")) for p in backbone.parameters()}
+    net = copy.deepcopy(backbone, weights).to("meta")
+    size = (net.patch,) * 3 if net.patch else tuple(2 * d for d in net.divisors)
+    image = torch.zeros(1, len(MODALITIES), *size, device="meta")
+    return net, image, torch.ones_like(image[:, :, 0, 0, 0], dtype=torch.bool)
 
 
 def over(flags: Tensor, x: Tensor) -> Tensor:

@@ -123,7 +123,8 @@ class M2FTrans(Backbone):
         return (self.weigher,)
 
     def decode(self, features: Features) -> Output:
-        x, weights = self.fuse(features)
+        fused, weights = self.fuse(features)
+        x = fused
         states = [x]
         for level in reversed(range(DEEP + 1)):
             if level < DEEP:
@@ -140,7 +141,7 @@ class M2FTrans(Backbone):
             for level, (head, state) in enumerate(zip(self.coarse_heads, states, strict=True))
         )
         modalities = modality_auxiliaries(self.modality_decoder, features, range(DEEP + 1))
-        return Output(logits, auxiliary=modalities + coarse, embedding=x)
+        return Output(logits, auxiliary=modalities + coarse, embedding=x, fused=fused)
 
     def fuse(self, features: Features) -> tuple[Tensor, Tensor]:
         """Run the fusion's tokens: what they become, B×C×d×h×w, and how they look, B×M×d×h×w."""

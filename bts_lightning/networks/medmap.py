@@ -1,6 +1,5 @@
 """MedMAP: align the features of the modalities to an anchor that stands in for absent ones."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES, Modality
-from bts_lightning.networks.backbone import Backbone, Features, Output, Weigher, over
+from bts_lightning.networks.backbone import Backbone, Features, Output, Weigher, over, weightless
 
 Anchor = Literal["adaptive", "fixed", "standard_normal", "gaussian"]
 Pull = Literal["kl", "likelihood", "draft"]
@@ -300,11 +299,8 @@ class MedMAP(Backbone):
 @torch.no_grad()
 def _widths(backbone: Backbone, levels: Sequence[int]) -> list[int]:
     """Count the channels of some levels, by a pass of a copy that holds no numbers."""
-    weights = {id(p): nn.Parameter(p.detach().to("meta")) for p in backbone.parameters()}
-    net = copy.deepcopy(backbone, weights).to("meta").eval()
-    size = (net.patch,) * 3 if net.patch else tuple(2 * d for d in net.divisors)
-    image = torch.zeros(1, len(MODALITIES), *size, device="meta")
-    features = net.encode(image, torch.ones_like(image[:, :, 0, 0, 0], dtype=torch.bool))
+    net, image, present = weightless(backbone)
+    features = net.eval().encode(image, present)
     return [features.levels[level].shape[2] for level in levels]
 
 

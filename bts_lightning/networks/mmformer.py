@@ -126,7 +126,7 @@ class TokenPyramid(Backbone):
             for level, head in enumerate(self.coarse_heads, start=1)
         )
         modalities = modality_auxiliaries(self.modality_decoder, features, range(RAW + 1))
-        return Output(logits, auxiliary=modalities + deep, embedding=x)
+        return Output(logits, auxiliary=modalities + deep, embedding=x, fused=coarse[RAW])
 
 
 class MMFormer(TokenPyramid):

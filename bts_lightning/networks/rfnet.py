@@ -78,6 +78,7 @@ class RFNet(Backbone):
 
     def decode(self, features: Features) -> Output:
         x: Tensor | None = None
+        deepest: Tensor | None = None
         maps: dict[int, Tensor] = {}
         for level in reversed(self.fused_levels):
             modalities = features.selected(level)  # B M C D H W
@@ -86,6 +87,7 @@ class RFNet(Backbone):
             # The maps learn from their own loss alone.
             fused = self.fusions[level](modalities, maps[level].detach())
             x = fused if enlarged is None else self.join[level](torch.cat([fused, enlarged], dim=1))
+            deepest = fused if deepest is None else deepest
         logits = self.head(x)
         if not self.training:
             return Output(logits, embedding=x)
@@ -94,7 +96,7 @@ class RFNet(Backbone):
             for level in self.fused_levels
         )
         heads = modality_auxiliaries(self.modality_decoder, features, self.fused_levels)
-        return Output(logits, auxiliary=heads + regions, embedding=x)
+        return Output(logits, auxiliary=heads + regions, embedding=x, fused=deepest)
 
 
 class RegionMaps(nn.Module):

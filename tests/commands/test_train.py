@@ -30,6 +30,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 MIXED = {
     "adaptor": ["unet_small", "adaptor"],
     "cavity": ["unet_small", "cavity"],
+    "dcseg": ["rfnet", "dcseg"],
     "fast": ["unet_small", "fast"],
     "kd_anchor": ["kd_unet", "kd_anchor", "no_distillation"],
     "kd_rfnet": ["kd_rfnet", "no_distillation"],

@@ -40,6 +40,7 @@ FORMS = {
     "rfnet": ("rfnet", "rfnet"),
     "robustseg": ("robustseg", ""),
     "shaspec": ("shaspec", ""),
+    "smunet": ("smunet", ""),
     "uhved": ("uhved", "uhved"),
     "uhemis": ("", ""),
     "unet": ("", ""),

@@ -233,8 +233,14 @@ def entries() -> dict[str, Check]:
 def files(folder: Path = FOLDER, part: str = "") -> list[tuple[Path, Check]]:
     """Pair the files of a folder with the entries of their networks; others are left out."""
     known = entries()
-    paths = sorted(path for path in folder.glob("*.npz") if part in path.stem)
-    return [(path, known[name]) for path in paths if (name := config_of(path)["network"]) in known]
+    named = [(path, network_of(path)) for path in recorded(folder, part)]
+    return [(path, known[name]) for path, name in named if name in known]
+
+
+def recorded(folder: Path, part: str = "") -> list[Path]:
+    """List the files of a folder, and behind them those of single blocks and terms."""
+    found = sorted(folder.glob("*.npz")) + sorted(folder.glob("parts/*.npz"))
+    return [path for path in found if part in path.stem]
 
 
 @lru_cache(maxsize=4)
@@ -248,6 +254,11 @@ def config_of(path: Path) -> dict[str, Any]:
     """Read what was recorded; files of modules rather than networks have fewer keys."""
     config: dict[str, Any] = {"salted": False} | json.loads(str(read(path)["config"]))
     return config
+
+
+def network_of(path: Path) -> str:
+    """Name whose outputs a file holds; one of terms alone may name no network but itself."""
+    return str(config_of(path).get("network", path.stem))
 
 
 def is_slow(path: Path) -> bool:

@@ -9,15 +9,15 @@ contain it. How to add a network: see `conformity.py`.
 import sys
 from pathlib import Path
 
-from tests.networks.conformity import FOLDER, config_of, entries, files, mask_name
+from tests.networks.conformity import FOLDER, entries, files, mask_name, network_of, recorded
 
 
 def main(folder: Path = FOLDER, part: str = "") -> int:
     """Check the files of a folder that belong to a network of ours."""
     failures = 0
     known = entries()
-    for path in sorted(folder.glob("*.npz")):
-        if part in path.stem and (name := config_of(path)["network"]) not in known:
+    for path in recorded(folder, part):
+        if (name := network_of(path)) not in known:
             print(f"{path.stem:40} {name}: not one of our networks, skipped")
     for path, entry in files(folder, part):
         for index in range(entry.masks(path)):

@@ -33,6 +33,7 @@ NETWORKS = {
     "rfnet": "RFNet",
     "shaspec": "ShaSpec",
     "robustseg": "RobustSeg",
+    "smunet": "SMU-Net",
     "uhved": "U-HVED",
 }
 KINDS = ("loss", "gradient", "later gradients", "losses", "rate")
@@ -87,6 +88,11 @@ JUDGED = {
         "proven; after 80,000 complete steps",
         "differs: z-scores without clipping; scale and flips as published",
         "windows as published; differs: z-scores of brains without clipping",
+    ),
+    "SMU-Net": (
+        "not comparable: one subset a network",
+        "differs: flips alone, as published, on a z-score in place of 0…1",
+        "differs: whole cases without dropout, not one centre crop with it",
     ),
     "U-HVED": (
         "proven",

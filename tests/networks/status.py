@@ -32,6 +32,7 @@ NETWORKS = {
     "RFNet": ("RFNet", "rfnet", "dyh127/RFNet"),
     "RobustSeg": ("RobustSeg", "robustseg", "cchen-cc/Robust-Mseg"),
     "ShaSpec": ("ShaSpec", "shaspec", "billhhh/ShaSpec"),
+    "SMU-Net": ("SMUNet", "smunet", "rezazad68/smunet"),
     "U-HeMIS": ("UHeMIS", "uhemis", "ReubenDo/U-HVED"),
     "U-HVED": ("UHVED", "uhved", "ReubenDo/U-HVED"),
     "U-Net": ("UNet", "unet", ""),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.golden.fill_rule import fill, make_input
-from tests.networks.conformity import Check, config_of, files, is_slow, mask_name, read
+from tests.networks.conformity import Check, files, is_slow, mask_name, network_of, read
 
 
 def marks(path: Path, index: int, count: int) -> list[pytest.MarkDecorator]:
@@ -17,7 +17,7 @@ def marks(path: Path, index: int, count: int) -> list[pytest.MarkDecorator]:
 
 # The last small file of each network that has outputs.
 SMALL = [path for path, _ in files() if "masks" in read(path) and not is_slow(path)]
-QUICK = {config_of(path)["network"]: path for path in SMALL}.values()
+QUICK = {network_of(path): path for path in SMALL}.values()
 
 
 CASES = [

@@ -8,12 +8,8 @@ from torch import Tensor
 
 from bts_lightning.errors import ConfigError
 from bts_lightning.networks.backbone import Weigher
-from bts_lightning.networks.robustseg import (
-    GatedFusion,
-    RobustSeg,
-    divergence_from_normal,
-    restyled,
-)
+from bts_lightning.networks.painting import divergence_from_normal, restyled
+from bts_lightning.networks.robustseg import GatedFusion, RobustSeg
 
 ALL = torch.ones(1, 4, dtype=torch.bool)
 SOME = torch.tensor([[True, False, True, False]])
