@@ -21,7 +21,7 @@ def modality_contrast(styles: Tensor, real: Tensor) -> Tensor:
     """Ask of each pair of styles whether they are of one modality: B×M×S, real B×M bool."""
     b, m = real.shape
     modality = torch.arange(m, device=styles.device).repeat(b)
-    unit = F.normalize(styles.flatten(0, 1), dim=1)
+    unit = F.normalize(torch.where(real.unsqueeze(2), styles, 0).flatten(0, 1), dim=1)
     return contrast(unit @ unit.T, modality, real.flatten())
 
 

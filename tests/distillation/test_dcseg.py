@@ -16,6 +16,7 @@ from bts_lightning.losses.contrast import (
     similarities,
 )
 from bts_lightning.networks.backbone import Backbone
+from bts_lightning.networks.imfuse import IMFuse
 from bts_lightning.networks.m2ftrans import M2FTrans
 from bts_lightning.networks.mmformer import MMFormer
 from bts_lightning.networks.rfnet import RFNet
@@ -52,9 +53,9 @@ def test_similarities_are_those_of_torchmetrics() -> None:
 
 def test_pairs_of_one_group_should_be_alike_and_no_others() -> None:
     real, group = torch.ones(3, dtype=torch.bool), torch.tensor([0, 0, 1])
-    right = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+    right = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]]).double()
     # Each of the nine pairs is right, and as sure as the temperature lets it be.
-    sure = torch.tensor(1 / TEMPERATURE)
+    sure = torch.tensor(1 / TEMPERATURE, dtype=torch.double)
     assert contrast(right, group, real) == pytest.approx(torch.log1p(torch.exp(-sure)).item())
     assert contrast(-right, group, real) == pytest.approx(sure.item(), rel=1e-4)
 
@@ -129,11 +130,12 @@ def test_a_dropped_image_is_painted_and_contrasted_but_not_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "net", [RFNet(width=4), MMFormer(**MMFormer.small()), M2FTrans(**M2FTrans.small())]
+    "host",
+    [RFNet, *(pytest.param(net, marks=pytest.mark.slow) for net in (MMFormer, M2FTrans, IMFuse))],
 )
-def test_painters_fit_what_the_network_fuses(net: Backbone) -> None:
-    two = task(net.train())
-    size = net.patch or 16
+def test_painters_fit_what_the_network_fuses(host: type[Backbone]) -> None:
+    net = host(**host.small()).train()
+    two, size = task(net), net.patch or 16
     image, present = torch.randn(1, 4, size, size, size), torch.ones(1, 4, dtype=torch.bool)
     content = net(image, present, present).fused
     assert content is not None
@@ -141,10 +143,10 @@ def test_painters_fit_what_the_network_fuses(net: Backbone) -> None:
     assert two.painters[0](content, scale, shift).shape == (1, 1, size, size, size)
 
 
-@pytest.mark.parametrize("net", [UNet(width=4, out_channels=4), RobustSeg(width=4, patch=16)])
-def test_networks_that_fuse_otherwise_are_refused(net: Backbone) -> None:
-    with pytest.raises(ConfigError, match=f"DC-Seg cannot train {type(net).__name__}; use rfnet"):
-        task(net)
+@pytest.mark.parametrize("host", [UNet, RobustSeg])
+def test_networks_that_fuse_otherwise_are_refused(host: type[Backbone]) -> None:
+    with pytest.raises(ConfigError, match=f"DC-Seg cannot train {host.__name__}; use rfnet"):
+        task(host(**host.small() | {"out_channels": 4}))
 
 
 def test_published_sizes() -> None:

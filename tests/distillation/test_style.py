@@ -47,7 +47,7 @@ def moved(two: StyleTask, value: Tensor) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("style", ["both", "adversarial", "gram"])
+@pytest.mark.parametrize("style", ["adversarial", "gram"])
 def test_each_term_trains_its_own_side(style: str) -> None:
     two = task(style=style)
     terms = two._step(batch_for(16, [T1C, T1C]))
@@ -69,11 +69,11 @@ def test_each_term_trains_its_own_side(style: str) -> None:
 def test_terms_have_the_published_weights() -> None:
     two = task(style="both")
     maps = torch.zeros(2, 1, 4, 2, 2, 2)
-    full, missing = torch.zeros(1, 16, 2, 2, 2), torch.ones(1, 16, 2, 2, 2)
+    full, missing = torch.zeros(1, 128, 2, 2, 2), torch.ones(1, 128, 2, 2, 2)
     terms = two.matched((maps[0], maps[1]), (full, missing))
     assert terms["content"] == pytest.approx(0.2)
     assert terms["gram"] == pytest.approx(0.2)  # each product of channels is 1 here, 0 there
-    logit = two.judges_style(enlarged(missing[:, :8]))
+    logit = two.judges_style(enlarged(missing[:, :64]))
     surely = torch.nn.functional.softplus(logit).mean()  # that of the missing path is the full one
     assert terms["fools/style"].item() == pytest.approx(0.0002 * surely.item())
     assert two.peer_share == pytest.approx(0.4)

@@ -69,6 +69,8 @@ def table() -> Iterator[str]:
     fragment = read(FOLDER / "medmap.npz")
     assert "align_loss_train" in fragment
     yield "| `… medmap` | official fragment | its penalty and gradients | |"
+    assert "batch2/anatomy" in read(FOLDER / "parts" / "dcseg_terms.npz")
+    yield "| `… dcseg` | nothing | its terms, in a third party's copy | |"
 
 
 def compared(start: str) -> str:

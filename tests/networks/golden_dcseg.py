@@ -38,7 +38,7 @@ class Terms:
             }
             for name, value in found.items():
                 expected = float(golden[f"batch{batch}/{name}"])
-                rows.append(Row(f"batch of {batch}: {name}", abs(float(value) - expected), LIMIT))
+                rows.append(Row(f"{name}/{batch}", abs(float(value) - expected), LIMIT))
         alike = similarities(content.flatten(0, 1), real.flatten()).numpy()
         error = np.abs(alike - golden["batch2/ssim"]).max()
         return [*rows, Row("similarities", float(error), LIMIT)]

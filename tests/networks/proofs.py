@@ -22,6 +22,7 @@ NETWORKS = {
     "a2fseg": "A2FSeg",
     "acn": "ACN",
     "amoe": "AMoE-BTS",
+    "dcseg": "DC-Seg",
     "demoseg": "DeMoSeg",
     "gmd": "GMD",
     "imfuse": "IM-Fuse",
@@ -53,6 +54,11 @@ JUDGED = {
         "differs: it always has all four (`availability.Complete`)",
         "proven in what is drawn; differs: background stays zero",
         "proven; z-scores of the case, not of the crop",
+    ),
+    "DC-Seg": (
+        "not comparable: terms around RFNet, of a third party's copy",
+        "as RFNet",
+        "as RFNet, in windows of 112³",
     ),
     "DeMoSeg": ("proven", "as A2FSeg", "differs: small ET kept (`evaluation.et_minimum=500`)"),
     "GMD": (

@@ -22,6 +22,7 @@ NETWORKS = {
     "A2FSeg": ("A2FSeg", "a2fseg", "Zirui0623/A2FSeg"),
     "ACN": ("ACN", "acn", "Wangyixinxin/ACN"),
     "AMoE-BTS": ("AMoEBTS", "amoe_bts net.gam=official", "jeongeunKim-art/AMoE-BTS"),
+    "DC-Seg": ("DC-Seg", "dcseg", ""),
     "DeMoSeg": ("DeMoSeg", "demoseg", "kk42yy/DeMoSeg"),
     "GMD": ("GMD", "gmd", "HaoWang420/Gradient-guided-Modality-Decoupling"),
     "IM-Fuse": ("IMFuse", "imfuse", "AImageLab-zip/IM-Fuse"),
@@ -101,7 +102,10 @@ def page(records: Path = RECORDS) -> str:
 
 def known(official: list[dict[str, Any]]) -> Iterator[list[str]]:
     """Give what does not depend on a training here."""
-    forms = BY_TEST | {"medmap": ("official fragment", "its penalty and gradients")}
+    forms = BY_TEST | {
+        "dcseg": ("nothing", "its terms, in a third party's copy"),
+        "medmap": ("official fragment", "its penalty and gradients"),
+    }
     for network, (name, words, home) in NETWORKS.items():
         first, both = FORMS.get(words, ("", ""))[:1], FORMS.get(words, ("", ""))
         told = forms.get(words) or (compared(*first), learned(*both))
