@@ -8,13 +8,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bts_lightning.errors import ConfigError
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.losses.contrast import anatomy_contrast, modality_contrast
-from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Output, over, weightless
-from bts_lightning.networks.modules import Modules
-from bts_lightning.networks.painting import Painter, StyleEncoder, divergence_from_normal
+from bts_lightning.networks.backbone import Backbone, Output, over
 from bts_lightning.task import SegmentationTask
 
 
@@ -39,11 +35,12 @@ class DCSegTask(SegmentationTask):
     Args:
         net: keeps the encoders of the modalities apart, and gives `Output.fused`: RFNet, mmFormer,
             IM-Fuse, M2FTrans.
+        painting: makes, from the network, what paints images and gives their styles, as
+            `networks.painting.Painting` does.
         reconstruction_weight: of the squared error of the painted images.
         anatomy_weight: of the contrast of deepest features.
         modality_weight: of the contrast of styles.
         kl_weight: of the divergence of each style's spread from a standard normal one.
-        styles: numbers of a style.
 
     The others are those of `SegmentationTask`.
     """
@@ -53,13 +50,13 @@ class DCSegTask(SegmentationTask):
         net: Backbone,
         *,
         loss: SegmentationLoss,
+        painting: Callable[[Backbone], nn.Module],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         reconstruction_weight: float = 0.4,
         anatomy_weight: float = 0.4,
         modality_weight: float = 0.4,
         kl_weight: float = 0.1,
-        styles: int = 128,
         main_loss_from_epoch: int = 0,
         channels_last: bool = False,
         compile_net: bool = False,
@@ -79,17 +76,7 @@ class DCSegTask(SegmentationTask):
             "modality": modality_weight,
             "kl": kl_weight,
         }
-        widths = widths_of(net)
-        self.styles = nn.ModuleList(StyleEncoder(widths[0], styles) for _ in MODALITIES)
-        self.painters = Modules(
-            Painter(
-                widths,
-                styles=styles,
-                enlarge=nn.Upsample(scale_factor=2, mode="trilinear"),
-                norm=lambda _, width: nn.GroupNorm(1, width, affine=False),
-            )
-            for _ in MODALITIES
-        )
+        self.painting = painting(net)
 
     def extra_terms(
         self, image: Tensor, output: Output, batch: dict[str, Any]
@@ -100,40 +87,18 @@ class DCSegTask(SegmentationTask):
         assert content is not None
         own = features.original or features
         real = own.real
-        image = torch.where(over(real, image), image, 0)
-        errors, divergences, styles = [], [], []
-        for m, (encode, painter) in enumerate(zip(self.styles, self.painters, strict=True)):
-            target = image[:, m : m + 1]
-            style = encode(target).flatten(1)
-            scale, shift = painter.affine(style)
-            made = painter(content, scale, shift).float()
-            errors.append((made - target.float()).square().flatten(1).mean(dim=1))
-            divergences.append(divergence_from_normal(shift, scale) / shift.shape[1])
-            styles.append(style.float())
+        painted = self.painting(torch.where(over(real, image), image, 0), content)
         deepest = own.levels[self.net.fused_levels[-1]].float()
         with torch.autocast(image.device.type, enabled=False):
             found = {
-                "reconstruction": mean_of(errors, real).mean(),
+                "reconstruction": mean_of(painted.error, real).mean(),
                 "anatomy": anatomy_contrast(deepest, real),
-                "modality": modality_contrast(torch.stack(styles, dim=1), real),
-                "kl": mean_of(divergences, real).sum(),
+                "modality": modality_contrast(painted.styles, real),
+                "kl": mean_of(painted.divergence, real).sum(),
             }
         return {name: self.weights[name] * value for name, value in found.items()}
 
 
-def mean_of(each: list[Tensor], real: Tensor) -> Tensor:
-    """Give for each modality the mean over the batch, B each; what is not there counts as zero."""
-    return torch.where(real, torch.stack(each, dim=1), 0).mean(dim=0)
-
-
-def widths_of(net: Backbone) -> list[int]:
-    """Give the widths of a painter, finest first, from what the network would give it."""
-    needs = "use rfnet, or another one that gives `Output.fused` and learns from dropped images"
-    if not net.learns_from_dropped or not net.fused_levels:
-        raise ConfigError(f"DC-Seg cannot train {type(net).__name__}; {needs}")
-    copy, image, present = weightless(net)
-    fused = copy.train()(image, present, present).fused
-    if fused is None:
-        raise ConfigError(f"DC-Seg cannot train {type(net).__name__}; {needs}")
-    halvings = (image.shape[-1] // fused.shape[-1]).bit_length() - 1
-    return [fused.shape[1] // 2**level for level in reversed(range(halvings + 1))]
+def mean_of(each: Tensor, real: Tensor) -> Tensor:
+    """Give for each modality the mean over the batch, B×M to M; what is not there counts zero."""
+    return torch.where(real, each, 0).mean(dim=0)

@@ -31,7 +31,7 @@ class TwoPathsTask(SegmentationTask, ABC):
     paths.
 
     Attributes:
-        needs: what both paths must have, and a network that has it.
+        needs: what both paths must have, and an experiment whose network has it.
 
     Args:
         net: the missing path.
@@ -46,7 +46,7 @@ class TwoPathsTask(SegmentationTask, ABC):
     The others are those of `SegmentationTask`.
     """
 
-    needs: ClassVar[tuple[str, str]] = ("decode_with_depth", "bts_lightning.networks.acn.ACN")
+    needs: ClassVar[tuple[str, str]] = ("decode_with_depth", "acn")
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class TwoPathsTask(SegmentationTask, ABC):
             if not hasattr(path, part):
                 raise ConfigError(
                     f"task.{name} is {type(path).__name__}, which has no `{part}`; "
-                    f"{type(self).__name__} needs {example}, or a network with its `{part}`"
+                    f"{type(self).__name__} needs one, as the networks of `{example}` have"
                 )
         self.depth: int = net.deepest  # type: ignore[assignment]
         if peer.deepest != self.depth or peer.out_channels != net.out_channels:

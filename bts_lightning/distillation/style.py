@@ -35,7 +35,7 @@ class StyleTask(TwoPathsTask):
     The others are those of `TwoPathsTask`.
     """
 
-    needs = ("style", "bts_lightning.networks.smunet.SMUNet")
+    needs = ("style", "smunet")
 
     def __init__(
         self,

@@ -1,14 +1,84 @@
 """How an image looks, in a few numbers; and an image again, from what it shows and how it looks."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bts_lightning.networks.backbone import over
+from bts_lightning.errors import ConfigError
+from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.backbone import Backbone, over, weightless
 from bts_lightning.networks.modules import Modules
 from bts_lightning.networks.presence import full_precision, without_autocast
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What came of painting all images of a batch.
+
+    Attributes:
+        error: B×M, the mean squared difference from each image.
+        divergence: B×M, of each style's spread from a standard normal one, a mean over channels.
+        styles: B×M×S.
+    """
+
+    error: Tensor
+    divergence: Tensor
+    styles: Tensor
+
+
+class Painting(nn.Module):
+    """Paint each image again, from what a network fused of all present ones and its own style.
+
+    Args:
+        net: learns from dropped images and gives `Output.fused`.
+        styles: numbers of a style.
+    """
+
+    def __init__(self, net: Backbone, *, styles: int = 128) -> None:
+        super().__init__()
+        widths = widths_of(net)
+        self.styles = nn.ModuleList(StyleEncoder(widths[0], styles) for _ in MODALITIES)
+        self.painters = Modules(
+            Painter(
+                widths,
+                styles=styles,
+                enlarge=nn.Upsample(scale_factor=2, mode="trilinear"),
+                norm=lambda _, width: nn.GroupNorm(1, width, affine=False),
+            )
+            for _ in MODALITIES
+        )
+
+    def forward(self, image: Tensor, content: Tensor) -> Painted:
+        """Paint B×M×D×H×W from B×C×d×h×w."""
+        errors, divergences, styles = [], [], []
+        for m, (encode, painter) in enumerate(zip(self.styles, self.painters, strict=True)):
+            target = image[:, m : m + 1]
+            style = encode(target).flatten(1)
+            scale, shift = painter.affine(style)
+            off = full_precision(painter(content, scale, shift)) - full_precision(target)
+            errors.append(off.square().flatten(1).mean(dim=1))
+            divergences.append(divergence_from_normal(shift, scale) / shift.shape[1])
+            styles.append(full_precision(style))
+        stacked = (torch.stack(each, dim=1) for each in (errors, divergences, styles))
+        return Painted(*stacked)
+
+
+def widths_of(net: Backbone) -> list[int]:
+    """Give the widths of a painter, finest first, from what the network would give it."""
+    name = type(net).__name__
+    needs = "use rfnet, or another one that gives `Output.fused` and learns from dropped images"
+    if not net.learns_from_dropped or not net.fused_levels:
+        raise ConfigError(f"{name} gives nothing to paint images from; {needs}")
+    copy, image, present = weightless(net)
+    fused = copy.train()(image, present, present).fused
+    if fused is None:
+        raise ConfigError(f"{name} gives nothing to paint images from; {needs}")
+    halvings = (image.shape[-1] // fused.shape[-1]).bit_length() - 1
+    return [fused.shape[1] // 2**level for level in reversed(range(halvings + 1))]
 
 
 class StyleEncoder(nn.Sequential):

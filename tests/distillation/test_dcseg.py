@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from bts_lightning.networks.backbone import Backbone
 from bts_lightning.networks.imfuse import IMFuse
 from bts_lightning.networks.m2ftrans import M2FTrans
 from bts_lightning.networks.mmformer import MMFormer
+from bts_lightning.networks.painting import Painting
 from bts_lightning.networks.rfnet import RFNet
 from bts_lightning.networks.robustseg import RobustSeg
 from bts_lightning.networks.unet import UNet
@@ -30,7 +32,8 @@ ALL, SOME = [True] * 4, [True, False, True, True]
 def task(net: Backbone | None = None) -> DCSegTask:
     torch.manual_seed(0)
     host = net or RFNet(width=4)
-    return DCSegTask(host, loss=LabelLoss(), optimizer=torch.optim.Adam, styles=8)
+    painting = partial(Painting, styles=8)
+    return DCSegTask(host, loss=LabelLoss(), painting=painting, optimizer=torch.optim.Adam)
 
 
 def maps(count: int = 4) -> Tensor:
@@ -86,8 +89,8 @@ def test_small_maps_have_a_small_window() -> None:
 def test_each_term_trains_its_own_parts() -> None:
     two, batch = task(), batch_for(16, [SOME, ALL])
     terms = two._step(batch)
-    parts = {"encoders": two.net.encoders, "head": two.net.head, "styles": two.styles}
-    parts |= {"spread": two.painters[0].scale, "painter": two.painters[0].enlarge}
+    parts = {"encoders": two.net.encoders, "head": two.net.head, "styles": two.painting.styles}
+    parts |= {"spread": two.painting.painters[0].scale, "painter": two.painting.painters[0].enlarge}
     parts |= {"fusion": two.net.fusions[-1]}
     found = {}
     for name in ("main", "reconstruction", "anatomy", "modality", "kl"):
@@ -139,22 +142,26 @@ def test_painters_fit_what_the_network_fuses(host: type[Backbone]) -> None:
     image, present = torch.randn(1, 4, size, size, size), torch.ones(1, 4, dtype=torch.bool)
     content = net(image, present, present).fused
     assert content is not None
-    scale, shift = two.painters[0].affine(two.styles[0](image[:, :1]).flatten(1))
-    assert two.painters[0](content, scale, shift).shape == (1, 1, size, size, size)
+    scale, shift = two.painting.painters[0].affine(two.painting.styles[0](image[:, :1]).flatten(1))
+    assert two.painting.painters[0](content, scale, shift).shape == (1, 1, size, size, size)
 
 
 @pytest.mark.parametrize("host", [UNet, RobustSeg])
 def test_networks_that_fuse_otherwise_are_refused(host: type[Backbone]) -> None:
-    with pytest.raises(ConfigError, match=f"DC-Seg cannot train {host.__name__}; use rfnet"):
+    with pytest.raises(
+        ConfigError, match=f"{host.__name__} gives nothing to paint images from; use rfnet"
+    ):
         task(host(**host.small() | {"out_channels": 4}))
 
 
 def test_published_sizes() -> None:
     with torch.device("meta"):
-        two = DCSegTask(RFNet(), loss=LabelLoss(), optimizer=torch.optim.Adam)
-    shapes = [tuple(m.weight.shape) for m in two.styles[0].modules() if hasattr(m, "kernel_size")]
+        painting = Painting(RFNet())
+    shapes = [
+        tuple(m.weight.shape) for m in painting.styles[0].modules() if hasattr(m, "kernel_size")
+    ]
     sizes = [(32, 1, 7), (64, 32, 4), (128, 64, 4), (128, 128, 4), (128, 128, 4), (128, 128, 1)]
     assert [shape[:3] for shape in shapes] == sizes
-    painter = [m for m in two.painters[0].enlarge.modules() if hasattr(m, "kernel_size")]
+    painter = [m for m in painting.painters[0].enlarge.modules() if hasattr(m, "kernel_size")]
     sizes = [(64, 128, 5), (32, 64, 5), (16, 32, 5), (1, 16, 7)]
     assert [tuple(m.weight.shape)[:3] for m in painter] == sizes
