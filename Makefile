@@ -41,28 +41,33 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS)
 	@echo "making $(VENV): PyTorch and what else pyproject.toml names; minutes, once, mostly download"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) torch
+	@$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable .
+	@touch $@
+
+# What runs needs no linters, peers or notebook kernel; the verbs of contributors do.
+$(VENV)/.dev: $(VENV)/.ready
 	@$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
-setup: $(VENV)/.ready ## make the environment in .venv
+setup: $(VENV)/.dev ## make the environment in .venv, contributors' tools too
 	@echo "ready: source $(BIN)/activate, or go on with make; make demo shows all"
 
-check: $(VENV)/.ready ## lint, format and types, without changing a file
+check: $(VENV)/.dev ## lint, format and types, without changing a file
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.ready ## lint and format in place
+format: $(VENV)/.dev ## lint and format in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(VENV)/.ready ## the tests of every commit, minutes
+test: $(VENV)/.dev ## the tests of every commit, minutes
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: $(VENV)/.ready ## these and the slow ones
+test-all: $(VENV)/.dev ## these and the slow ones
 	$(BIN)/python -m pytest -n 2
 
-test-gpu: $(VENV)/.ready ## what must hold on a GPU: minutes on a card (BTS_GPU_TWIN=cpu: on the processor)
+test-gpu: $(VENV)/.dev ## what must hold on a GPU: minutes on a card (BTS_GPU_TWIN=cpu: on the processor)
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 docs: $(VENV)/.docs ## build the site in site/ from docs/

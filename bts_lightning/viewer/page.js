@@ -2,9 +2,11 @@
 import { Niivue } from './niivue.js';
 
 const LAYERS = ['labels', 'changes', 'entropy', 'disagreement'];
-const MARKS = [[1, 'lost', '#ff5a4f'], [2, 'invented', '#ffd23f'], [3, 'outline', '#ffffff']];
+const [LOST, INVENTED, OUTLINE] = [201, 202, 203]; // beside the values of labels
+const MARKS = [[LOST, 'lost', '#ff5a4f'], [INVENTED, 'invented', '#ffd23f'], [OUTLINE, 'outline', '#ffffff']];
 const SEES = [8, 4, 2, 1]; // the bits of a subset's code: T1, T1c, T2, FLAIR
 const FIRST = 352; // the byte of a NIfTI file of ours at which its voxels begin
+const PATIENT = 100, REST = 600; // milliseconds: a 3-D view that takes longer waits until switches rest
 const TITLES = { ml: 'Volume (ml)', dice: 'Dice (%)', hd95: 'HD95 (mm)' };
 
 const by = (id) => document.getElementById(id);
@@ -41,41 +43,39 @@ async function unpacked(answer) {
 
 const say = (text, bad = false) => Object.assign(by('said'), { textContent: text, className: bad ? 'bad' : '' });
 
-function cropped(voxels) {
-  const [nx, ny, nz] = info.shape;
-  const low = [nx, ny, nz], high = [0, 0, 0];
-  for (let i = 0; i < voxels.length; i++) {
-    if (!voxels[i]) continue;
-    const voxel = [i % nx, ((i / nx) | 0) % ny, (i / (nx * ny)) | 0];
-    for (let k = 0; k < 3; k++) {
-      low[k] = Math.min(low[k], voxel[k]);
-      high[k] = Math.max(high[k], voxel[k] + 1);
-    }
+function cropped(voxels) { // the box of what is not zero
+  const [nx, ny] = info.shape, low = [...info.shape], high = [0, 0, 0];
+  voxels.forEach((value, i) => value && [i % nx, ((i / nx) | 0) % ny, (i / (nx * ny)) | 0].forEach((v, k) => {
+    low[k] = Math.min(low[k], v);
+    high[k] = Math.max(high[k], v + 1);
+  }));
+  if (!high[0]) return { low: [0, 0, 0], size: [0, 0, 0], data: new Uint8Array(0) };
+  const size = high.map((v, k) => v - low[k]), data = new Uint8Array(size[0] * size[1] * size[2]);
+  for (let to = 0, z = low[2]; z < high[2]; z++) for (let y = low[1]; y < high[1]; y++, to += size[0]) {
+    const from = low[0] + nx * (y + ny * z);
+    data.set(voxels.subarray(from, from + size[0]), to);
   }
-  if (high[0] === 0) return { low: [0, 0, 0], size: [0, 0, 0], data: new Uint8Array(0) };
-  const size = high.map((v, k) => v - low[k]);
-  const data = new Uint8Array(size[0] * size[1] * size[2]);
-  rows({ low, size }, (full, small) => data.set(voxels.subarray(full, full + size[0]), small));
   return { low, size, data };
 }
 
-function rows({ low, size }, each) {
-  const [nx, ny] = info.shape;
-  for (let z = 0; z < size[2]; z++) for (let y = 0; y < size[1]; y++) {
-    each(low[0] + nx * (low[1] + y + ny * (low[2] + z)), size[0] * (y + size[1] * z));
-  }
+function grid(volume) { // where a voxel of the scan lies in NiiVue's drawing, whose axes are the patient's
+  const own = [1, info.shape[0], info.shape[0] * info.shape[1]], size = volume.dimsRAS.slice(1, 4), step = [];
+  let first = 0, stride = 1;
+  volume.img2RASstep.forEach((way, k) => {
+    step[own.indexOf(Math.abs(way))] = way > 0 ? stride : -stride;
+    if (way < 0) first += (size[k] - 1) * stride;
+    stride *= size[k];
+  });
+  return { first, step };
 }
+
+const finished = (gl) => gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4)); // waits
 
 function around(...maps) { // the box that holds them all, first and one past the last voxel
   const full = maps.filter((map) => map.size[0]);
   const low = [0, 1, 2].map((k) => Math.min(...full.map((map) => map.low[k])));
   const high = [0, 1, 2].map((k) => Math.max(...full.map((map) => map.low[k] + map.size[k])));
   return full.length ? { low, high } : { low: [0, 0, 0], high: [0, 0, 0] };
-}
-
-function paste(map, into) {
-  into.fill(0);
-  rows(map, (full, small) => into.set(map.data.subarray(small, small + map.size[0]), full));
 }
 
 function at(map, x, y, z) {
@@ -89,6 +89,8 @@ class Pane {
     this.maps = new Map();
     this.state = { stage: 'waiting', rows: {}, weights: [], shapley: null };
     this.canvas = h('canvas', { 'aria-label': `${facts.runs[run]}: three planes and 3-D`, tabIndex: 0 });
+    this.still = h('canvas', { hidden: true, class: 'still' }); // the 3-D view as it was, until it is drawn anew
+    this.cost = 0; // milliseconds of the last whole drawing
     this.note = h('p', { hidden: true });
     this.work = h('div', { class: 'work' });
     this.numbers = h('table');
@@ -97,7 +99,7 @@ class Pane {
     this.strip = h('div', { class: 'strip' });
     const title = h('h3', {}, facts.runs[run]);
     this.element = h('section', { class: facts.runs.length > 1 ? 'pane' : 'pane one' }, title,
-      h('div', { class: 'picture' }, this.canvas, this.note), this.work, this.strip,
+      h('div', { class: 'picture' }, this.canvas, this.still, this.note), this.work, this.strip,
       h('div', { class: 'below' }, h('div', {}, this.numbers, this.save), this.bars));
     by('panes').append(this.element);
   }
@@ -118,10 +120,13 @@ class Pane {
 
   async show(picture) {
     this.maps.clear();
-    this.reference = this.heat = this.marks = this.labels = null;
+    this.heat = this.hot = this.glows = null;
     this.state = { stage: 'waiting', rows: {}, weights: [], shapley: null };
     for (const volume of [...this.nv.volumes]) this.nv.removeVolume(volume);
+    this.nv.setDrawColormap(tables().drawn);
     await this.look(picture);
+    this.nv.createEmptyDrawing();
+    this.grid = grid(this.nv.volumes[0]);
   }
 
   async look(picture) { // put another picture below whatever lies over it
@@ -136,66 +141,82 @@ class Pane {
     return this.nv.addVolumeFromUrl({ url: name, name, buffer, ...options });
   }
 
-  async layer(name, header, options, table) { // a layer of the scan's grid, empty
-    const file = new Uint8Array(FIRST + info.shape.reduce((a, b) => a * b));
-    file.set(header.subarray(0, FIRST));
-    const made = await this.volume(`${name}.nii`, file.buffer, { colormap: 'gray', opacity: 0, ...options });
-    if (table) made.setColormapLabel(table);
-    return made;
-  }
-
   async take(code) { // a label map that has become ready
     const file = await unpacked(await ask('labels', { case: view.case, run: this.run, subset: code }));
-    const map = cropped(file.subarray(FIRST));
-    if (!this.labels) {
-      this.labels = await this.layer('labels', file, {}, tables().labels);
-      this.marks = await this.layer('marks', file, {}, tables().marks);
-      this.heat = await this.layer('heat', file, { colormap: 'inferno', cal_min: 32, cal_max: 255 });
-    }
-    this.maps.set(code, map);
+    this.maps.set(code, cropped(file.subarray(FIRST)));
   }
 
-  async paint() {
-    const map = this.maps.get(view.subset);
-    const { labels, marks, heat } = this;
+  async paint() { // labels and marks are NiiVue's drawing: to change it costs next to nothing
+    const code = view.subset, map = this.maps.get(code), { nv } = this;
     this.busy();
-    if (!labels) return;
+    if (!this.grid) return;
     const began = performance.now(), share = view.shown ? by('opacity').value / 100 : 0;
     const isHeat = view.layer === 'entropy' || view.layer === 'disagreement';
-    if (map) paste(map, labels.img);
-    labels.opacity = map && view.layer === 'labels' ? share : 0;
-    marks.opacity = map && !isHeat && (view.outline || view.layer === 'changes') ? share : 0;
-    heat.opacity = 0;
-    if (marks.opacity) this.compare(map);
-    if (isHeat && map && view.shown && (await this.warm(view.subset))) heat.opacity = share;
-    this.redraw();
+    if (this.heat) this.heat.opacity = 0;
+    const glows = isHeat && map && view.shown && (await this.warm(code));
+    if (code !== view.subset) return; // another switch was faster
+    nv.drawBitmap.fill(0);
+    nv.drawOpacity = share;
+    if (map && share && view.layer === 'labels') this.put(map);
+    if (map && share && !isHeat && (view.outline || view.layer === 'changes')) this.compare(map);
+    nv.refreshDrawing(false);
+    if (glows) this.heat.opacity = share;
+    if (glows || this.glows) nv.refreshLayers(this.heat, 1);
+    this.glows = glows;
+    this.draw();
     if (map) times.switch = performance.now() - began;
     this.tell();
     this.small();
   }
 
-  redraw() { // the picture below stays on the graphics card
+  draw() { // the planes at once, and the 3-D view with them where that is quick
     const { nv } = this;
-    nv.volumes.forEach((volume, place) => place > 0 && nv.refreshLayers(volume, place));
+    clearTimeout(this.later);
+    if (this.cost < PATIENT) return this.whole();
+    this.still.hidden = false;
+    nv.draw3D = (tile) => nv.screenSlices.push({ // a view that can be turned
+      leftTopWidthHeight: [...tile], axCorSag: 4, sliceFrac: 0, AxyzMxy: [], leftTopMM: [], fovMM: [[1, 1, 1], 0],
+    });
     nv.drawScene();
+    delete nv.draw3D;
+    finished(nv.gl);
+    return this.later = setTimeout(() => this.whole(), REST);
+  }
+
+  whole() {
+    const { nv, canvas, still } = this, began = performance.now();
+    nv.drawScene();
+    finished(nv.gl);
+    this.cost = performance.now() - began;
+    still.hidden = true;
+    const view3d = nv.screenSlices.find(({ axCorSag }) => axCorSag === 4);
+    if (this.cost < PATIENT || !view3d) return;
+    const [left, top, width, height] = view3d.leftTopWidthHeight;
+    Object.assign(still, { width: canvas.width, height: canvas.height });
+    still.getContext('2d').drawImage(canvas, left, top, width, height, left, top, width, height);
+  }
+
+  put(map) {
+    const { first, step: [dx, dy, dz] } = this.grid, { drawBitmap: drawn } = this.nv, [nx, ny, nz] = map.size;
+    for (let from = 0, z = 0; z < nz; z++) for (let y = 0; y < ny; y++) {
+      let to = first + map.low[0] * dx + (map.low[1] + y) * dy + (map.low[2] + z) * dz;
+      for (let x = 0; x < nx; x++, to += dx) drawn[to] = map.data[from++];
+    }
   }
 
   compare(map) { // lost, invented and the outline of what it is compared with
-    const img = this.marks.img, inside = new Uint8Array(256);
+    const { first, step: [dx, dy, dz] } = this.grid, { drawBitmap: drawn } = this.nv, inside = new Uint8Array(256);
     const other = view.against === 'truth' ? truth : this.maps.get(info.available);
-    img.fill(0);
     if (!other) return;
     for (const value of info.regions[view.region]) inside[value] = 1;
     const { low, high } = around(map, other);
-    const [nx, ny] = info.shape, there = (x, y, z) => inside[at(other, x, y, z)];
-    const lines = [];
-    for (let z = low[2]; z < high[2]; z++) for (let y = low[1]; y < high[1]; y++) lines.push([y, z]);
-    for (const [y, z] of lines) for (let x = low[0]; x < high[0]; x++) {
+    const there = (x, y, z) => inside[at(other, x, y, z)];
+    for (let z = low[2]; z < high[2]; z++) for (let y = low[1]; y < high[1]; y++) for (let x = low[0]; x < high[0]; x++) {
       const was = there(x, y, z), is = inside[at(map, x, y, z)];
-      let mark = view.layer === 'changes' && was !== is ? (was ? 1 : 2) : 0;
+      let mark = view.layer === 'changes' && was !== is ? (was ? LOST : INVENTED) : 0;
       if (view.outline && was && !(there(x - 1, y, z) && there(x + 1, y, z) && there(x, y - 1, z)
-        && there(x, y + 1, z) && there(x, y, z - 1) && there(x, y, z + 1))) mark = 3;
-      if (mark) img[x + nx * (y + ny * z)] = mark;
+        && there(x, y + 1, z) && there(x, y, z - 1) && there(x, y, z + 1))) mark = OUTLINE;
+      if (mark) drawn[first + x * dx + y * dy + z * dz] = mark;
     }
   }
 
@@ -204,7 +225,10 @@ class Pane {
     if (this.hot === which) return true;
     const numbers = { case: view.case, run: this.run, ...(word === 'entropy' ? { subset: code } : {}) };
     try {
-      this.heat.img.set((await unpacked(await ask(word, numbers))).subarray(FIRST));
+      const file = await unpacked(await ask(word, numbers));
+      const look = { colormap: 'inferno', cal_min: 32, cal_max: 255, opacity: 0 };
+      if (this.heat) this.heat.img.set(file.subarray(FIRST));
+      else this.heat = await this.volume('heat.nii', file.buffer, look);
     } catch (error) {
       say(`${word}: ${error.message}`);
       return false;
@@ -250,10 +274,9 @@ class Pane {
       const most = Math.max(1, ...values.map(Math.abs));
       parts.push(h('b', {}, title));
       values.forEach((value, m) => {
-        const bar = h('i');
-        bar.style.width = `${(100 * Math.max(0, value)) / most}%`;
-        bar.style.background = facts.regions[view.region].colour;
-        parts.push(h('span', {}, facts.modalities[m].shown), bar, h('span', {}, `${value.toFixed(1)}${unit}`));
+        const style = `width: ${(100 * Math.max(0, value)) / most}%; background: ${facts.regions[view.region].colour}`;
+        const words = [facts.modalities[m].shown, `${value.toFixed(1)}${unit}`].map((text) => h('span', {}, text));
+        parts.push(words[0], h('i', { style }), words[1]);
       });
     };
     const worth = shapley?.[view.region];
@@ -327,18 +350,14 @@ function tables() {
   };
   const labels = info.labels.map(({ value, name, colour }) => [value, name, colour]);
   return {
-    labels: table(labels), marks: table(MARKS),
+    drawn: table([...labels, ...MARKS]),
     rgb: Object.fromEntries(labels.map(([value, , hex]) => [value, rgb(hex)])),
   };
 }
 
 function legend() {
-  const key = (colour, text) => {
-    const square = h('i');
-    square.style.background = colour;
-    return [square, text];
-  };
   const parts = [];
+  const key = (colour, text) => [h('i', { style: `background: ${colour}` }), text];
   if (view.layer === 'labels') info.labels.forEach((l) => parts.push(...key(l.colour, l.name)));
   if (view.layer === 'changes') {
     const whom = view.against === 'truth' ? 'the expert’s label' : 'all modalities';
@@ -389,15 +408,11 @@ function list() {
 }
 
 function reflect() { // let every control say what is so
-  document.querySelectorAll('#switches input').forEach((box, m) => {
-    box.checked = !!(view.subset & SEES[m]);
-    box.disabled = !(info.available & SEES[m]) || view.subset === SEES[m];
-  });
-  document.querySelectorAll('#pictures input').forEach((box, m) => {
-    box.checked = m === view.picture;
-    box.disabled = !(info.available & SEES[m]);
-  });
-  document.querySelectorAll('#layers input').forEach((box) => { box.checked = box.value === view.layer; });
+  const set = (id, checked, disabled) => document.querySelectorAll(`#${id} input`)
+    .forEach((box, m) => Object.assign(box, { checked: checked(m), disabled: disabled(m) }));
+  set('switches', (m) => !!(view.subset & SEES[m]), (m) => !(info.available & SEES[m]) || view.subset === SEES[m]);
+  set('pictures', (m) => m === view.picture, (m) => !(info.available & SEES[m]));
+  set('layers', (place) => LAYERS[place] === view.layer, () => false);
   by('region').value = view.region;
   by('against').value = view.against;
   by('against').options[1].disabled = !info.labelled;
@@ -462,17 +477,13 @@ function goTo(voxel) {
 const step = (x, y, z) => panes[0].nv.moveCrosshairInVox(x, y, z); // along the patient's axes
 
 function middle(map) { // of the tumour, where its slice is largest; of the brain without one
-  const [, , s] = info.axes, areas = new Map();
+  const [, , s] = info.axes, areas = [], voxels = [];
   if (!map || !map.size[0]) return info.box.map(([low, high]) => (low + high) >> 1);
-  const sums = [0, 0, 0];
   const [nx, ny] = map.size;
-  const each = (use) => map.data.forEach((value, i) => {
-    if (value) use([i % nx, ((i / nx) | 0) % ny, (i / (nx * ny)) | 0]);
-  });
-  each((v) => areas.set(v[s], (areas.get(v[s]) || 0) + 1));
-  const [slice, size] = [...areas].reduce((a, b) => (b[1] > a[1] ? b : a));
-  each((v) => v[s] === slice && v.forEach((n, k) => { sums[k] += n; }));
-  return sums.map((sum, k) => Math.round(sum / size) + map.low[k]);
+  map.data.forEach((value, i) => value && voxels.push([i % nx, ((i / nx) | 0) % ny, (i / (nx * ny)) | 0]));
+  for (const v of voxels) areas[v[s]] = (areas[v[s]] || 0) + 1;
+  const slice = areas.indexOf(areas.reduce((x, y) => Math.max(x, y))), own = voxels.filter((v) => v[s] === slice);
+  return [0, 1, 2].map((k) => Math.round(own.reduce((sum, v) => sum + v[k], 0) / own.length) + map.low[k]);
 }
 
 async function open(place, wish = {}) {

@@ -39,6 +39,7 @@ pytestmark = [
 ]
 needs_playwright = pytest.mark.skipif(find_spec("playwright") is None, reason="needs playwright")
 FIRST = 352  # bytes before the voxels
+LOST, INVENTED, OUTLINE = 201, 202, 203  # as the page draws them, beside labels
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +80,27 @@ class Watched:
             assert time.monotonic() < end, f"{script}\n{self.js('document.body.innerText')}"
             time.sleep(0.05)
 
-    def volume(self, name: str, pane: int = 0) -> bytes:
-        """Give the voxels that NiiVue holds."""
+    def heat(self) -> bytes:
+        """Give the voxels of the heat map that NiiVue holds."""
+        return self.bytes_of("viewer.panes[0].heat.img")
+
+    def drawn(self, file: Path, pane: int = 0) -> np.ndarray:
+        """Give what NiiVue draws over the picture, on the grid of a file of this case.
+
+        NiiVue's own axes are those of the patient; nibabel, which knows nothing of the page's way
+        there, leads back.
+        """
+        shape = self.js(f"viewer.panes[{pane}].nv.back.dims.slice(1)")
+        raw = self.bytes_of(f"viewer.panes[{pane}].nv.drawBitmap")
+        grid = np.frombuffer(raw, np.uint8).reshape(shape, order="F")
+        own = nib.io_orientation(nib.load(file).affine)
+        patient = nib.orientations.axcodes2ornt("RAS")
+        turned = nib.apply_orientation(grid, nib.orientations.ornt_transform(patient, own))
+        return np.asarray(turned)
+
+    def bytes_of(self, array: str) -> bytes:
         script = f"""(() => {{
-            const nv = viewer.panes[{pane}].nv;
-            const img = nv.volumes.find((v) => v.name.startsWith('{name}')).img;
+            const img = {array};
             const bytes = new Uint8Array(img.buffer, img.byteOffset, img.byteLength);
             let text = '';
             for (let i = 0; i < bytes.length; i += 8192)
@@ -152,7 +169,8 @@ def test_the_label_volume_of_each_subset_is_what_predict_writes(
             elif changed:
                 watched.page.locator(f".strip button[aria-label='see {title(code)}']").click()
             watched.until(f"viewer.panes[0].element.dataset.ready === '{code}'")
-            seen[code] = watched.volume("labels")
+            file = viewer.session.label_map(0, 0, SUBSETS[code - 1])
+            seen[code] = watched.drawn(file).tobytes(order="F")
         assert sorted(seen) == list(range(1, 16))
         assert seen == truth
         assert len(set(truth.values())) > 8, "subsets that say the same would prove little"
@@ -184,10 +202,10 @@ def test_keys_alone_reach_everything(run: Path, phantom: Path) -> None:
         watched.until(f"viewer.view.at.join() === '{','.join(map(str, start))}'")
         shown = watched.pixels()
         page.keyboard.press(" ")
-        watched.until("viewer.panes[0].labels.opacity === 0")
+        watched.until("viewer.panes[0].nv.drawOpacity === 0")
         assert watched.pixels() != shown
         page.keyboard.press(" ")
-        watched.until("viewer.panes[0].labels.opacity > 0")
+        watched.until("viewer.panes[0].nv.drawOpacity > 0")
         for key, what in (("c", "layer === 'changes'"), ("o", "outline"), ("p", "picture === 0")):
             page.keyboard.press(key)
             watched.until(f"viewer.view.{what}")
@@ -222,21 +240,20 @@ def test_changes_are_counted_voxel_by_voxel_and_heat_is_the_file(run: Path) -> N
         page.locator("#layers input[value=changes]").click()
         page.locator("#region").select_option("WT")
         watched.until("viewer.panes[0].element.dataset.ready === '11'")
-        shape = session.patients[0].views[0].geometry.shape
         maps = {code: loaded(session.label_map(0, 0, SUBSETS[code - 1])) for code in (11, 15)}
 
         def marks() -> np.ndarray:
-            return np.frombuffer(watched.volume("marks"), np.uint8).reshape(shape, order="F")
+            return watched.drawn(session.label_map(0, 0, SUBSETS[14]))
 
         lost, invented = (maps[15] > 0) & (maps[11] == 0), (maps[15] == 0) & (maps[11] > 0)
-        watched.until("viewer.panes[0].marks.opacity > 0")
-        np.testing.assert_array_equal(marks() == 1, lost)
-        np.testing.assert_array_equal(marks() == 2, invented)
+        watched.until("viewer.panes[0].nv.drawBitmap.includes(201)")
+        np.testing.assert_array_equal(marks() == LOST, lost)
+        np.testing.assert_array_equal(marks() == INVENTED, invented)
         page.locator("#against").select_option("truth")
         truth = session.patients[0].views[0].label
         full = session.patients[0].views[0].geometry.uncrop(np.asarray(truth)) > 0
         watched.until("viewer.view.against === 'truth'")
-        np.testing.assert_array_equal(marks() == 1, full & (maps[11] == 0))
+        np.testing.assert_array_equal(marks() == LOST, full & (maps[11] == 0))
         page.locator("#layers input[value=labels]").click()
         page.locator("#outline").click()
         watched.until("viewer.view.outline && viewer.view.layer === 'labels'")
@@ -248,14 +265,14 @@ def test_changes_are_counted_voxel_by_voxel_and_heat_is_the_file(run: Path) -> N
                 edge[axis] = slice(0, 1) if step == 1 else slice(-1, None)
                 shifted[tuple(edge)] = False
                 inner &= shifted
-        np.testing.assert_array_equal(marks() == 3, full & ~inner)
+        np.testing.assert_array_equal(marks() == OUTLINE, full & ~inner)
         for layer, file in (
             ("entropy", session.entropy(0, 0, SUBSETS[10])),
             ("disagreement", session.disagreement(0, 0)),
         ):
             page.locator(f"#layers input[value={layer}]").click()
-            watched.until(f"viewer.view.layer === '{layer}' && viewer.panes[0].heat.opacity > 0")
-            assert watched.volume("heat") == gzip.decompress(file.read_bytes())[FIRST:]
+            watched.until(f"viewer.view.layer === '{layer}' && viewer.panes[0].heat?.opacity > 0")
+            assert watched.heat() == gzip.decompress(file.read_bytes())[FIRST:]
         calm(watched, viewer)
 
 
@@ -305,7 +322,7 @@ def test_two_runs_have_one_crosshair(run: Path, trained: Path) -> None:
         for pane, folder in enumerate((run, trained)):
             file = viewer.session.label_map(0, pane, SUBSETS[-1])
             assert file.is_relative_to(folder)
-            assert watched.volume("labels", pane) == gzip.decompress(file.read_bytes())[FIRST:]
+            np.testing.assert_array_equal(watched.drawn(file, pane), loaded(file))
         calm(watched, viewer)
 
 
