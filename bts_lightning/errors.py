@@ -48,7 +48,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see: {self.prog} --help")
+        link = " See:" if message.endswith("?") else "; see:"
+        raise UserError(f"{message}{link} {self.prog} --help")
 
     def near(self, word: str) -> str:
         """End an error text with the option that a word resembles, if there is one."""

@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     options = slurm_options(args.sbatch or "")
     if args.sbatch is not None and not args.slurm:
         raise UserError("--sbatch is for --slurm, which prints the jobs")
+    if args.only is not None and args.table:
+        raise UserError("--only trains, and --table does not; leave one of the two out")
     folder, trainings, groups = plan_study(args)
     if args.slurm:
         on_gpu = "trainer.accelerator=cpu" not in args.words
