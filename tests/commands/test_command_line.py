@@ -103,7 +103,7 @@ def test_no_verb_prints_the_help_and_fails(capsys):
         ("distill kd_unet --agents x", "argument --agents: invalid int value: 'x'; see: bts dist"),
         ("bench step --steps x", "argument --steps: invalid int value: 'x'; see: bts bench step"),
         ("bench --quick step", "options stand behind the family: bts bench step --help"),
-        ("bench loadr", "there is no 'loadr'; did you mean loader?; see: bts bench --help"),
+        ("bench loadr", "there is no 'loadr'; did you mean loader? See: bts bench --help"),
         ("evaluate a --part tets", "argument --part: there is no 'tets'; did you mean test?"),
         ("demo --opne", "unknown option --opne; overrides are written key=value or --key=value; "),
         ("agent", "the following arguments are required: sweep; see: bts agent --help"),
