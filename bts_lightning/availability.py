@@ -106,10 +106,22 @@ class Uniform15(Availability):
 
 
 class SizeUniform(Availability):
-    """Make sizes 1 to 4 equally likely, then the subsets of a size, as U-HeMIS and U-HVED do."""
+    """Make sizes 1 to 4 equally likely, then the subsets of a size, as U-HeMIS and U-HVED do.
+
+    Args:
+        largest: of the sizes; 3 leaves the complete set out, as LCKD does.
+    """
+
+    def __init__(self, largest: int = len(MODALITIES)) -> None:
+        if not 1 <= largest <= len(MODALITIES):
+            raise ValueError(f"largest is {largest}; give a size from 1 to {len(MODALITIES)}")
+        self.largest = largest
 
     def weights(self, epoch: int) -> tuple[float, ...]:
-        return tuple(1 / comb(len(MODALITIES), sum(subset)) for subset in SUBSETS)
+        return tuple(
+            1 / comb(len(MODALITIES), sum(subset)) if sum(subset) <= self.largest else 0.0
+            for subset in SUBSETS
+        )
 
 
 class Bernoulli(Availability):
@@ -136,10 +148,7 @@ class EpochAlternate(Availability):
     def weights(self, epoch: int) -> tuple[float, ...]:
         if epoch % 2:
             return Complete().weights(epoch)
-        return tuple(
-            0.0 if subset == COMPLETE else 1 / comb(len(MODALITIES), sum(subset))
-            for subset in SUBSETS
-        )
+        return SizeUniform(len(MODALITIES) - 1).weights(epoch)
 
 
 class CompleteFirst(Availability):

@@ -49,7 +49,7 @@ class Poly(PolynomialLR):
 
 
 class StagedPoly(_Factor):
-    """Decay as `Poly` over a first stage, then go on in a decay over all epochs: ShaSpec.
+    """Decay as `Poly` over a first stage, then go on in a decay over all epochs: ShaSpec, LCKD.
 
     The rate jumps up from near zero to where the longer decay would be.
     """

@@ -119,6 +119,12 @@ def test_a_case_with_no_modality_is_refused() -> None:
         Uniform15().draw((False, False, False, False), 0, 0, 0)
 
 
+@pytest.mark.parametrize("largest", [0, 5])
+def test_an_impossible_size_is_refused(largest: int) -> None:
+    with pytest.raises(ValueError, match="a size from 1 to 4"):
+        SizeUniform(largest)
+
+
 @pytest.mark.parametrize("p", [0.0, -0.1, 1.5])
 def test_an_impossible_probability_is_refused(p: float) -> None:
     with pytest.raises(ValueError, match="probability to keep"):

@@ -10,7 +10,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from bts_lightning.availability import Availability, Uniform15
-from bts_lightning.chance import probability
+from bts_lightning.chance import generator, probability
 from bts_lightning.data.augment import Augment
 from bts_lightning.data.cache.normalise import Crop, Normalisation, Recipe
 from bts_lightning.data.cache.prepare import CachedCase, fingerprint, prepare
@@ -48,6 +48,8 @@ class BratsDataModule(LightningDataModule):
             of its own; `ped` or `men_rt`. The loss needs the same one.
         skip_broken: leave broken cases out in place of refusing the data set.
         split: `random`; `fold 1 of 5`; a saved split.json; or list files for train, val and test.
+        held_out: how many of the training cases, drawn by the seed, show the network no patch; what
+            learns beside it may ask for them (MetaKD).
         missing_cases: what to do about names in a list that the data set does not have.
         patch: edge length of a training patch, or one length for each axis.
         batch_size: patches a step on each device.
@@ -79,6 +81,7 @@ class BratsDataModule(LightningDataModule):
         skip_broken: bool = False,
         split: str | Mapping[str, str] = "random",
         split_seed: int = 0,
+        held_out: int = 0,
         missing_cases: Literal["error", "skip"] = "error",
         patch: int | Sequence[int] = 128,
         batch_size: int = 1,
@@ -104,6 +107,7 @@ class BratsDataModule(LightningDataModule):
             "steps_per_epoch": (steps_per_epoch, 1),
             "workers": (workers, 0),
             "prefetch": (prefetch, 1),
+            "held_out": (held_out, 0),
             "seed": (seed, 0),
             "seconds_per_transform": (seconds_per_transform, 1),
         }
@@ -115,6 +119,7 @@ class BratsDataModule(LightningDataModule):
         self.skip_broken = skip_broken
         self.split_from, self.split_seed = split, split_seed
         self.missing_cases = missing_cases
+        self._held_out = held_out
         self.patch = triple(patch)
         self.batch_size = batch_size
         self.samples_per_epoch, self.steps_per_epoch = samples_per_epoch, steps_per_epoch
@@ -149,6 +154,23 @@ class BratsDataModule(LightningDataModule):
             )
         return self._split
 
+    @property
+    def held_out(self) -> list[str]:
+        """Name the training cases that are kept from the network, after `setup`."""
+        names = sorted(self.split.train)
+        if self._held_out >= max(1, len(names)):
+            raise ConfigError(
+                f"data.held_out is {self._held_out}, and the split has {len(names)} training cases,"
+                " so none is left to train on; hold fewer out"
+            )
+        order = generator(self.seed, "held out").permutation(len(names))
+        return sorted(names[number] for number in order[: self._held_out])
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Tell rank and number of ranks."""
+        return _place(self)
+
     def prepare_data(self) -> None:
         """Build what the cache lacks, once on each machine."""
         self._prepared()
@@ -176,7 +198,8 @@ class BratsDataModule(LightningDataModule):
         """Deliver random patches of the training cases."""
         if not self.split.train:
             raise ConfigError(f"split {self.split.name} has no case to train on")
-        cases = [self.cases[name] for name in self.split.train]
+        held_out = self.held_out
+        cases = [self.cases[name] for name in self.split.train if name not in held_out]
         suited = [case for case in cases if self.availability.suits(self.shows(case.name))]
         if not suited:
             raise ConfigError(
@@ -186,38 +209,26 @@ class BratsDataModule(LightningDataModule):
         rank, world = _place(self)
         step = self.batch_size * world
         samples = self.samples_per_epoch or len(suited)
-        patches = PatchDataset(
-            suited,
-            samples=step * self.steps_per_epoch
-            if self.steps_per_epoch
-            else whole_steps(samples, step),
-            patch=self.patch,
-            seed=self.seed,
-            foreground=self.foreground,
-            flip=self.flip,
-            availability=self.availability,
-            sampler=self.sampler,
-            transforms=self.transforms,
-            reach=self.augment.reach,
+        samples = (
+            step * self.steps_per_epoch if self.steps_per_epoch else whole_steps(samples, step)
         )
         trainer = self.trainer
-        device = "" if trainer is None else trainer.strategy.root_device.type
-        # TorchIO transforms come first, and want the patch as it was read.
-        here = device == "cpu" and not patches.transforms
-        return PatchLoader(
-            patches,
+        return self._patches(
+            suited,
+            samples,
             batch_size=self.batch_size,
             workers=self.workers,
             prefetch=self.prefetch,
             rank=rank,
             world=world,
-            pin=device == "cuda",
             # The trainer sets this one where mypy does not see it.
             frozen=trainer is not None and trainer.overfit_batches > 0,  # type: ignore[attr-defined]
             finished=self._finished if trainer is not None else None,
-            seconds_per_transform=self.seconds_per_transform,
-            augment=self.augment.fill if here else None,
         )
+
+    def patches_of(self, names: Sequence[str], samples: int) -> PatchLoader:
+        """Deliver patches of some cases one by one, the same on every rank."""
+        return self._patches([self.cases[name] for name in names], samples, workers=0)
 
     def val_dataloader(self) -> "CaseLoader":
         """Deliver the cases that choose the checkpoint."""
@@ -252,6 +263,30 @@ class BratsDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Cast patches to float32 and augment them, on the device; leave whole cases alone."""
         return self.augment(batch) if "around" in batch else batch
+
+    def _patches(self, cases: Sequence[CachedCase], samples: int, **options: Any) -> PatchLoader:
+        patches = PatchDataset(
+            cases,
+            samples=samples,
+            patch=self.patch,
+            seed=self.seed,
+            foreground=self.foreground,
+            flip=self.flip,
+            availability=self.availability,
+            sampler=self.sampler,
+            transforms=self.transforms,
+            reach=self.augment.reach,
+        )
+        device = "" if self.trainer is None else self.trainer.strategy.root_device.type
+        # TorchIO transforms come first, and want the patch as it was read.
+        here = device == "cpu" and not patches.transforms
+        return PatchLoader(
+            patches,
+            pin=device == "cuda",
+            seconds_per_transform=self.seconds_per_transform,
+            augment=self.augment.fill if here else None,
+            **options,
+        )
 
     def _cases(self, part: Part | Literal["all"]) -> list[CachedCase]:
         if part != "all" and part not in PARTS:

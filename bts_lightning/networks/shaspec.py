@@ -1,43 +1,43 @@
 """ShaSpec: what modalities share and what each has to itself; the shared part stands in."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bts_lightning.errors import ConfigError
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.backbone import Backbone, Features, Output, over
+from bts_lightning.networks.backbone import Features, Output, over
 from bts_lightning.networks.modules import Modules
 from bts_lightning.networks.presence import (
     Presence,
     full_precision,
     is_nobody,
-    is_worth_sharing,
     lacking,
     nothing_of,
     stack_pyramids,
     without_autocast,
 )
 from bts_lightning.networks.standardised import (
+    FINE,
     WIDENING,
-    Decoder,
     Encoder,
+    SharedEncoding,
     StandardisedConv,
     describe,
-    initialise,
+    filled,
 )
 
 # Levels of `Features`: four of the shared encoder for the decoder, its deep features, these joined
 # with the specific ones; and in training what describes each modality.
-FINE, SHARED, JOINED, DESCRIBED = 4, 4, 5, 6
+SHARED, JOINED, DESCRIBED = FINE, FINE + 1, FINE + 2
 # Who stands in for absent modalities: the first of these that is there.
 STAND_INS = ("flair", "t1", "t1c", "t2")
 
 
-class ShaSpec(Backbone):
+class ShaSpec(SharedEncoding):
     """Encode each modality twice, by an encoder that all share and by one of its own.
 
     Wang et al.: Multi-modal Learning with Missing Modality via Shared-Specific Feature Modelling,
@@ -72,8 +72,6 @@ class ShaSpec(Backbone):
         torch.Size([1, 3, 64, 64, 32])
     """
 
-    divisor = 32
-    least_width = 2  # of a kernel of one weight nothing is left
     fused_levels = (0, 1, 2, 3, JOINED)
     order: Tensor
 
@@ -87,38 +85,18 @@ class ShaSpec(Backbone):
         domain_weight: float = 0.02,
         out_channels: int = 3,
     ) -> None:
-        super().__init__(out_channels, width=width)
-        if len(blocks) != FINE or min(blocks) < 1:
-            raise ConfigError(f"blocks is {list(blocks)}; ShaSpec needs {FINE} numbers from 1 up")
-        self.stride = (1, 2, 2) if whole_axis == "first" else (2, 2, 1)
+        super().__init__(
+            width=width, blocks=blocks, whole_axis=whole_axis, out_channels=out_channels
+        )
         self.shared_weight = shared_weight
         self.domain_weight = domain_weight
-        deep, modalities = WIDENING * width, len(MODALITIES)
-        levels = [width, *(WIDENING * width * 2**level for level in range(FINE - 1))]
-        self.shared = Encoder(width, blocks, self.stride)
+        deep = WIDENING * width
         self.specific = Modules(Encoder(width, blocks, self.stride) for _ in MODALITIES)
         self.join = StandardisedConv(2 * deep, deep, 3)
-        self.classify = nn.Linear(deep, modalities)
-        self.decoder = Decoder(
-            modalities * deep,
-            [modalities * w for w in levels],
-            [width // 2, width, 2 * width, 4 * width],
-        )
-        self.head = nn.Conv3d(width // 2, out_channels, kernel_size=1, bias=False)
-        initialise(self)
+        self.classify = nn.Linear(deep, len(MODALITIES))
+        self.add_decoder(width)
         order = [float(STAND_INS.index(name)) for name in MODALITIES]
         self.register_buffer("order", torch.tensor(order), persistent=False)
-
-    @classmethod
-    def small(cls) -> dict[str, Any]:
-        """Give arguments of the same wiring that run in a blink."""
-        return {"width": 4, "blocks": [1, 2, 1, 1]}
-
-    @property
-    def divisors(self) -> tuple[int, int, int]:
-        """Halve five times, but four times along the whole axis."""
-        d, h, w = (self.divisor * step // 2 for step in self.stride)
-        return d, h, w
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
         """Encode what is there; zero images belong to `decode`."""
@@ -135,47 +113,19 @@ class ShaSpec(Backbone):
 
         return stack_pyramids(modality)
 
-    def decode(self, features: Features) -> Output:
-        return self.fuse(features, self.blank(features))
-
-    def decode_subsets(self, features: Features, subsets: Tensor) -> Tensor:
-        """Run the zero image once for all subsets of a case."""
-        if not is_worth_sharing(features.levels):
-            return super().decode_subsets(features, subsets)
-        blank = self.blank(features.restrict(subsets))
-        rows = [features.restrict(subsets[row : row + 1]) for row in range(len(subsets))]
-        return torch.stack([self.fuse(seen, blank).logits for seen in rows])  # S B C D H W
-
-    def blank(self, features: Features) -> list[Tensor] | None:
-        """Encode a zero image, 1×C×D×H×W a level, if some sample lacks a modality.
-
-        What comes out depends on weights and size alone.
-        """
-        read = features.present if self.training else features.present[:FINE]
-        return list(self.shared(self.zeros(features))) if any(lacking(read)) else None
-
-    def zeros(self, features: Features) -> Tensor:
-        finest = features.levels[0]
-        size = [n * s for n, s in zip(finest.shape[3:], self.stride, strict=True)]
-        return finest.new_zeros(1, 1, *size)
-
     def fuse(self, features: Features, blank: Sequence[Tensor] | None) -> Output:
-        fine = [filled(features, level, blank).flatten(1, 2) for level in range(FINE)]
-        x = self.decoder(self.joined(features).flatten(1, 2), fine)
-        factor = tuple(float(s) for s in self.stride)
-        x = F.interpolate(x, scale_factor=factor, mode="trilinear", align_corners=False)
-        logits = self.head(x)
+        output = super().fuse(features, blank)
         if not self.training:
-            return Output(logits, embedding=x)
+            return output
         shared = filled(features, SHARED, blank)
         apart = (shared - shared.roll(1, dims=1)).abs().mean(dim=(0, 2, 3, 4, 5)).sum()
         penalties = {
             "shared": self.shared_weight * apart,
             "domain": self.domain_weight * self.confusion(features),
         }
-        return Output(logits, penalties=penalties, embedding=x)
+        return replace(output, penalties=penalties)
 
-    def joined(self, features: Features) -> Tensor:
+    def deep(self, features: Features) -> Tensor:
         """Give shared and specific features, or for an absent modality those of its stand-in."""
         present = features.present[SHARED]
         ranks = self.order.expand(present.shape)
@@ -209,11 +159,3 @@ class ShaSpec(Backbone):
                 own = torch.where(over(present[:, m], own), own, blank)
             each.append(own.flatten(1))
         return torch.stack(each, dim=1)
-
-
-def filled(features: Features, level: int, blank: Sequence[Tensor] | None) -> Tensor:
-    """Give a level with the features of a zero image in absent slots."""
-    x = features.levels[level]
-    if blank is None:
-        return x
-    return torch.where(over(features.present[level], x), x, blank[level].unsqueeze(1))

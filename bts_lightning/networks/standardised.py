@@ -1,16 +1,126 @@
-"""Encoder and decoder of ShaSpec: residual, with kernels that are standardised at every call."""
+"""What ShaSpec and LCKD share: an encoder for all modalities, and a decoder that reads its levels.
 
+Both are residual, with kernels that are standardised at every call.
+"""
+
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bts_lightning.errors import ConfigError
+from bts_lightning.modalities import MODALITIES
+from bts_lightning.networks.backbone import Backbone, Features, Output, over
 from bts_lightning.networks.modules import Modules
+from bts_lightning.networks.presence import is_worth_sharing, lacking
 
 # A bottleneck ends this many times as wide as it is inside.
 WIDENING = 4
+# Levels of the encoder that the decoder reads beside the deep features.
+FINE = 4
+
+
+class SharedEncoding(Backbone):
+    """Encode each modality by one encoder; where one is absent, decode with that of a zero image.
+
+    A subclass says how it encodes, and what goes deep into the decoder (`deep`). It calls
+    `add_decoder` when all its other parts are made.
+
+    Args:
+        width: channels of the finest level.
+        blocks: bottlenecks of each of the four stages of an encoder.
+        whole_axis: which axis the first convolution leaves whole while it halves the others.
+        out_channels: 3 for regions, 4 for labels.
+    """
+
+    divisor = 32
+    least_width = 2  # of a kernel of one weight nothing is left
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        blocks: Sequence[int],
+        whole_axis: Literal["first", "last"],
+        out_channels: int,
+    ) -> None:
+        super().__init__(out_channels, width=width)
+        if len(blocks) != FINE or min(blocks) < 1:
+            name = type(self).__name__
+            raise ConfigError(f"blocks is {list(blocks)}; {name} needs {FINE} numbers from 1 up")
+        self.stride = (1, 2, 2) if whole_axis == "first" else (2, 2, 1)
+        self.shared = Encoder(width, blocks, self.stride)
+
+    def add_decoder(self, width: int) -> None:
+        """Make what comes last, and draw all weights."""
+        modalities = len(MODALITIES)
+        levels = [width, *(WIDENING * width * 2**level for level in range(FINE - 1))]
+        self.decoder = Decoder(
+            modalities * WIDENING * width,
+            [modalities * w for w in levels],
+            [width // 2, width, 2 * width, 4 * width],
+        )
+        self.head = nn.Conv3d(width // 2, self.out_channels, kernel_size=1, bias=False)
+        initialise(self)
+
+    @classmethod
+    def small(cls) -> dict[str, Any]:
+        """Give arguments of the same wiring that run in a blink."""
+        return {"width": 4, "blocks": [1, 2, 1, 1]}
+
+    @property
+    def divisors(self) -> tuple[int, int, int]:
+        """Halve five times, but four times along the whole axis."""
+        d, h, w = (self.divisor * step // 2 for step in self.stride)
+        return d, h, w
+
+    def decode(self, features: Features) -> Output:
+        return self.fuse(features, self.blank(features))
+
+    def decode_subsets(self, features: Features, subsets: Tensor) -> Tensor:
+        """Run the zero image once for all subsets of a case."""
+        if not is_worth_sharing(features.levels):
+            return super().decode_subsets(features, subsets)
+        blank = self.blank(features.restrict(subsets))
+        rows = [features.restrict(subsets[row : row + 1]) for row in range(len(subsets))]
+        return torch.stack([self.fuse(seen, blank).logits for seen in rows])  # S B C D H W
+
+    def blank(self, features: Features) -> list[Tensor] | None:
+        """Encode a zero image, 1×C×D×H×W a level, if some sample lacks a modality.
+
+        What comes out depends on weights and size alone.
+        """
+        read = features.present if self.training else features.present[:FINE]
+        return list(self.shared(self.zeros(features))) if any(lacking(read)) else None
+
+    def zeros(self, features: Features) -> Tensor:
+        finest = features.levels[0]
+        size = [n * s for n, s in zip(finest.shape[3:], self.stride, strict=True)]
+        return finest.new_zeros(1, 1, *size)
+
+    def fuse(self, features: Features, blank: Sequence[Tensor] | None) -> Output:
+        """Decode what may be seen."""
+        fine = [filled(features, level, blank).flatten(1, 2) for level in range(FINE)]
+        x = self.decoder(self.deep(features).flatten(1, 2), fine)
+        factor = tuple(float(s) for s in self.stride)
+        x = F.interpolate(x, scale_factor=factor, mode="trilinear", align_corners=False)
+        return Output(self.head(x), embedding=x)
+
+    @abstractmethod
+    def deep(self, features: Features) -> Tensor:
+        """Give deep features B×M×C×D×H×W, with something in the place of those that are absent."""
+
+
+def filled(features: Features, level: int, blank: Sequence[Tensor] | None) -> Tensor:
+    """Give a level with the features of a zero image in absent slots."""
+    x = features.levels[level]
+    if blank is None:
+        return x
+    return torch.where(over(features.present[level], x), x, blank[level].unsqueeze(1))
 
 
 class StandardisedConv(nn.Conv3d):

@@ -37,6 +37,7 @@ MIXED = {
     "kd_tumour": ["kd_unet", "kd_tumour", "no_distillation"],
     "kd_unet": ["kd_unet", "no_distillation"],
     "medmap": ["uhemis", "medmap"],
+    "metakd": ["metakd", "data.held_out=1", "task.teaching.crops=2"],
     "missing_rates": ["uhemis", "missing_rates"],
     "mri_artifacts": ["unet_small", "mri_artifacts"],
     "no_alignment": ["unet_small", "adaptor", "no_alignment"],

@@ -91,6 +91,7 @@ def test_setup_gives_split_fingerprint_and_cases(phantom: Path) -> None:
         ({"batch_size": 0}, "batch_size is 0"),
         ({"samples_per_epoch": 4, "steps_per_epoch": 2}, "say the same"),
         ({"seed": -1}, "seed is -1"),
+        ({"held_out": -1}, "held_out is -1"),
         ({"foreground": 2.0}, "between 0 and 1"),
     ],
 )
@@ -124,6 +125,29 @@ def test_the_length_of_an_epoch(phantom: Path) -> None:
     assert steps(batch_size=2) == 3
     assert steps(samples_per_epoch=7, batch_size=2) == 4
     assert steps(steps_per_epoch=9, batch_size=2) == 9
+
+
+def test_what_is_held_out_shows_the_network_nothing(phantom: Path) -> None:
+    data = module(phantom, held_out=2, steps_per_epoch=40, foreground=0.5)
+    data.setup("fit")
+    held_out = data.held_out
+    assert len(held_out) == 2
+    assert set(held_out) < set(data.split.train)
+    loader = data.train_dataloader()
+    shown = {loader.patches.case_of(epoch, i).name for epoch in range(2) for i in range(40)}
+    assert shown == set(data.split.train) - set(held_out)
+    # All ranks ask for the same patches, and each case comes as often as the others.
+    own, again = (data.patches_of(held_out, 4) for _ in range(2))
+    assert sorted(own.batch(7, i)["case"][0] for i in range(4)) == sorted(2 * held_out)
+    for i in range(4):
+        assert torch.equal(own.batch(7, i)["image"], again.batch(7, i)["image"])
+
+
+def test_holding_all_out_leaves_nothing_to_train_on(phantom: Path) -> None:
+    data = module(phantom, held_out=5)
+    data.setup("fit")
+    with pytest.raises(ConfigError, match="held_out is 5, and the split has 5 training cases"):
+        data.train_dataloader()
 
 
 # --- cases that lack something ---

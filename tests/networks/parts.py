@@ -20,7 +20,7 @@ from bts_lightning.networks.backbone import Backbone
 OTHER_FOURS = re.compile(r"\b(weigh|experts|blocks|positions)$")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 # How often a training step of an experiment asks a GPU for a value, and so waits; all others never.
-WAITS = dict.fromkeys(["demo", "mfi"], 2) | {"shaspec": 3, "uhemis": 1}
+WAITS = dict.fromkeys(["demo", "lckd", "mfi"], 2) | {"shaspec": 3, "uhemis": 1}
 WAITS |= dict.fromkeys(
     [f"a2fseg{form}" for form in ("", "_base", "_decoder", "_paper", "_post")], 2
 )

@@ -26,6 +26,8 @@ NETWORKS = {
     "DeMoSeg": ("DeMoSeg", "demoseg", "kk42yy/DeMoSeg"),
     "GMD": ("GMD", "gmd", "HaoWang420/Gradient-guided-Modality-Decoupling"),
     "IM-Fuse": ("IMFuse", "imfuse", "AImageLab-zip/IM-Fuse"),
+    # MetaKD trains the same class with another task: its records are of this network.
+    "LCKD": ("LCKD", "lckd", "billhhh/LCKD"),
     "M2FTrans": ("M2FTrans", "m2ftrans", "Jun-Jie-Shi/M2FTrans"),
     "MedMAP": ("MedMAP", "medmap", ""),
     "MIFPN": ("MIFPN", "mifpn net.leak=released", "diaoyq121/MIFPN"),

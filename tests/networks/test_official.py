@@ -86,6 +86,8 @@ OWNERS = {
 def test_a_branch_reads_the_modality_that_its_official_name_says(name: str) -> None:
     table, entry = read_table(name), OWNERS[name]
     pattern, first = NUMBERED.get(name, (WORD, 0))
+    if not any(entry.salt(own) // 10 in range(1, 5) for own in ours(name)):
+        pytest.skip("no modality owns a parameter")
     count = 0
     for own, place in table.places(ours(name)).items():
         found, owner = re.search(pattern, place.name), entry.salt(own) // 10

@@ -71,7 +71,7 @@ def test_the_first_that_is_there_stands_in(
 ) -> None:
     net = small()
     features = net.encode(image, ALL)
-    joined = net.joined(features.restrict(only(*present)))
+    joined = net.deep(features.restrict(only(*present)))
     for m in range(4):
         level = features.levels[JOINED][:, m] if m in present else None
         expected = features.levels[SHARED][:, stand_in] if level is None else level
@@ -84,7 +84,7 @@ def test_any_that_is_there_stands_in_while_training(image: Tensor) -> None:
     features = net.encode(image, ALL).restrict(only(T1, T2))
     chosen = set()
     for _ in range(20):
-        joined = net.joined(features)
+        joined = net.deep(features)
         assert torch.equal(joined[:, T1C], joined[:, FLAIR])
         same = [torch.equal(joined[:, T1C], features.levels[SHARED][:, m]) for m in range(4)]
         chosen.add(same.index(True))
@@ -106,7 +106,7 @@ def test_absent_modalities_are_zero_images(image: Tensor) -> None:
     entropy = F.cross_entropy(logits, torch.arange(4))
     torch.testing.assert_close(output.penalties["domain"], 0.02 * entropy, rtol=1e-3, atol=1e-4)
     torch.manual_seed(2)
-    joined = net.joined(official.restrict(only(T1C, FLAIR)))
+    joined = net.deep(official.restrict(only(T1C, FLAIR)))
     fine = [level.flatten(1, 2) for level in official.levels[:SHARED]]
     x = net.decoder(joined.flatten(1, 2), fine)
     logits = F.interpolate(net.head(x), image.shape[2:], mode="trilinear")
