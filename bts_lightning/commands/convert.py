@@ -14,7 +14,7 @@ from bts_lightning.data.splits import Split, read_lists
 from bts_lightning.errors import DataError
 from bts_lightning.files import sha256, write_whole
 from bts_lightning.modalities import MODALITIES, SHOWN_AS
-from bts_lightning.networks.official.state import Taken, translate
+from bts_lightning.networks.official.state import Taken, learned, translate
 from bts_lightning.networks.official.table import Table
 from bts_lightning.report.screen import Screen
 from bts_lightning.runs.checkpoints import WholeCheckpoints
@@ -32,7 +32,7 @@ def convert(table: Table, file: Path, config: DictConfig, out: Path | None) -> P
     task: SegmentationTask = build(config.task)
     module = task if table.whole_task else task.net
     try:
-        taken = translate(official, dict(module.named_parameters()), table)
+        taken = translate(official, learned(module), table)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
     module.load_state_dict(taken.ours, strict=False)

@@ -20,8 +20,8 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Answer the queries, B×Q×C, by default the tokens B×N×C themselves.
 
-        `sees`, bool and shaped to broadcast over B×heads×Q×N, is true where a query may look at a
-        token; each query must see at least one.
+        `sees`, shaped to broadcast over B×heads×Q×N, is true where a query may look at a token, and
+        each must see at least one; or holds numbers that are added to the scores.
         """
         query, key, value = self._parts(tokens, queries)
         dropout = self.dropout.p if self.training else 0.0

@@ -25,6 +25,7 @@ from bts_lightning.bench.network_page import cost, main, networks, share_of_one,
         ("a2fseg", 128, 6_120, 0.62),
         ("unet", 128, 966, 0.0),
         ("unet_small", 128, 244, 0.0),
+        ("unimrseg", 128, 3_244, 0.0),
     ],
 )
 def test_arithmetic_is_that_of_the_official_networks(

@@ -14,6 +14,7 @@ from torch import Tensor
 from bts_lightning import config
 from bts_lightning.__main__ import main
 from bts_lightning.data.splits import Split
+from bts_lightning.networks.official.state import learned
 from bts_lightning.networks.official.table import read_table
 from bts_lightning.runs.opening import load_run, load_task
 
@@ -73,6 +74,24 @@ def test_a_run_holds_the_official_weights_and_protocol(
         "refused": 0,
     }
     assert main(["import", "rfnet", str(file), "--out", "run"]) == 2  # never over another one
+
+
+def test_statistics_of_batches_come_along(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["net.width=4", "data.patch=16", "evaluation.window=16"]
+    with torch.device("meta"):
+        ours = learned(config.build(config.load(["unimrseg", *words]).net))
+    places = read_table("unimrseg").places(ours)
+    state = {
+        place.name: torch.rand(place.shape(ours[name].shape)) for name, place in places.items()
+    }
+    torch.save({"state_dict": state | {"aspp.bn.num_batches_tracked": torch.tensor(7)}}, "model.pt")
+    assert main(["import", "unimrseg", "model.pt", *words, "--out", "run"]) == 0
+    said = capsys.readouterr().out
+    assert "taken 202 parameters" in said
+    assert "skipped 1 without effect (1), refused 0" in said
+    net = load_task(load_run(Path("run")), Path("run/checkpoints/best.ckpt")).net
+    theirs = state["down1.maxpool_conv.1.double_conv.4.running_var"]
+    torch.testing.assert_close(net.state_dict()["stages.1.4.running_var"], theirs)
 
 
 class Harm:

@@ -47,6 +47,8 @@ MIXED = {
     "phantom": ["unet_small", "phantom"],
     "smoke": ["unet_small"],
     "tensorboard": ["unet_small", "tensorboard"],
+    "unimrseg": ["unimrseg", "task.pretraining=null"],
+    "unimrseg_contrast": ["unimrseg", "unimrseg_contrast", "task.pretraining=null"],
 }
 # `torch.compile` takes a while, and torch 2.13 imports on the way what it deprecates itself.
 MARKS: dict[str, list[pytest.MarkDecorator]] = {
@@ -73,8 +75,8 @@ QUICK = ("a2fseg", "demoseg", "kd_anchor", "medmap")
 def everything() -> list[Any]:
     """List the experiments."""
     cases = []
-    # Labels of other data sets are trained in `test_schemes`.
-    beyond = ("base", "ped", "men_rt")
+    # Labels of other data sets are trained in `test_schemes`, first stages in `test_stages`.
+    beyond = ("base", "ped", "men_rt", "unimrseg_reconstruct")
     for name in sorted(p.stem for p in EXPERIMENTS.glob("*.yaml") if p.stem not in beyond):
         words = MIXED.get(name, [name])
         marks = [*MARKS.get(name, []), *([] if name in QUICK else [pytest.mark.slow])]

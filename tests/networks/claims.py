@@ -46,6 +46,7 @@ FORMS = {
     "uhved": ("uhved", "uhved"),
     "uhemis": ("", ""),
     "unet": ("", ""),
+    "unimrseg": ("unimrseg", ""),
 }
 # What a test compares without a file: tests/networks/test_a2fseg_paper.py.
 BY_TEST = {"a2fseg_paper": ("the paper's equations", "their loss and gradients")}

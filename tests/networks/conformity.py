@@ -68,17 +68,24 @@ class Lesson:
         loss: of the network's experiment.
         label: B×D×H×W.
         total: what the task of the experiment would learn from.
+        net: what was trained.
     """
 
     output: Output
     loss: SegmentationLoss
     label: Tensor
     total: Tensor
+    net: Backbone
 
 
 def plain(name: str) -> int:
     """Give the salt of networks whose files are never salted."""
     return 0
+
+
+def unowned(name: str) -> int:
+    """Give the one salt of networks in which no modality owns a parameter."""
+    return 50
 
 
 @dataclass(frozen=True)
@@ -219,7 +226,7 @@ class Recorded:
         with torch.no_grad(), LeanDouble(), hook:
             total = torch.stack(list(task._step(batch).values())).sum()
         net.training = False
-        return Lesson(outputs[0], loss, batch["label"], total)
+        return Lesson(outputs[0], loss, batch["label"], total, net)
 
     def _inner_rows(
         self, golden: dict[str, Array], index: int, inner: dict[str, Tensor], limit: float

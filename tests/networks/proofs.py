@@ -38,6 +38,7 @@ NETWORKS = {
     "robustseg": "RobustSeg",
     "smunet": "SMU-Net",
     "uhved": "U-HVED",
+    "unimrseg": "UniMRSeg",
 }
 KINDS = ("loss", "gradient", "later gradients", "losses", "rate")
 # Draws of subsets, augmentation, inference: `proven`, or what differs.
@@ -112,6 +113,11 @@ JUDGED = {
         "proven",
         "differs: z-scores for histogram standardisation, no blur before shrinking",
         "differs: posterior mean for a sample; windows of 112³ for 140³",
+    ),
+    "UniMRSeg": (
+        "proven: all 14 incomplete subsets in each step; its second stage draws the size first",
+        "flips, scale and shift as published, on z-scores of the brain",
+        "windows as published; differs: z-scores of the brain, not of the volume",
     ),
 }
 HEAD = """# Proofs

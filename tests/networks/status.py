@@ -40,6 +40,7 @@ NETWORKS = {
     "U-HVED": ("UHVED", "uhved", "ReubenDo/U-HVED"),
     "U-Net": ("UNet", "unet", ""),
     "U-Net-MFI": ("MFI", "mfi", "zzc1909/UNET-MFI"),
+    "UniMRSeg": ("UniMRSeg", "unimrseg", "Xiaoqi-Zhao-DLUT/UniMRSeg"),
 }
 # Read in the READMEs of these repositories; the files themselves lie on drives.
 LINKED = {

@@ -37,7 +37,9 @@ RUNS_ABSENT = {"MFI"}
 TRACED = {"a2fseg", "rfnet", "unet_small"}
 
 # Each takes half a minute of the laws, even in its small form: all of them are slow tests.
-SLOW = {"amoe_bts", "gmd", "imfuse", "lckd", "m2ftrans", "mifpn", "mmformer", "shaspec"}
+SLOW = {
+    *("amoe_bts", "gmd", "imfuse", "lckd", "m2ftrans", "mifpn", "mmformer", "shaspec", "unimrseg"),
+}
 
 # Rows of a batch go through other kernels (blocking, vector width) than single samples, so sums are
 # rounded in another order; norms over few voxels amplify that (mmFormer: 2e-4, none in double

@@ -34,6 +34,7 @@ FACTS: dict[str, Any] = json.loads(
         ("a2fseg", 1, [0, 0, 0, 1]),
         ("uhemis", 0, [1 / 16, 1 / 24, 1 / 16, 1 / 4]),
         ("gmd", 0, [0, 0, 0, 1]),
+        ("unimrseg", 0, [0, 0, 0, 1]),
         ("shaspec", 319, [0, 0, 0, 1]),
         ("shaspec", 320, [1 / 16, 1 / 24, 1 / 16, 1 / 4]),
         ("lckd", 319, [0, 0, 0, 1]),
@@ -117,6 +118,7 @@ def test_a_coarser_label_shows_the_middle_of_its_cell() -> None:
         ("mmformer", "stepped", "probabilities", "constant", False),
         ("robustseg", "stepped", "probabilities", "constant", False),
         ("amoe_bts", "stepped", "logits", "constant", False),
+        ("unimrseg", "stepped", "logits", "constant", False),
         ("a2fseg", "even", "probabilities", "gaussian", True),
     ],
 )

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from bts_lightning import config
 from bts_lightning.errors import DataError
 from bts_lightning.modalities import MODALITIES
-from bts_lightning.networks.official.state import bare, translate
+from bts_lightning.networks.official.state import bare, learned, translate
 from bts_lightning.networks.official.table import read_table, tables
-from tests.networks.conformity import Recorded, entries
+from tests.networks.conformity import Recorded, entries, unowned
 
 # Names and shapes of the official classes in their published size, and how many have no effect.
 FILE = Path(__file__).parents[1] / "golden" / "official_names.json.gz"
@@ -36,7 +36,7 @@ def ours(name: str) -> dict[str, Tensor]:
     experiment = config.load(table.train)
     with torch.device("meta"):
         module: nn.Module = config.build(experiment.task if table.whole_task else experiment.net)
-    return dict(module.named_parameters())
+    return learned(module)
 
 
 def official(name: str, **changes: Any) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ CONFIG = {"variant": "official", "mamba_skip": True, "first_skip": True}
 OWNERS = {
     entry.table_of(CONFIG).name: entry
     for entry in entries().values()
-    if isinstance(entry, Recorded)
+    if isinstance(entry, Recorded) and entry.salt is not unowned
 }
 
 

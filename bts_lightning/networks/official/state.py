@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bts_lightning.errors import DataError
 from bts_lightning.networks.official.table import Table
@@ -28,6 +28,11 @@ class Taken:
     skipped: tuple[int, int]
 
 
+def learned(module: nn.Module) -> dict[str, Tensor]:
+    """Give what training has made: parameters, and statistics of batches where there are any."""
+    return {name: x for name, x in module.state_dict().items() if x.is_floating_point()}
+
+
 def bare(names: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take away what stands before most names."""
     state = dict(names)
@@ -42,7 +47,7 @@ def translate(official: Mapping[str, Tensor], ours: Mapping[str, Tensor], table:
     """Give our parameters from a bare official state.
 
     Args:
-        ours: parameters of the network, or of the task if the table says so, for their shapes.
+        ours: what is learned of the network, or of the task if the table says so, for the shapes.
     """
     places = table.places(ours)
     if unknown := ours.keys() - places.keys():

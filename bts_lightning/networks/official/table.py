@@ -156,7 +156,8 @@ class Table:
             return f"(?P<{hit[1]}>{choice})"
 
         return re.compile(
-            _OURS.sub(group, re.escape(pattern)) + r"(?P<tail>(?:\.(?:weight|bias))?)"
+            _OURS.sub(group, re.escape(pattern))
+            + r"(?P<tail>(?:\.(?:weight|bias|running_mean|running_var))?)"
         )
 
     def _spelled(

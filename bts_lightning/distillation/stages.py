@@ -1,0 +1,91 @@
+"""A training in stages: each begins with the weights of the one before."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from bts_lightning import runs
+from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.losses import SegmentationLoss
+from bts_lightning.networks.backbone import Backbone
+from bts_lightning.runs.checkpoints import read_checkpoint
+from bts_lightning.task import SegmentationTask
+
+
+class StagedTask(SegmentationTask):
+    """Begin with what another training has learned, as UniMRSeg's stages do.
+
+    Args:
+        net: any network.
+        pretraining: the run of the stage before; null begins from nothing. `bts train` also takes
+            the mix-in that makes that stage of this experiment, and finds its run or trains it.
+        anew: parts of the network, as `head`, that the stage before has not, or not learned.
+        segments: a stage that only prepares for the next may not.
+
+    The others are those of `SegmentationTask`.
+    """
+
+    def __init__(
+        self,
+        net: Backbone,
+        *,
+        loss: SegmentationLoss,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        pretraining: str | None = None,
+        anew: Sequence[str] = (),
+        segments: bool = True,
+        main_loss_from_epoch: int = 0,
+        channels_last: bool = False,
+        compile_net: bool = False,
+    ) -> None:
+        super().__init__(
+            net,
+            loss=loss,
+            optimizer=optimizer,
+            schedule=schedule,
+            main_loss_from_epoch=main_loss_from_epoch,
+            channels_last=channels_last,
+            compile_net=compile_net,
+        )
+        parts = dict(net.named_children())
+        if unknown := [name for name in anew if name not in parts]:
+            raise ConfigError(
+                f"task.anew names {unknown[0]}, but {type(net).__name__} has {', '.join(parts)}"
+            )
+        self.pretraining = pretraining
+        self.anew = tuple(f"{name}." for name in anew)
+        self.segments = segments
+
+    def prepare_fit(self) -> None:
+        """Begin with the weights of the stage before; a training that goes on replaces them."""
+        if self.pretraining is None:
+            return
+        run = Path(self.pretraining)
+        if not runs.is_run(run) or not runs.checkpoint_files(run):
+            raise ConfigError(
+                f"task.pretraining is {run}, which is no run with a checkpoint; give the mix-in of "
+                "the stage before, or the folder of its run, or null to begin without"
+            )
+        take_weights(self.net, runs.best_checkpoint(run), self.anew)
+
+
+def take_weights(net: nn.Module, file: Path, anew: tuple[str, ...]) -> None:
+    """Give a network all weights of another one, but those whose names begin so."""
+    state = read_checkpoint(file)["state_dict"]
+    given = {}
+    for name, value in net.state_dict().items():
+        if name.startswith(anew):
+            continue
+        found = state.get(f"net.{name}")
+        if found is None or found.shape != value.shape:
+            has = "no such weight" if found is None else tuple(found.shape)
+            raise UserError(
+                f"{file} is of another network: {name} is {has}, where {tuple(value.shape)} is "
+                "needed; give net the values of the stage before"
+            )
+        given[name] = found
+    net.load_state_dict(given, strict=False)

@@ -1,0 +1,65 @@
+"""Trainings that begin from others: what is handed on, and the three stages of UniMRSeg."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bts_lightning import config
+from bts_lightning.distillation.stages import StagedTask, take_weights
+from bts_lightning.errors import ConfigError, UserError
+from bts_lightning.losses import RegionLoss
+from bts_lightning.networks.unimrseg import Stage, UniMRSeg
+
+STAGES = (["unimrseg_reconstruct"], ["unimrseg_contrast"], [])
+
+
+def net(stage: Stage = "adapters", width: int = 4) -> UniMRSeg:
+    return UniMRSeg(width=width, stage=stage)
+
+
+def task(network: UniMRSeg, **options: Any) -> StagedTask:
+    return StagedTask(network, loss=RegionLoss(), optimizer=torch.optim.Adam, **options)
+
+
+def test_a_stage_takes_all_but_what_is_new(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    before, after = net("contrast"), net()
+    for x in before.state_dict().values():
+        if x.is_floating_point():
+            x.add_(torch.rand_like(x))  # statistics of batches too
+    torch.save({"state_dict": task(before).state_dict()}, tmp_path / "before.ckpt")
+    own = {name: x.clone() for name, x in after.state_dict().items()}
+    take_weights(after, tmp_path / "before.ckpt", ("adapters.",))
+    for name, x in after.state_dict().items():
+        is_new = name.startswith("adapters.")
+        assert torch.equal(x, own[name] if is_new else before.state_dict()[name]), name
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": task(net("contrast")).state_dict()}, tmp_path / "before.ckpt")
+    with pytest.raises(UserError, match=r"adapters.0.match.0.weight is no such weight"):
+        take_weights(net(), tmp_path / "before.ckpt", ())
+    with pytest.raises(UserError, match=r"stages.0.0.weight is \(4, 4, 3, 3, 3\), where \(8, "):
+        take_weights(net(width=8), tmp_path / "before.ckpt", ())
+
+
+def test_a_run_to_begin_from_must_be_one() -> None:
+    with pytest.raises(ConfigError, match=r"task.pretraining is nowhere, which is no run"):
+        task(net(), pretraining="nowhere").prepare_fit()
+    with pytest.raises(ConfigError, match=r"task.anew names adapter, but UniMRSeg has stages, up"):
+        task(net(), anew=["adapter"])
+
+
+def test_the_stages_of_unimrseg_fit_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "before.ckpt"
+    for mixins in STAGES:
+        read = config.load(["unimrseg", *mixins, "net.width=4"])
+        made = config.build(read.task)
+        if file.exists():
+            take_weights(made.net, file, made.anew)
+        assert made.segments is (made.net.stage != "reconstruction")
+        torch.save({"state_dict": made.state_dict()}, file)
+    found = [config.load(["unimrseg", *mixins]).task.pretraining for mixins in STAGES]
+    assert found == [None, "unimrseg_reconstruct", "unimrseg_contrast"]
