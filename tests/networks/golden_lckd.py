@@ -28,6 +28,7 @@ from tests.networks.conformity import (
     read,
     relative,
     to_ours,
+    unowned,
 )
 
 # The global branch of the encoder: a convolution and a norm. MetaKD never calls its attention.
@@ -52,11 +53,6 @@ class Patient(LCKD):
 
 def build(config: dict[str, Any]) -> Patient:
     return Patient(out_channels=config["classes"])
-
-
-def salt(name: str) -> int:
-    """Give the one salt of all: no modality owns a parameter."""
-    return 50
 
 
 @torch.no_grad()
@@ -159,7 +155,7 @@ GOLDEN = {
         limit=1e-6,
         auxiliary_limit=6e-3,  # as ShaSpec's: features of zero images, which nobody reads
         in_double=True,
-        salt=salt,
+        salt=unowned,
         table="lckd",
         dead=lambda config: DEAD,
         auxiliary=inner,
