@@ -30,7 +30,12 @@ class SegmentationTask(LightningModule):
         gradients: `sum` those of all terms of the loss; or by `surgery` take out of each what
             points against another one (GMD). That holds a gradient a term in memory and goes
             backward once a term: with GMD's 15 subsets a step takes several times as long.
+
+    Attributes:
+        segments: what it trains can segment; a first stage that only prepares for another may not.
     """
+
+    segments: bool = True
 
     def __init__(
         self,
@@ -74,6 +79,9 @@ class SegmentationTask(LightningModule):
             self.net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         if self.compile_net and stage == "fit":
             self.net.compile()
+        if self.net.frame and stage == "fit":
+            for case in self.trainer.datamodule.cases.values():  # type: ignore[attr-defined]
+                self.net.check_frame(case.geometry.shape)
         if self.operates and stage == "fit" and self.trainer.precision == "16-mixed":
             raise ConfigError(
                 "trainer.precision=16-mixed scales the loss, and task.gradients=surgery takes "
@@ -150,6 +158,15 @@ class SegmentationTask(LightningModule):
         stand_in = torch.stack([(weight * gradient).sum() for weight, gradient in pairs]).sum()
         return total.detach() + stand_in - stand_in.detach()
 
+    def place(self, batch: dict[str, Any]) -> Tensor | None:
+        """Tell where patches lie in the grid of their files; some networks must know."""
+        if self.net.frame and "place" not in batch:
+            raise ConfigError(
+                f"{type(self.net).__name__} must be told where each patch lies, and these batches "
+                "do not say; train with bts_lightning.data.module.BratsDataModule"
+            )
+        return batch.get("place")
+
     @property
     def main_factor(self) -> float:
         """Say whether the final prediction learns in this epoch."""
@@ -160,7 +177,7 @@ class SegmentationTask(LightningModule):
         image = batch["image"]
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last_3d)
-        output: Output = self.net(image, batch["present"], batch["available"])
+        output: Output = self.net(image, batch["present"], batch["available"], self.place(batch))
         label = batch["label"]
         self.watch(output, label)
         terms = {"main": self.main_factor * output.weight * self.loss(output.logits, label)}

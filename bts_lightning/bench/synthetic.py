@@ -32,6 +32,7 @@ class SyntheticCase:
 
     folder: Path
     available: Subset = COMPLETE
+    origin: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def name(self) -> str:

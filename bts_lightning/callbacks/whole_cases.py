@@ -37,7 +37,16 @@ def segment_case(
 ) -> NDArray[np.uint8]:
     """Predict the label maps of a case, one for each subset."""
     net, loss = network_of(module)
-    return segment(net, loss, case.image, case.available, protocol, subsets, module.device)
+    return segment(
+        net,
+        loss,
+        case.image,
+        case.available,
+        protocol,
+        subsets,
+        module.device,
+        origin=case.geometry.origin,
+    )
 
 
 def gathered(

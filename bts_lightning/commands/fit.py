@@ -130,7 +130,8 @@ def _fit_alone(
             raise
         raise UserError(_misfit(resume, error)) from error
     if trainer.is_global_zero:
-        console.print(f"done    {_summary(trainer)}\nnext    bts evaluate {run}")
+        then = f"\nnext    bts evaluate {run}" if task.segments else ""
+        console.print(f"done    {_summary(trainer)}{then}")
 
 
 def _trainer(run: Path, config: DictConfig, nodes: Mapping[str, Any]) -> Trainer:

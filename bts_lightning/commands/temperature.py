@@ -55,6 +55,7 @@ def fit_temperature(opened: OpenRun, part: Part, device: str | None) -> Path:
             subsets,
             max(1, VOXELS // rows),
             where,
+            case.origin,
         )
         patients += [case.patient] * (len(parts) - len(patients))
     logits, labels = (torch.cat(some, dim=-1) for some in zip(*parts, strict=True))

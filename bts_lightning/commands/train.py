@@ -11,11 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.commands.words import names_among, takes_words
+from bts_lightning.config.merge import experiments
 from bts_lightning.config.schema import Node
 from bts_lightning.config.table import print_experiments, print_keys
 from bts_lightning.config.targets import is_kind
 from bts_lightning.errors import ConfigError, Parser, UserError
+from bts_lightning.report.screen import Screen
 from bts_lightning.runs.opening import tell_if_edited
+from bts_lightning.runs.processes import LOG
 
 # Arguments of the trainer that are filled in when a run begins.
 SET_ELSEWHERE = {
@@ -25,6 +28,7 @@ SET_ELSEWHERE = {
     "enable_progress_bar": "take the bar out: callbacks.progress=null",
     "enable_model_summary": "there is one in a terminal only",
 }
+console = Screen()
 # What NumPy takes.
 MOST_SEED = 2**32 - 1
 # Lightning's own searches train, and write, in ways that a run does not go on from.
@@ -53,6 +57,8 @@ def train(words: Sequence[str], allow: Sequence[str] = ()) -> int:
     told = os.environ.get(runs.RUN_VARIABLE)
     try:
         run, config, nodes = _open(words, allow)
+        if isinstance(OmegaConf.select(config, "task.pretraining"), str):
+            run, config, nodes = _after_first_stage(run, config, words, allow)
         # Lightning is imported once nothing is wrong with what was typed.
         from bts_lightning.commands.fit import fit
 
@@ -92,6 +98,34 @@ def _open(words: Sequence[str], allow: Sequence[str]) -> tuple[Path, DictConfig,
         tree = OmegaConf.to_container(config, resolve=False)
         runs.refuse_another(runs.config_file(run), tree, advice)
     return run, config, nodes
+
+
+def _after_first_stage(
+    run: Path, config: DictConfig, words: Sequence[str], allow: Sequence[str]
+) -> tuple[Path, DictConfig, dict[str, Any]]:
+    """Let a training begin from another one: find that one or train it, and keep which it is."""
+    from bts_lightning.distillation.chain.before import bring_to_end, first_stage
+
+    named, is_begun = config.task.pretraining, runs.is_run(run)
+    if is_begun and not runs.is_run(Path(named)):
+        # Another process of a training whose first one has chosen already.
+        named = OmegaConf.load(runs.config_file(run)).task.get("pretraining") or named
+    is_chosen = named not in experiments()
+    if not is_chosen:
+        words = [str(runs.config_file(Path(w))) if runs.is_run(Path(w)) else w for w in words]
+        named = str(first_stage(words, named, allow))
+    config.task.pretraining = named
+    if not is_chosen:
+        runs.save_config(run, config)
+        console.print(f"begins from {named}")
+    # One that the user has chosen is taken as it is; one that we have begun keeps its output.
+    is_ours = is_begun and (Path(named) / LOG).is_file()
+    if not is_chosen or (is_ours and not runs.checkpoint_files(run)):
+        try:
+            bring_to_end(Path(named), allow, console)
+        except KeyboardInterrupt as stop:
+            raise UserError(f"stopped in {named}; continue with: bts train {run}") from stop
+    return run, config, configuration.check(config, supplied=configuration.SUPPLIED)
 
 
 def _refuse_tuners(callbacks: Mapping[str, Node]) -> None:

@@ -210,6 +210,7 @@ def _as_batch(samples: list[Sample], image: Tensor, label: Tensor) -> Batch:
         "label": label,
         "present": torch.tensor([sample.present for sample in samples]),
         "available": torch.tensor([sample.available for sample in samples]),
+        "place": torch.tensor([sample.place for sample in samples]),
         "case": [sample.case for sample in samples],
         "seed": [sample.seed for sample in samples],
     }

@@ -38,6 +38,10 @@ class ReadableCase(Protocol):
     def foreground(self) -> Array:
         """Give tumour voxels as rows of class, d, h, w, sorted by class."""
 
+    @property
+    def origin(self) -> Three:
+        """Tell where the image begins in the grid of the files."""
+
 
 @dataclass(frozen=True)
 class Box:
@@ -56,7 +60,11 @@ class Box:
 
 @dataclass(frozen=True)
 class Sample:
-    """What chance decided for one sample, and the maps to read it from."""
+    """What chance decided for one sample, and the maps to read it from.
+
+    Attributes:
+        place: of the patch in the grid of the files, for each axis; see `Features.place`.
+    """
 
     case: str
     available: Subset
@@ -66,6 +74,7 @@ class Sample:
     flips: tuple[bool, bool, bool]
     volume: Array
     truth: Array
+    place: tuple[tuple[int, int], ...]
     around: "Box | None" = None
 
     def fill(
@@ -190,6 +199,7 @@ class PatchDataset:
             place = int(chance.integers(2**63 - 1))
             corner = self._sampler.corner(case.name, volume, truth, place)
         reach = self.reach(seed, self.patch) if self.reach else None
+        starts = zip(case.origin, corner, self.patch, (d, h, w), strict=True)
         return Sample(
             case=case.name,
             available=available,
@@ -199,6 +209,7 @@ class PatchDataset:
             flips=(d, h, w),
             volume=volume,
             truth=truth,
+            place=tuple((o + c + n - 1, -1) if flip else (o + c, 1) for o, c, n, flip in starts),
             around=reach and _box_around(corner, self.patch, reach, size, (d, h, w)),
         )
 

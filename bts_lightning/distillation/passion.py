@@ -112,7 +112,7 @@ class PassionTask(SegmentationTask):
         image, present, label = batch["image"], batch["present"], batch["label"]
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last_3d)
-        teacher: Output = self.net(image, present, batch["available"])
+        teacher: Output = self.net(image, present, batch["available"], self.place(batch))
         taught, shown = self._maps(teacher, label)
         self.watch(teacher, label)
         assert teacher.features is not None

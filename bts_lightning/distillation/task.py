@@ -95,7 +95,7 @@ class DistillationTask(SegmentationTask):
             return {}
         available = batch["available"]
         is_complete = available.all(dim=1)
-        taught = self.teacher.answer(image, available)
+        taught = self.teacher.answer(image, available, batch.get("place"))
         student = Answer(self.net, output)
         if not self._is_checked:
             for term in self.terms.values():

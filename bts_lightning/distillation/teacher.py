@@ -62,9 +62,9 @@ class Teacher:
         return self
 
     @torch.no_grad()
-    def answer(self, image: Tensor, available: Tensor) -> Answer:
+    def answer(self, image: Tensor, available: Tensor, place: Tensor | None = None) -> Answer:
         """Segment all that the cases have."""
-        return Answer(self.net, self.net(image, available))
+        return Answer(self.net, self.net(image, available, place=place))
 
     def check_head(self, loss: SegmentationLoss) -> None:
         """Refuse a teacher that predicts other things than the student."""

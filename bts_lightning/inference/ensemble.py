@@ -12,6 +12,7 @@ from torch import Tensor
 from bts_lightning.inference.importance import Importance
 from bts_lightning.inference.protocol import Protocol
 from bts_lightning.inference.sliding import each_average, label_map
+from bts_lightning.inference.windows import Size
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.losses.segmentation import RegionLoss
 from bts_lightning.modalities import Subset
@@ -44,6 +45,12 @@ class View:
 
     image: NDArray[Any]
     box: Box
+
+    @property
+    def origin(self) -> Size:
+        """Give the first voxel of the box."""
+        (d, _), (h, _), (w, _) = self.box
+        return d, h, w
 
 
 def each_of_all(
@@ -93,7 +100,7 @@ def add_up(
         net, own, protocol = member.net, member.loss, member.protocol
         heard = importance if member is members[0] else None
         each = each_average(
-            net, own, view.image, available, protocol, subsets, device, importance=heard
+            net, own, view.image, available, protocol, subsets, device, None, heard, view.origin
         )
         for s, averaged in enumerate(each):
             for loss, total in zip(losses, totals, strict=True):

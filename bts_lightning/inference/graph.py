@@ -90,6 +90,11 @@ def record(window: Window, size: tuple[int, int, int]) -> "ONNXProgram":
     Raises:
         UserError: when an operator has no counterpart in ONNX; the text names it.
     """
+    if window.net.frame and not all(window.subset):
+        raise UserError(
+            f"{type(window.net).__name__} has no ONNX graph for this subset: it must be told where "
+            "a window lies, and a graph takes images alone"
+        )
     try:
         with window.net.recording(window.subset), torch.no_grad(), _silence():
             program = torch.onnx.export(

@@ -18,7 +18,7 @@ from bts_lightning.inference.cleanup import clean
 from bts_lightning.inference.clock import Clock, stage
 from bts_lightning.inference.importance import Importance
 from bts_lightning.inference.protocol import AUTOCAST, Protocol
-from bts_lightning.inference.windows import lay_out
+from bts_lightning.inference.windows import NOWHERE, Size, lay_out, mirrored
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.memory import give_back_freed_memory, is_out_of_memory
 from bts_lightning.modalities import Subset, subset_name, subsets_within
@@ -43,6 +43,7 @@ def segment(
     subsets: Sequence[Subset] | None = None,
     device: torch.device | str = "cpu",
     clock: Clock | None = None,
+    origin: Size = NOWHERE,
 ) -> NDArray[np.uint8]:
     """Predict one label map for each subset, S×D×H×W.
 
@@ -55,11 +56,14 @@ def segment(
         subsets: by default those of the protocol that the case can show.
         device: where the network is.
         clock: filled with the seconds of `read`, `encode`, `decode`, `accumulate` and `label`.
+        origin: the voxel of the files' grid where the image begins, for a network with a `frame`.
     """
     if subsets is None:
         subsets = subsets_within(available, protocol.chosen_subsets)
     labels = np.empty((len(subsets), *image.shape[1:]), np.uint8)
-    one_by_one = each_subset(net, loss, image, available, protocol, subsets, device, clock)
+    one_by_one = each_subset(
+        net, loss, image, available, protocol, subsets, device, clock, origin=origin
+    )
     for s, (label, _) in enumerate(one_by_one):
         labels[s] = label
     return labels
@@ -75,9 +79,12 @@ def each_subset(
     device: torch.device | str = "cpu",
     clock: Clock | None = None,
     importance: Importance | None = None,
+    origin: Size = NOWHERE,
 ) -> Iterator[tuple[NDArray[np.uint8], Tensor]]:
     """Yield label map D×H×W and averaged probabilities 1×C×D×H×W of each subset; see `segment`."""
-    each = each_average(net, loss, image, available, protocol, subsets, device, clock, importance)
+    each = each_average(
+        net, loss, image, available, protocol, subsets, device, clock, importance, origin
+    )
     for averaged in each:
         with stage(clock, "label"):
             label = label_map(loss, averaged, protocol)
@@ -94,6 +101,7 @@ def each_average(
     device: torch.device | str = "cpu",
     clock: Clock | None = None,
     importance: Importance | None = None,
+    origin: Size = NOWHERE,
 ) -> Iterator[Tensor]:
     """Yield averaged probabilities 1×C×D×H×W of each subset; see `segment`.
 
@@ -101,7 +109,7 @@ def each_average(
     """
     where = torch.device(device)
     averages = _average(
-        net, loss, image, available, protocol, subsets, where, clock, importance=importance
+        net, loss, image, available, protocol, subsets, where, clock, importance, origin
     )
     for s in range(len(subsets)):
         with stage(clock, "label"):
@@ -117,10 +125,12 @@ def each_logits(
     protocol: Protocol,
     subsets: Sequence[Subset],
     device: torch.device | str = "cpu",
+    origin: Size = NOWHERE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield averaged logits 1×C×D×H×W of each subset, and where there are any, D×H×W."""
     by_logits = replace(protocol, average="logits")
-    averages = _average(net, loss, image, available, by_logits, subsets, torch.device(device), None)
+    where = torch.device(device)
+    averages = _average(net, loss, image, available, by_logits, subsets, where, None, origin=origin)
     for s in range(len(subsets)):
         yield averages.inside(s), averages.said(s)
 
@@ -142,6 +152,7 @@ def _average(
     device: torch.device,
     clock: Clock | None,
     importance: Importance | None = None,
+    origin: Size = NOWHERE,
 ) -> Averages:
     for subset in subsets:
         if not subsets_within(available, [subset]):
@@ -151,7 +162,7 @@ def _average(
             )
     with net.evaluating(), torch.inference_mode(), OneDNN():
         with stage(clock, "read"):
-            windows = lay_out(image, available, protocol, net)
+            windows = lay_out(image, available, protocol, net, origin)
             volume = windows.volume.to(device)
             shown = windows.brain @ np.array(subsets, np.bool_).reshape(-1, 4).T  # windows S
             averages = Averages(windows, shown, loss, protocol, device)
@@ -163,7 +174,9 @@ def _average(
                 for axes in _mirrors(protocol.mirror):
                     if importance:
                         importance.enter(group, axes)
-                    for chunk, predicted in predictor.predict(_flip(patch, axes), rows):
+                    place = mirrored(windows.place[group], windows.size, axes).to(device)
+                    each = predictor.predict(_flip(patch, axes), place, rows)
+                    for chunk, predicted in each:
                         with stage(clock, "accumulate"):
                             averages.add(chunk.tolist(), group, _flip(predicted, axes))
                             if importance:
@@ -216,16 +229,16 @@ class _Predictor:
             self.at_once = len(subsets) if shares else 1
 
     def predict(
-        self, patch: Tensor, rows: NDArray[np.int64]
+        self, patch: Tensor, place: Tensor, rows: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Take some of these subsets after the other; give their probabilities, k×B×C×d×h×w."""
         features = None
         while features is None and not self.protocol.naive:
-            features = self._attempt("encode", partial(self._encode, patch))
+            features = self._attempt("encode", partial(self._encode, patch, place))
         while len(rows):
             if features is None:
                 chunk = rows[:1]
-                predicted = self._attempt("decode", partial(self._whole_pass, patch, chunk))
+                predicted = self._attempt("decode", partial(self._whole_pass, patch, place, chunk))
             else:
                 chunk = rows[: self.at_once or 1]
                 if _is_large(features):
@@ -240,9 +253,9 @@ class _Predictor:
         if self.importance:
             self.importance.forget(encoded=encodes)
 
-    def _encode(self, patch: Tensor) -> Features:
+    def _encode(self, patch: Tensor, place: Tensor) -> Features:
         self._begin(encodes=True)
-        return self.net.encode(patch, self.needed.expand(len(patch), -1))
+        return self.net.encode(patch, self.needed.expand(len(patch), -1), place)
 
     def _decode(self, features: Features, chunk: NDArray[np.int64]) -> Tensor:
         self._begin(encodes=False)
@@ -255,10 +268,10 @@ class _Predictor:
             self.at_once = max(1, int(_room(self.device) / one))
         return torch.unflatten(predicted, 0, logits.shape[:2])
 
-    def _whole_pass(self, patch: Tensor, chunk: NDArray[np.int64]) -> Tensor:
+    def _whole_pass(self, patch: Tensor, place: Tensor, chunk: NDArray[np.int64]) -> Tensor:
         self._begin(encodes=True)
         present = self.present[chunk.tolist()].expand(len(patch), -1)
-        return self.averages.read(self.net(patch, present).logits).unsqueeze(0)
+        return self.averages.read(self.net(patch, present, place=place).logits).unsqueeze(0)
 
     def _attempt(self, name: str, work: Callable[[], T]) -> T | None:
         """Do it; where memory ends make room and give None, so that the caller tries again."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bts_lightning.inference.protocol import Protocol
 from bts_lightning.inference.sliding import each_logits
+from bts_lightning.inference.windows import NOWHERE, Size
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.losses.segmentation import regions_of
 from bts_lightning.modalities import Subset
@@ -35,6 +36,7 @@ def sample(
     subsets: Sequence[Subset],
     voxels: int,
     device: torch.device | str = "cpu",
+    origin: Size = NOWHERE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield logits C×N and labels N of so many voxels of the brain, the same for each subset.
 
@@ -46,7 +48,8 @@ def sample(
         places = np.sort(np.random.default_rng(0).choice(places, voxels, replace=False))
     labels = torch.from_numpy(np.asarray(label).ravel()[places])
     plain = replace(protocol, temperature=1.0)
-    for logits, said in each_logits(net, loss, image, available, plain, subsets, device):
+    each = each_logits(net, loss, image, available, plain, subsets, device, origin)
+    for logits, said in each:
         there = said.flatten()[places]
         yield logits[0].flatten(1)[:, places][:, there].cpu(), labels[there.cpu()]
 

@@ -20,6 +20,8 @@ View = tuple[slice, ...]
 
 # Standard deviation of the window's Gaussian over its edge, as nnU-Net and MONAI have it.
 SIGMA = 1 / 8
+# Where an image begins in the grid of its files, unless that is known.
+NOWHERE: Size = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Windows:
         volume: 4×D×H×W as stored, padded with background to one window at least.
         inside: the place of the unpadded grid.
         views: the places of the windows.
+        place: windows × 3 × 2, where they lie in the grid of the files; see `Features.place`.
         brain: windows × 4, where each modality shows anything but background.
         size: edges of a window.
     """
@@ -37,14 +40,19 @@ class Windows:
     volume: Tensor
     inside: View
     views: list[View]
+    place: Tensor
     brain: NDArray[np.bool_]
     size: Size
 
 
 def lay_out(
-    image: NDArray[Any], available: Sequence[bool], protocol: Protocol, net: Backbone
+    image: NDArray[Any],
+    available: Sequence[bool],
+    protocol: Protocol,
+    net: Backbone,
+    origin: Size = NOWHERE,
 ) -> Windows:
-    """Read a case once and decide its windows."""
+    """Read a case once and decide its windows; `origin` is as in `sliding.segment`."""
     if image.ndim != 4 or len(image) != len(available) or 0 in image.shape:
         raise ValueError(f"image has shape {image.shape}; expected {len(available)}×D×H×W")
     grid: Size = image.shape[1:]
@@ -68,7 +76,22 @@ def lay_out(
                 here and bool(channel[view].any())
                 for channel, here in zip(volume, available, strict=True)
             ]
-    return Windows(torch.from_numpy(volume), inside, views, brain, size)
+    # As far as a padded volume goes beyond the image, so do its windows.
+    begin = NOWHERE if net.misplaces else [o - i.start for o, i in zip(origin, inside, strict=True)]
+    place = torch.tensor(
+        [[(b + v.start, 1) for b, v in zip(begin, view, strict=True)] for view in views]
+    )
+    net.check_frame([o + n for o, n in zip(origin, grid, strict=True)])
+    return Windows(torch.from_numpy(volume), inside, views, place, brain, size)
+
+
+def mirrored(place: Tensor, size: Size, axes: Sequence[int]) -> Tensor:
+    """Give the places of windows whose images are mirrored along some of the axes -3, -2, -1."""
+    place = place.clone()
+    for axis in axes:
+        first, step = place[:, axis].unbind(dim=-1)
+        place[:, axis] = torch.stack([first + step * (size[axis] - 1), -step], dim=-1)
+    return place
 
 
 def window_size(grid: Size, protocol: Protocol, net: Backbone) -> Size:

@@ -96,6 +96,7 @@ class RegionLoss(SegmentationLoss):
         dice: weight of 1 - Dice.
         batch_dice: one Dice for the batch in place of the mean over samples; the batch is that of
             all ranks together.
+        squared: square the probabilities in the denominator of Dice (M3AE).
         smooth: added to numerator and denominator, so that an empty region found empty scores 1.
         epsilon: added to the denominator alone.
         scheme: of the data.
@@ -116,6 +117,7 @@ class RegionLoss(SegmentationLoss):
         bce: float = 1.0,
         dice: float = 1.0,
         batch_dice: bool = False,
+        squared: bool = False,
         smooth: float = 0.0,
         epsilon: float = 1e-8,
         scheme: str = "brats",
@@ -124,6 +126,7 @@ class RegionLoss(SegmentationLoss):
         self.bce = bce
         self.dice = dice
         self.batch_dice = batch_dice
+        self.squared = squared
         self.smooth = smooth
         self.epsilon = epsilon
 
@@ -150,6 +153,7 @@ class RegionLoss(SegmentationLoss):
                 truth,
                 valid,
                 batch=self.batch_dice,
+                squared=self.squared,
                 smooth=self.smooth,
                 epsilon=self.epsilon,
             )

@@ -89,12 +89,16 @@ class ACN(Backbone):
 
     def decode_with_depth(self, features: Features) -> tuple[Output, Tensor]:
         """Also give the deepest features, which co-training compares."""
-        levels, _ = self.contracted(features)
-        return self.expanded(levels, self.dropout(levels[-1])), levels[-1]
+        levels, _ = self.contracted(self.seen(features))
+        return self.predicted(self.expanded(levels, self.dropout(levels[-1]))), levels[-1]
 
-    def contracted(self, features: Features) -> tuple[list[Tensor], list[Tensor]]:
+    def seen(self, features: Features) -> Tensor:
+        """Give the channels that the stem reads."""
+        return features.selected(0).squeeze(2)[:, self.reads]
+
+    def contracted(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Give the features of each level, and what the strided convolutions made of the finer."""
-        levels = [self.stem(features.selected(0).squeeze(2)[:, self.reads])]
+        levels = [self.stem(x)]
         halved: list[Tensor] = []
         for halve, *blocks in self.contract:
             x = halve(levels[-1])
@@ -104,12 +108,17 @@ class ACN(Backbone):
             levels.append(x)
         return levels, halved
 
-    def expanded(self, levels: list[Tensor], x: Tensor) -> Output:
-        """Decode from what stands in for the deepest level."""
+    def expanded(self, levels: list[Tensor], x: Tensor) -> list[Tensor]:
+        """Decode from what stands in for the deepest level; finest first."""
+        decoded = [x]
         for level in reversed(range(len(self.up))):
-            enlarged = F.interpolate(self.up[level](x), scale_factor=2, mode="nearest")
-            x = self.join[level](enlarged + levels[level])
-        return Output(self.head(x), embedding=x)
+            enlarged = F.interpolate(self.up[level](decoded[0]), scale_factor=2, mode="nearest")
+            decoded.insert(0, self.join[level](enlarged + levels[level]))
+        return decoded
+
+    def predicted(self, decoded: list[Tensor]) -> Output:
+        """Read the prediction off the finest."""
+        return Output(self.head(decoded[0]), embedding=decoded[0])
 
 
 class Residual(nn.Module):

@@ -62,6 +62,7 @@ class InputAdaptor(Backbone):
         self.backbone = backbone
         self.divisor = backbone.divisor
         self.leaks = backbone.leaks
+        self.frame, self.misplaces = backbone.frame, backbone.misplaces
         self.learns_from_dropped = backbone.learns_from_dropped
         self.is_grouped = mixing == "grouped"
         self.fused_levels = (0,) if self.is_grouped else ()

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +30,8 @@ class Features:
         original: the features before an alignment substituted absent slots; per-modality heads
             read these.
         heads: whether training also wants the predictions of single modalities.
+        place: B×3×2, where each patch lies in the grid of its files: along each axis the voxel
+            there that is its first one, and 1, or -1 where it is mirrored.
     """
 
     levels: tuple[Tensor, ...]
@@ -37,6 +39,7 @@ class Features:
     real: Tensor
     original: "Features | None" = None
     heads: bool = True
+    place: Tensor | None = None
 
     def restrict(self, present: Tensor) -> "Features":
         """Let `decode` see only these modalities (B×4 bool) of those that were encoded."""
@@ -57,6 +60,7 @@ class Features:
             levels=tuple(tile(x) for x in self.levels),
             present=tuple(tile(x) for x in self.present),
             real=tile(self.real),
+            place=None if self.place is None else tile(self.place),
             original=self.original.repeat(times) if self.original is not None else None,
             heads=self.heads,
         )
@@ -144,6 +148,9 @@ class Backbone(nn.Module, ABC):
         patch: the edge of the only cubes that the network takes, where `bind` says so.
         leaks: images of absent modalities change the prediction, as in some released code; such a
             network is evaluated only where the protocol says so.
+        frame: the grid of files that the network has a picture of, whose patches must be told their
+            `place`; without one they are taken for its first corner.
+        misplaces: in evaluation it is told the place in the stored image, as in some released code.
     """
 
     divisor: int = 1
@@ -153,6 +160,8 @@ class Backbone(nn.Module, ABC):
     skip_absent: bool = False
     patch: int | None = None
     leaks: bool = False
+    frame: tuple[int, int, int] | None = None
+    misplaces: bool = False
 
     def __init__(self, out_channels: int, **sizes: int) -> None:
         """Keep the number of channels of the prediction; refuse sizes that are none."""
@@ -163,27 +172,35 @@ class Backbone(nn.Module, ABC):
                 raise ConfigError(f"{name} is {size}; {type(self).__name__} needs {least} or more")
         self.out_channels = out_channels
 
-    def forward(self, image: Tensor, present: Tensor, available: Tensor | None = None) -> Output:
+    def forward(
+        self,
+        image: Tensor,
+        present: Tensor,
+        available: Tensor | None = None,
+        place: Tensor | None = None,
+    ) -> Output:
         """Predict from the modalities in `present`; training may also look at `available` ones."""
         here = self.training and image.device.type == "cpu" and not torch.compiler.is_compiling()
         with OneDNN() if here else nullcontext():
-            return self._forward(image, present, available)
+            return self._forward(image, present, available, place)
 
-    def _forward(self, image: Tensor, present: Tensor, available: Tensor | None) -> Output:
+    def _forward(
+        self, image: Tensor, present: Tensor, available: Tensor | None, place: Tensor | None
+    ) -> Output:
         use_dropped = self.learns_from_dropped and self.training and available is not None
         features = self.encode(
-            image, available if use_dropped and available is not None else present
+            image, available if use_dropped and available is not None else present, place
         )
         features = features.restrict(present)
         return replace(self.decode(features), features=features)
 
-    def encode(self, image: Tensor, present: Tensor) -> Features:
+    def encode(self, image: Tensor, present: Tensor, place: Tensor | None = None) -> Features:
         """Compute everything that does not depend on which other modalities are there."""
         self.check(image, present)
         # Select before any arithmetic: NaN times a zero gradient is NaN in the backward pass.
         image = torch.where(over(present, image), image, image.new_zeros(()))
         levels = self.encode_levels(image, present)
-        return Features(levels=levels, present=(present,) * len(levels), real=present)
+        return Features(levels, (present,) * len(levels), real=present, place=place)
 
     @abstractmethod
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
@@ -280,6 +297,14 @@ class Backbone(nn.Module, ABC):
                 f"no modality is present in row {rows} of the batch; each sample needs at least one"
             )
         self.check_size(tuple(image.shape[2:]))
+
+    def check_frame(self, grid: Sequence[int]) -> None:
+        """Refuse a case that is larger than the frame, and say what would do."""
+        if self.frame and any(n > most for n, most in zip(grid, self.frame, strict=True)):
+            raise ConfigError(
+                f"net.frame is {list(self.frame)}, and a case reaches to voxel {list(grid)} of its "
+                "grid; give net.frame the size of the largest"
+            )
 
     def bind(self, patch: int) -> None:
         """Take cubes of this edge alone, because a table has an entry for each place in them."""

@@ -135,9 +135,9 @@ class MedMAP(Backbone):
         """Refuse what the network inside refuses."""
         self.backbone.check_size(size)
 
-    def encode(self, image: Tensor, present: Tensor) -> Features:
+    def encode(self, image: Tensor, present: Tensor, place: Tensor | None = None) -> Features:
         """Encode as the network inside does."""
-        return self.backbone.encode(image, present)
+        return self.backbone.encode(image, present, place)
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
         return self.backbone.encode_levels(image, present)

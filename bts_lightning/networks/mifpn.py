@@ -133,10 +133,10 @@ class MIFPN(Backbone):
         """Give arguments of the same wiring that run in a blink."""
         return {"width": 4, "patch": 32, "heads": 2, "hidden": 32, "depth": 2}
 
-    def encode(self, image: Tensor, present: Tensor) -> Features:
+    def encode(self, image: Tensor, present: Tensor, place: Tensor | None = None) -> Features:
         """Encode as every network, or with `leak="released"` also what is absent."""
         if not self.leaks:
-            return super().encode(image, present)
+            return super().encode(image, present, place)
         self.check(image, present)
         levels = self.encode_levels(image, present)
         return Features(levels=levels, present=(present,) * len(levels), real=present)

@@ -46,8 +46,8 @@ class SMUNet(ACN):
 
     def decode_with_depth(self, features: Features) -> tuple[Output, Tensor]:
         """Also give the style and, behind it, the content, which co-training compares."""
-        levels, halved = self.contracted(features)
+        levels, halved = self.contracted(self.seen(features))
         content = levels[-1]
         style = self.style(torch.cat([F.max_pool3d(halved[-2], 2), halved[-1], content], dim=1))
         both = torch.cat([style, content], dim=1)
-        return self.expanded(levels, self.dropout(self.merge(both))), both
+        return self.predicted(self.expanded(levels, self.dropout(self.merge(both)))), both

@@ -100,7 +100,12 @@ class Scheduler(ABC, Generic[J]):
                         if code is not None:
                             running.remove(entry)
                             ask_at = 0.0
-                            start(job, self.ended(job, code), place)
+                            try:
+                                following = self.ended(job, code)
+                            except BaseException:
+                                remove_sign(job.run)  # this process may live on, as a notebook
+                                raise
+                            start(job, following, place)
             finally:
                 self._stop([(job, process) for job, process, _ in running])
 
@@ -159,6 +164,10 @@ class TrainAndEvaluate(Scheduler[T]):
         """Let a training wait for others."""
         return True
 
+    def is_done(self, training: T) -> bool:
+        """Say whether nothing is left to do for a training."""
+        return is_evaluated(training.run, self.part)
+
     def words(self, training: T) -> Sequence[str]:
         """Give what `bts train` needs to begin a run, or to go on with it."""
         return [str(training.run)]
@@ -166,7 +175,7 @@ class TrainAndEvaluate(Scheduler[T]):
     def take(self) -> T | None:
         """Choose the first one that is ready, not done, and nobody else's."""
         for training in list(self.waiting):
-            if is_evaluated(training.run, self.part):
+            if self.is_done(training):
                 self.waiting.remove(training)
                 remove_dead_sign(training.run)
             elif self.is_ready(training):

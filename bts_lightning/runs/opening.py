@@ -115,6 +115,11 @@ def load_task(config: "DictConfig | dict[str, Any]", checkpoint: Path) -> "Segme
     from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
 
     task: SegmentationTask = configuration.build(config["task"])
+    if not task.segments:
+        raise UserError(
+            f"{checkpoint} is of a first stage, which segments nothing; train the second one from "
+            "its run, with task.pretraining=RUN"
+        )
     load_weights(task, read_checkpoint(checkpoint), checkpoint)
     return task.eval()
 

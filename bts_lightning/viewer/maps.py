@@ -149,6 +149,7 @@ class MapMaker:
                 self.device,
                 clock,
                 heard,
+                cut.geometry.origin,
             )
             labels = np.zeros((len(subsets), *case.geometry.size), np.uint8)
             for s, (label, averaged) in enumerate(each):

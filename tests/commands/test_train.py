@@ -33,6 +33,7 @@ MIXED = {
     "dcseg": ["rfnet", "dcseg"],
     "fast": ["unet_small", "fast"],
     "kd_anchor": ["kd_unet", "kd_anchor", "no_distillation"],
+    "m3ae": ["m3ae", "task.pretraining=null"],
     "kd_rfnet": ["kd_rfnet", "no_distillation"],
     "kd_tumour": ["kd_unet", "kd_tumour", "no_distillation"],
     "kd_unet": ["kd_unet", "no_distillation"],
@@ -74,8 +75,9 @@ QUICK = ("a2fseg", "demoseg", "kd_anchor", "medmap")
 def everything() -> list[Any]:
     """List the experiments."""
     cases = []
-    # Labels of other data sets are trained in `test_schemes`, first stages in `test_stages`.
-    beyond = ("base", "ped", "men_rt", "unimrseg_reconstruct")
+    # Labels of other data sets are trained in `test_schemes`, first stages in `test_stages` and
+    # `test_m3ae`.
+    beyond = ("base", "ped", "men_rt", "unimrseg_reconstruct", "m3ae_pretraining")
     for name in sorted(p.stem for p in EXPERIMENTS.glob("*.yaml") if p.stem not in beyond):
         words = MIXED.get(name, [name])
         marks = [*MARKS.get(name, []), *([] if name in QUICK else [pytest.mark.slow])]

@@ -15,6 +15,7 @@ class ArrayCase:
     image: np.ndarray
     label: np.ndarray
     available: Subset = COMPLETE
+    origin: tuple[int, int, int] = (0, 0, 0)
 
 
 def patch() -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ class ArrayCase:
     label: np.ndarray
     name: str = "a"
     available: Subset = COMPLETE
+    origin: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def foreground(self) -> np.ndarray:

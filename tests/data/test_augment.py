@@ -79,6 +79,7 @@ class ArrayCase:
     label: np.ndarray
     name: str = "a"
     available: Subset = (True, True, False, True)
+    origin: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def foreground(self) -> np.ndarray:

@@ -106,6 +106,17 @@ def test_minmax_scales_the_whole_volume(tmp_path: Path) -> None:
     np.testing.assert_allclose(case.image[0], expected, atol=2e-3)
 
 
+def test_percentiles_of_the_brain_become_0_and_1(tmp_path: Path) -> None:
+    home = write_case(tmp_path / "BraTS2021_00000", modalities=["t1"])
+    image = np.zeros(SIZE)
+    image[5:10, 5:10, 5:9] = np.arange(100).reshape(5, 5, 4) + 1  # 1 to 100
+    write_image(home / "BraTS2021_00000_t1.nii.gz", image)
+    case = prepare(tmp_path, normalisation="percentiles", crop="none")[0]
+    low, high = 1.99, 99.01
+    expected = ((image - low) / (high - low)).clip(0, 1)
+    np.testing.assert_allclose(case.image[0], expected, atol=1e-3)
+
+
 def test_a_class_that_files_do_not_number_is_written_as_necrosis(tmp_path: Path) -> None:
     write_case(tmp_path / "BraTS2021_00000")
     case = prepare(tmp_path, scheme="brats2015")[0]

@@ -5,7 +5,7 @@ import resource
 import threading
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ class FileCase:
     name: str
     available: Subset = COMPLETE
     labelled: bool = True
+    origin: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def image(self) -> np.ndarray:
@@ -99,6 +100,19 @@ def test_a_patch_is_a_crop_of_its_case(cases: list[FileCase]) -> None:
         -1, 8, 6, 4
     )
     assert np.array_equal(labels[at[0]], label)
+
+
+def test_a_batch_says_where_in_the_files_its_patches_lie(cases: list[FileCase]) -> None:
+    case = replace(cases[0], origin=(5, 0, 2))
+    patches = PatchDataset([case], patch=(8, 6, 4), samples=6)
+    batch = PatchLoader(patches, batch_size=6, workers=0).batch(0, 0)
+    for image, place in zip(batch["image"].numpy(), batch["place"].tolist(), strict=True):
+        where = [
+            first - origin + step * np.arange(n)
+            for (first, step), origin, n in zip(place, case.origin, patches.patch, strict=True)
+        ]
+        np.testing.assert_array_equal(image, case.image[(slice(None), *np.ix_(*where))])
+    assert set(batch["place"][..., 1].unique().tolist()) == {-1, 1}
 
 
 def test_every_position_is_reached(cases: list[FileCase]) -> None:

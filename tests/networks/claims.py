@@ -33,6 +33,7 @@ FORMS = {
     "lckd": ("lckd", ""),
     "m2ftrans": ("m2ftrans", ""),
     "m2ftrans_v1": ("", ""),
+    "m3ae": ("m3ae", ""),
     "metakd": ("metakd", ""),
     "mfi": ("mfi", ""),
     "mifpn net.leak=released": ("mifpn_official", ""),

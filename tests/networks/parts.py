@@ -69,6 +69,7 @@ def batch_for(size: int, present: list[list[bool]]) -> dict[str, Any]:
         "label": torch.randint(4, (len(present), size, size, size), generator=draw).byte(),
         "present": flags,
         "available": torch.ones_like(flags),
+        "place": torch.tensor([0, 1]).expand(len(present), 3, 2),
         "case": [f"case {i}" for i in range(len(present))],
         "seed": list(range(len(present))),
     }

@@ -29,6 +29,7 @@ NETWORKS = {
     # MetaKD trains the same class with another task: its records are of this network.
     "LCKD": ("LCKD", "lckd", "billhhh/LCKD"),
     "M2FTrans": ("M2FTrans", "m2ftrans", "Jun-Jie-Shi/M2FTrans"),
+    "M3AE": ("M3AE", "m3ae", "ccarliu/m3ae"),
     "MedMAP": ("MedMAP", "medmap", ""),
     "MIFPN": ("MIFPN", "mifpn net.leak=released", "diaoyq121/MIFPN"),
     "mmFormer": ("MMFormer", "mmformer net.legacy_token_layout=true", "YaoZhang93/mmFormer"),

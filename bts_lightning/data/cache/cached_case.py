@@ -82,6 +82,11 @@ class CachedCase:
         return Geometry.from_json(self.description["geometry"])
 
     @property
+    def origin(self) -> tuple[int, int, int]:
+        """Give the voxel of the files' grid where the arrays begin."""
+        return self.geometry.origin
+
+    @property
     def volumes_ml(self) -> dict[str, float] | None:
         """Give the volume of each region; None without a label."""
         volumes: dict[str, float] | None = self.description["volumes_ml"]

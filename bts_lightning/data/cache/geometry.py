@@ -39,6 +39,12 @@ class Geometry:
         return d, h, w
 
     @property
+    def origin(self) -> tuple[int, int, int]:
+        """Give the first voxel of the box in the full grid."""
+        (d, _), (h, _), (w, _) = self.box
+        return d, h, w
+
+    @property
     def slices(self) -> tuple[slice, slice, slice]:
         """Give the box as slices of the full grid."""
         x, y, z = (slice(low, high) for low, high in self.box)

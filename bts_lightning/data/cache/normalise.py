@@ -12,7 +12,7 @@ from bts_lightning.data.cache.reading import Volumes
 from bts_lightning.errors import ConfigError, did_you_mean
 from bts_lightning.modalities import MODALITIES, SCHEMES, Modality
 
-Normalisation = Literal["zscore", "legacy_rfnet", "legacy_nnunet", "minmax"]
+Normalisation = Literal["zscore", "legacy_rfnet", "legacy_nnunet", "minmax", "percentiles"]
 Crop = Literal["brain", "none"]
 
 # RFNet, mmFormer, M2FTrans and IM-Fuse grow the box to this, so that a 128³ patch always fits.
@@ -32,7 +32,8 @@ class Recipe:
             too, as that family of repositories does. `legacy_nnunet`: over the joint brain with its
             holes filled; background 0, as nnU-Net and A2FSeg do. In both, statistics leak between
             modalities. `minmax`: a modality's whole volume to 0…1, as GMD, ACN and the second
-            version of M2FTrans do.
+            version of M2FTrans do. `percentiles`: likewise from the 1st to the 99th percentile of
+            what is above 0, and beyond them 0 and 1, as M3AE does.
         crop: `brain`: the box where any acquired modality is not 0. A modality dropped later has
             had its part in where the box lies, never in a value. `none`: the whole grid, when
             not even that may be.
@@ -89,6 +90,8 @@ def normalise(volumes: Volumes, recipe: Recipe) -> tuple[NDArray[np.float16], Bo
         with np.errstate(all="ignore"):
             if recipe.normalisation == "minmax":
                 mean, deviation = float(voxels.min()), float(np.ptp(voxels.astype(np.float64)))
+            elif recipe.normalisation == "percentiles":
+                mean, deviation = _percentiles(voxels)
             else:
                 mean, deviation = _statistics(voxels, inside)
         if not (np.isfinite(mean) and 0 < deviation < np.inf):
@@ -99,6 +102,8 @@ def normalise(volumes: Volumes, recipe: Recipe) -> tuple[NDArray[np.float16], Bo
         scaled = (voxels[slices].astype(number) - number(mean)) / number(deviation)
         if recipe.normalisation in ("zscore", "legacy_nnunet"):
             scaled[~inside[slices]] = 0
+        if recipe.normalisation == "percentiles":
+            scaled = scaled.clip(0, 1)
         image[channel] = scaled.clip(-LARGEST, LARGEST)
     return image, box
 
@@ -110,6 +115,13 @@ def _box(joint: NDArray[np.bool_], volumes: Volumes, recipe: Recipe) -> Box:
     # No voxel of the truth may be cut off: a score would not see it.
     box = box_around(joint if volumes.label is None else joint | (volumes.label != 0))
     return grown(box, (d, h, w), LEGACY_LEAST) if recipe.normalisation == "legacy_rfnet" else box
+
+
+def _percentiles(voxels: NDArray[Any]) -> tuple[float, float]:
+    """Give the 1st percentile of what is above 0, and how far above it the 99th is."""
+    above = voxels[voxels > 0].astype(np.float64)
+    low, high = np.percentile(above, (1, 99)).tolist() if above.size else (0.0, 0.0)
+    return low, high - low
 
 
 def _statistics(voxels: NDArray[Any], inside: NDArray[np.bool_]) -> tuple[float, float]:

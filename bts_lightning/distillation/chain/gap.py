@@ -96,13 +96,13 @@ def measure_gaps(
     for case in cases:
         if case.available != COMPLETE:
             continue
-        windows = lay_out(case.image, case.available, once, net)
-        for view, shows in zip(windows.views, windows.brain, strict=True):
+        windows = lay_out(case.image, case.available, once, net, case.geometry.origin)
+        for view, place, shows in zip(windows.views, windows.place, windows.brain, strict=True):
             if not shows.any():
                 continue
             patch = windows.volume[(slice(None), *view)].float().unsqueeze(0).to(device)
             brain = (patch != 0).any(dim=1, keepdim=True)
-            for name, x in _features(net, patch).items():
+            for name, x in _features(net, patch, place.unsqueeze(0).to(device)).items():
                 inside = F.interpolate(brain.float(), x.shape[2:], mode="area")[0, 0] > 0.5
                 if inside.any():
                     voxels = x[:, :, inside]
@@ -111,14 +111,14 @@ def measure_gaps(
     return {name: moment.gap() for name, moment in moments.items()}
 
 
-def _features(net: Backbone, patch: Tensor) -> dict[str, Tensor]:
+def _features(net: Backbone, patch: Tensor, place: Tensor) -> dict[str, Tensor]:
     """Give features M×C×d×h×w by their name."""
     complete = torch.ones(1, len(MODALITIES), dtype=torch.bool, device=patch.device)
-    features = net.encode(patch, complete)
+    features = net.encode(patch, complete, place)
     found = {IMAGES: patch[0].unsqueeze(1)}
     found |= {f"level {level}": x[0] for level, x in net.comparable(features).items()}
     each = complete.diag_embed()[0].unsqueeze(1)  # M 1 M
-    alone = [Answer(net, net(patch, one)).embedding[0] for one in each]
+    alone = [Answer(net, net(patch, one, place=place)).embedding[0] for one in each]
     return found | {HEAD: torch.stack(alone)}
 
 
