@@ -273,7 +273,6 @@ WORDS = [
     *("callbacks.overlays=null", *NOT_VALIDATED, "task.teaching.every=2"),
 ]
 OWN = {
-    # FLAIR is where it begins, so something else shows that an election was kept.
     "lckd": ["task.teaching.voters=1"],
     "metakd": ["data.held_out=1", "task.teaching.crops=2"],
 }
