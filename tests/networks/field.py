@@ -111,7 +111,9 @@ def write(page: str, names: list[str]) -> str:
     before, _, rest = page.partition(BEGIN)
     old, end, after = rest.partition(END)
     assert end, f"the page has no {BEGIN.strip()} with {END.strip()} below it"
-    known = {line.split(" | ")[0][2:]: line for line in re.findall(r"^\| .*", old, re.MULTILINE)}
+    costs_and_facts = old.partition("\n\n| system | released program")[0]
+    found = re.findall(r"^\| .*", costs_and_facts, re.MULTILINE)
+    known = {line.split(" | ")[0][2:]: line for line in found}
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
     for system in facts():
         is_kept = names and system not in names and system in known
