@@ -14,14 +14,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bts_lightning.chance import generator
 from bts_lightning.data.cache.prepare import CachedCase
-from bts_lightning.data.module import BratsDataModule
 from bts_lightning.errors import ConfigError
 from bts_lightning.inference import Protocol
 from bts_lightning.inference.sliding import each_average
 from bts_lightning.losses import SegmentationLoss, over_ranks, regions_of
 from bts_lightning.modalities import MODALITIES, Modality, Subset, subsets_within
 from bts_lightning.networks.backbone import Backbone, Output, over
-from bts_lightning.networks.presence import full_precision, without_autocast
 from bts_lightning.task import SegmentationTask
 
 # In the official order: the first of equals is elected.
@@ -47,7 +45,7 @@ class Teaching(nn.Module, ABC):
         # So that a training that goes on neither repeats a lesson nor leaves one out.
         self.register_buffer("taught_after", torch.zeros((), dtype=torch.long))
 
-    def check(self, data: BratsDataModule) -> None:
+    def check(self, data: Any) -> None:
         """Refuse data that it cannot learn from; by default nothing."""
 
     def pause(self, epoch: int) -> int:
@@ -59,7 +57,7 @@ class Teaching(nn.Module, ABC):
         """Say how much each modality (row) teaches each one (column), M×M."""
 
     @abstractmethod
-    def learn(self, net: Backbone, loss: SegmentationLoss, data: BratsDataModule) -> None:
+    def learn(self, net: Backbone, loss: SegmentationLoss, data: Any) -> None:
         """Take a lesson."""
 
     @abstractmethod
@@ -141,8 +139,8 @@ class PeerTask(SegmentationTask):
         return {"peers": self.weight * (self.teaching.shares() * distances).sum(dim=(1, 2)).mean()}
 
     @property
-    def _data(self) -> BratsDataModule:
-        data: BratsDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+    def _data(self) -> Any:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
 
 
@@ -192,7 +190,7 @@ class Elected(Teaching):
         return self.teachers.float()
 
     @torch.no_grad()
-    def learn(self, net: Backbone, loss: SegmentationLoss, data: BratsDataModule) -> None:
+    def learn(self, net: Backbone, loss: SegmentationLoss, data: Any) -> None:
         """Hold an election; each rank asks its share of the voters."""
         names = sorted(data.split.train)
         order = generator(self.seed, "voters").permutation(len(names))[: self.voters]
@@ -280,7 +278,7 @@ class Weighed(Teaching):
         self.register_buffer("square", torch.zeros(len(MODALITIES)))
         self.register_buffer("steps", torch.zeros(()))
 
-    def check(self, data: BratsDataModule) -> None:
+    def check(self, data: Any) -> None:
         """Ask for cases to learn from."""
         if not data.held_out:
             raise ConfigError(
@@ -298,7 +296,7 @@ class Weighed(Teaching):
     def told(self) -> Tensor:
         return self.theta.softmax(dim=0)
 
-    def learn(self, net: Backbone, loss: SegmentationLoss, data: BratsDataModule) -> None:
+    def learn(self, net: Backbone, loss: SegmentationLoss, data: Any) -> None:
         """Take a step for each crop; each rank looks at all of them."""
         patches = data.patches_of(data.held_out, self.crops)
         for crop in range(self.crops):
@@ -341,8 +339,9 @@ def apart(x: Tensor, present: Tensor) -> Tensor:
 
     Rows are teachers, which do not move.
     """
-    with without_autocast(x):
-        x = full_precision(torch.where(over(present, x), x, 0))
+    with torch.autocast(x.device.type, enabled=False):
+        whole = torch.promote_types(x.dtype, torch.float32)
+        x = torch.where(over(present, x), x, 0).to(whole)
         rows = [
             (x[:, m : m + 1].detach() - x).abs().flatten(2).mean(dim=2)
             for m in range(len(MODALITIES))
