@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Modality = Literal["t1", "t1c", "t2", "flair"]
 Subset = tuple[bool, bool, bool, bool]
@@ -131,3 +134,20 @@ def marked(name: str) -> str:
 def subsets_within(available: Sequence[bool], subsets: Iterable[Subset] = SUBSETS) -> list[Subset]:
     """Keep the subsets that a case with these modalities can show."""
     return [s for s in subsets if all(a or not p for p, a in zip(s, available, strict=True))]
+
+
+# The attribute by which flags on a device hold those of the host.
+TOLD = "told"
+
+
+def tell(flags: "Tensor", host: "Tensor") -> "Tensor":
+    """Keep beside the flags of a device what the host knows, so that no step waits to read it."""
+    if flags is not host:
+        setattr(flags, TOLD, host)
+    return flags
+
+
+def on_host(flags: "Tensor") -> "Tensor":
+    """Give flags as the host knows them; where nobody told it, it waits for the device."""
+    host: Tensor = getattr(flags, TOLD) if hasattr(flags, TOLD) else flags.cpu()
+    return host

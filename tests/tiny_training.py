@@ -78,7 +78,9 @@ def bts(*words: str, folder: Path, code: int = 0) -> str:
     Gives what was printed as errors, by all ranks.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("BTS_", "PL_"))}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    # What stands there may hide packages; see `test_bare.py`.
+    path = os.pathsep.join([str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")])
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": path.rstrip(os.pathsep)}
     process = subprocess.Popen(
         [sys.executable, "-m", "bts_lightning", *words],
         cwd=folder,

@@ -2,8 +2,9 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities import move_data_to_device
 
 from bts_lightning import config
 from bts_lightning.bench import synthetic
@@ -19,9 +19,9 @@ from bts_lightning.bench.contender import BATCH, Contender
 from bts_lightning.bench.crops import claim_of_crops, own_crops, time_crops
 from bts_lightning.bench.machine import start
 from bts_lightning.bench.result import Cell, Claim, Result, Table, chosen
-from bts_lightning.bench.timing import Timing, failures, synchronise
+from bts_lightning.bench.timing import Timing, failures, synchronise, take_turns
 from bts_lightning.data.augment import Augment
-from bts_lightning.data.patches import PatchLoader
+from bts_lightning.data.patches import PatchLoader, to_device
 from bts_lightning.data.samples import PatchDataset
 from bts_lightning.errors import UserError
 from bts_lightning.memory import keep_freed_memory
@@ -49,9 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what can be chosen."""
     parser.add_argument("--cases", type=int, default=4, help="phantoms (%(default)s)")
     parser.add_argument("--patch", type=int, default=128, help="edge in voxels (%(default)s)")
-    parser.add_argument("--size", default="240x240x155", help="grid of a phantom (%(default)s)")
+    parser.add_argument("--size", help="grid of a phantom (240x240x155; of noise: 150x180x135)")
     parser.add_argument("--rounds", type=int, help="rounds (3, 1 with --quick)")
     parser.add_argument("--seconds", type=float, help="of each contender a round (2)")
+    text = "brains of noise in place of phantoms, without TorchIO's rows; so it is on a GPU"
+    parser.add_argument("--synthetic", action="store_true", help=text)
     parser.add_argument("--only", default="", help="these rows and ours; leaves the results alone")
 
 
@@ -59,29 +61,34 @@ def measure(args: argparse.Namespace) -> Result:
     """Measure delivery, single crops and augmented delivery."""
     rounds = args.rounds or (1 if args.quick else 3)
     seconds = args.seconds or (1.0 if args.quick else 2.0)
-    size = synthetic.read_grid(args.size)
     on_gpu, theirs = args.device.type == "cuda", not args.no_peers
-    # A machine for GPU rows may not be able to read NIfTI.
+    # A machine for GPU rows may have neither what reads NIfTI nor TorchIO.
+    bare = on_gpu or args.synthetic
+    size = synthetic.BRAIN if bare else synthetic.FULL
+    size = synthetic.read_grid(args.size) if args.size else size
     cases = (
-        synthetic.write_cases(args.scratch, args.cases)
-        if on_gpu
+        synthetic.write_cases(args.scratch, args.cases, size)
+        if bare
         else _phantoms(args.scratch, args.cases, size)
     )
+    grid = "x".join(map(str, size))
     result = start(
         "loader",
         args,
         packages=PEERS,
-        settings={"cases": len(cases), "patch": args.patch, "batch": BATCH, "grid": args.size},
+        settings={"cases": len(cases), "patch": args.patch, "batch": BATCH, "grid": grid},
     )
     # As a training does, and for everybody, worker processes too.
     keep_freed_memory()
     plain = [ours(cases, args.patch, threads) for threads in (1, 2)]
     augmented = [ours_augmented(cases, args.patch, args.device, threads=2)]
-    if not on_gpu:
+    if on_gpu:
+        plain.append(ours_augmented(cases, args.patch, args.device, threads=2, transforms={}))
+    if not bare:
         plain += [ours_as_subjects(cases, args.patch, copies=copies) for copies in (False, True)]
         plain.append(theirs_on_subjects(cases, args.patch))
     crops: dict[str, Callable[[], object]] = {}
-    if theirs and not on_gpu:
+    if theirs and not bare:
         # Not imported above: on a machine without peers ours can still be measured.
         peers = import_module("bts_lightning.bench.loader_peers")
         there = peers.Peers(args.scratch / "phantom", cases, args.patch, BATCH)
@@ -102,6 +109,8 @@ def measure(args: argparse.Namespace) -> Result:
     table = _delivery(title, _chosen(augmented, args.only), rounds, seconds, again)
     result.tables.append(table)
     result.claims += _claim("augmented patches/s", table)
+    if bare and not args.only:
+        result.tables.append(transforms_alone(cases, args.patch, args.device, rounds))
     result.tables = [table for table in result.tables if table.rows]
     if not result.tables:
         names = [contender.name for contender in [*plain, *augmented]]
@@ -177,12 +186,18 @@ def _nothing() -> Any:
     return import_module("torchio").RandomFlip(flip_probability=0)
 
 
-def ours_augmented(cases: list[Any], patch: int, device: torch.device, threads: int) -> Contender:
+def ours_augmented(
+    cases: list[Any],
+    patch: int,
+    device: torch.device,
+    threads: int,
+    transforms: Mapping[str, Any] | None = None,
+) -> Contender:
     """Augment by the threads that read, or on the device; as a training does."""
 
     @contextmanager
     def begin() -> Iterator[Iterator[int]]:
-        augment = Augment(config.build(config.load(["nnunet"]).data.augment))
+        augment = Augment(_recipe() if transforms is None else transforms)
         patches = PatchDataset(
             cases, samples=ENDLESS, patch=patch, foreground=FOREGROUND, reach=augment.reach
         )
@@ -199,7 +214,7 @@ def ours_augmented(cases: list[Any], patch: int, device: torch.device, threads: 
         def arrive() -> Iterator[int]:
             for batch in batches:
                 if not here:
-                    augment(move_data_to_device(batch, device))
+                    augment(to_device(batch, device))
                     synchronise()
                 yield len(batch["case"])
 
@@ -208,7 +223,44 @@ def ours_augmented(cases: list[Any], patch: int, device: torch.device, threads: 
         finally:
             batches.close()  # type: ignore[attr-defined]
 
-    return Contender(f"ours, {threads} threads, augmented on {device.type}", begin, ahead=3 * BATCH)
+    word = "augmented on" if transforms is None else "on"
+    return Contender(f"ours, {threads} threads, {word} {device.type}", begin, ahead=3 * BATCH)
+
+
+def transforms_alone(
+    cases: list[Any], patch: int, device: torch.device, rounds: int, batches: int = 8
+) -> Table:
+    """Time augmentation of batches that lie on the device, and each transform by itself."""
+    patches = PatchDataset(cases, samples=batches * BATCH, patch=patch)
+    loaded = [to_device(b, device) for b in PatchLoader(patches, batch_size=BATCH)]
+    recipe = _recipe()
+    work = {"all, as drawn": Augment(recipe)}
+    for name, transform in recipe.items():
+        # Not as rarely as the recipe draws it.
+        work[name] = Augment({name: copy(transform)})
+        work[name].transforms[name].p = 1.0
+    timings = take_turns(
+        {name: partial(_augment, augment, loaded) for name, augment in work.items()}, rounds
+    )
+    rows: list[list[Cell]] = [
+        [name, 1000 * timing.median / (batches * BATCH), timing.spread]
+        for name, timing in timings.items()
+    ]
+    return Table(
+        f"Augmentation alone, {patch}³, on the device",
+        ["transform", "ms a patch", "±"],
+        rows,
+        ["Each transform but the first row's is applied to every sample."],
+    )
+
+
+def _augment(augment: Augment, batches: list[dict[str, Any]]) -> None:
+    for batch in batches:
+        augment(batch)
+
+
+def _recipe() -> dict[str, Any]:
+    return dict(config.build(config.load(["nnunet"]).data.augment))
 
 
 def rate(contender: Contender, seconds: float) -> float:

@@ -3,7 +3,15 @@
 import argparse
 from pathlib import Path
 
-from bts_lightning.bench.result import FAMILIES, ON_GPU, Result, markdown, read_all, shown
+from bts_lightning.bench.result import (
+    FAMILIES,
+    GOALS,
+    ON_GPU,
+    Result,
+    markdown,
+    read_all,
+    shown,
+)
 from bts_lightning.errors import UserError
 from bts_lightning.files import write_whole
 
@@ -18,12 +26,12 @@ or on another machine:
 
 ```bash
 bts bench loader           # also: metrics subsets step scale; --help lists the options of each
-bts bench step a2fseg rfnet --device cuda --results gpu
+bts bench gpu              # eight minutes on a card; --plan says before what each row costs
 bts bench page bench gpu   # joins the results of folders into this page
 ```
 
-A machine with torch, Lightning, NumPy, SciPy, numba, OmegaConf and rich can measure the GPU rows
-from a checkout, without an installation: `python -m bts_lightning bench subsets --device cuda`.
+A machine with torch, Lightning, torchmetrics, NumPy, SciPy, pandas, numba, rich, Pillow, OmegaConf
+and NiBabel can measure the GPU rows from a checkout: `python -m bts_lightning bench gpu`.
 
 A promise of the loader is against the fastest of all peers, each at its best: on the same prepared
 data, with the same type and the same setting of the allocator. Other rows show the peers as their
@@ -80,6 +88,12 @@ def _promises(results: list[Result], machines: list[tuple[tuple[str, str], ...]]
             word = "holds" if claim.holds else "**missed**"
             ratios = f"{shown(claim.target)}× | {shown(claim.measured)}×"
             lines.append(f"| {claim.what} | {result.device} | {ratios} | {word} | {origin} |")
+    measured = {claim.what for result in results for claim in result.claims}
+    for what, target in GOALS.values():
+        if what not in measured:
+            lines.append(
+                f"| {what} | cuda | {shown(target)}× | not measured | | `bts bench gpu` | | |"
+            )
     return lines
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import bts_lightning
+from bts_lightning.errors import UserError
 
 REQUIREMENTS = Path(__file__).with_name("peers.txt")
 ENVIRONMENT = Path(".venv-bench")
@@ -93,6 +94,27 @@ def _tried(environment: Path) -> dict[str, Any]:
     file = environment / RECORD
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return content
+
+
+def run_bts(
+    *words: str, folder: Path | None = None, seconds: float | None = None, **variables: str
+) -> str:
+    """Run `bts` in a process of its own; give what it prints.
+
+    A failure raises `UserError` with the last lines, one that takes longer `TimeoutExpired`.
+    """
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "bts_lightning", *words],
+        cwd=folder,
+        env=environment() | {"WANDB_MODE": "disabled"} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds,
+    )
+    if done.returncode:
+        raise UserError(f"bts {' '.join(words)} failed:\n{done.stderr.strip()[-500:]}")
+    return done.stdout
 
 
 def environment() -> dict[str, str]:

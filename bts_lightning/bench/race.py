@@ -32,12 +32,12 @@ WITH_AUXILIARY, SKIPS_ABSENT = ("rfnet", "mmformer"), ("a2fseg",)
 
 
 class Recipe:
-    """An experiment with a network, named as `a2fseg` or `a2fseg:variant=paper,width=8`."""
+    """An experiment with a network: `a2fseg`, `a2fseg:variant=paper,width=8`, `a2fseg+smoke`."""
 
     def __init__(self, name: str) -> None:
         experiment, _, changes = name.partition(":")
         words = [f"net.{change}" for change in changes.split(",") if change]
-        self.name, self.config = name, config.load([experiment, *words])
+        self.name, self.config = name, config.load([*experiment.split("+"), *words])
         if "_target_" not in (self.config.get("net") or {}):
             raise UserError(f"experiment {experiment} has no network; `bts show` lists those with")
         # Without memory for its weights, to find at once what the network refuses.

@@ -5,8 +5,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 
 from bts_lightning.bench import synthetic
 from bts_lightning.bench.machine import start
-from bts_lightning.bench.peers import environment
+from bts_lightning.bench.peers import run_bts
 from bts_lightning.bench.race import Recipe
 from bts_lightning.bench.result import Cell, Claim, Result, Table
 from bts_lightning.errors import UserError
@@ -155,12 +153,8 @@ def own_memory() -> float:
 
 
 def _child(args: argparse.Namespace, root: Path) -> dict[str, float]:
-    command = [sys.executable, "-P", "-m", "bts_lightning", "bench", "scale", "--device=cpu"]
-    command += [f"--scratch={args.scratch}", f"--child={root}"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"the measurement of {root} failed:\n{done.stderr.strip()[-500:]}")
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    words = ["bench", "scale", "--device=cpu", f"--scratch={args.scratch}", f"--child={root}"]
+    found: dict[str, float] = json.loads(run_bts(*words).strip().splitlines()[-1])
     return found
 
 
@@ -188,7 +182,7 @@ def _ranks(root: Path, ranks: list[int]) -> Table:
     one = None
     place = root.parent
     for count in ranks:
-        command = [sys.executable, "-P", "-m", "bts_lightning", "train", "uhemis", "smoke"]
+        command = ["train", "uhemis", "smoke"]
         command += [f"data.root={root.resolve()}", f"data.steps_per_epoch={STEPS // count}"]
         command += [f"trainer.devices={count}", "trainer.accelerator=cpu", "net.width=4"]
         command += ["data.patch=32", "callbacks.throughput.every_n_steps=4"]
@@ -196,17 +190,8 @@ def _ranks(root: Path, ranks: list[int]) -> Table:
         command += ["trainer.limit_val_batches=0", "callbacks.progress=null"]
         shutil.rmtree(place / "runs", ignore_errors=True)
         began = time.perf_counter()
-        done = subprocess.run(
-            command,
-            cwd=place,
-            env=environment() | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        run_bts(*command, folder=place, OMP_NUM_THREADS="1")
         seconds = time.perf_counter() - began
-        if done.returncode:
-            raise UserError(f"training with {count} ranks failed:\n{done.stderr.strip()[-500:]}")
         rate = float(np.median(_logged(place / "runs", "speed/patches_per_second")))
         one = rate if count == 1 else one
         rows.append([count, rate, rate / one if one else None, seconds])

@@ -1,20 +1,19 @@
 """All 15 subsets of a case: a loop over masks, cases and windows beside our one pass."""
 
 import argparse
-import gc
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from bts_lightning.bench import synthetic
 from bts_lightning.bench.machine import start
 from bts_lightning.bench.metrics_peers import medpy_cropped
 from bts_lightning.bench.naive import write_volume
 from bts_lightning.bench.race import LOOP, OURS, STAGES, Case, Race, Recipe
-from bts_lightning.bench.result import Cell, Claim, Result, Table, again
-from bts_lightning.bench.timing import seconds_of
+from bts_lightning.bench.result import Cell, Claim, Result, Table, again, goal
+from bts_lightning.bench.timing import free, seconds_of
 from bts_lightning.inference import Protocol
 from bts_lightning.memory import keep_freed_memory
 from bts_lightning.modalities import REGIONS
@@ -87,13 +86,16 @@ def measure(args: argparse.Namespace) -> Result:
         rows.append(_row(race, medpy))
         split += [[name, who, *(race.stage(who, s) for s in STAGES)] for who in race.seconds]
         result.claims += _claims(race, medpy)
+        if on_gpu and name == "a2fseg":
+            result.claims.append(goal("subsets", race.whole(LOOP) / race.whole(OURS)))
         del race
-        _free()
+        free()
     result.tables += [_times(rows, medpy, args)]
     result.tables += [Table("Where the seconds go", ["network", "", *STAGES], split)]
     return result
 
 
+@cache
 def _case(scratch: Path, size: str | None) -> Case:
     scratch.mkdir(parents=True, exist_ok=True)
     if size is None:
@@ -182,9 +184,3 @@ def _times(rows: list[list[Cell]], medpy: float | None, args: argparse.Namespace
         [" ".join(notes)],
         again(args, "{network} --window {window}"),
     )
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

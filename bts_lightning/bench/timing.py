@@ -10,6 +10,12 @@ from functools import partial
 import numpy as np
 import torch
 
+from bts_lightning.memory import is_out_of_memory
+
+OUT_OF_MEMORY = "out of memory"
+# Compilers say pages; a cell of a table has no room for them.
+LONGEST = 160
+
 
 @dataclass
 class Timing:
@@ -44,7 +50,7 @@ class Timing:
         except Exception as error:
             if name.startswith("ours"):
                 raise
-            self.failure = " ".join(f"{type(error).__name__}: {error}".split())
+            self.failure = reason(error)
             return
         if keep:
             self.values.append(value)
@@ -95,3 +101,17 @@ def synchronise() -> None:
     """Wait for the device, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def free() -> None:
+    """Give back what was measured before."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def reason(error: Exception) -> str:
+    """Say in a line why something could not be measured."""
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]

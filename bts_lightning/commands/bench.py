@@ -59,7 +59,9 @@ def _measure(args: argparse.Namespace) -> int:
         return subprocess.run(command, env=environment(), check=False).returncode
     import torch
 
-    name = device_for(args.family, args.device, has_gpu=torch.cuda.is_available())
+    # A plan is arithmetic, for a GPU that is elsewhere.
+    is_plan = vars(args).get("plan", False)
+    name = device_for(args.family, args.device, has_gpu=is_plan or torch.cuda.is_available())
     # Named in the command, so that it repeats the row on a machine that has a GPU too.
     told = [] if args.device else ["--device", name]
     args.device = torch.device(name)
@@ -68,8 +70,8 @@ def _measure(args: argparse.Namespace) -> int:
     result = args.module.measure(args)
     result.seconds = time.monotonic() - began
     show(result)
-    if vars(args).get("only"):
-        # A row by itself must not stand for the whole.
+    if is_plan or vars(args).get("only"):
+        # A row by itself must not stand for the whole, nor an estimate for a measurement.
         return 0
     file = result.save(args.results)
     print(f"{result.family}: {result.seconds:.0f} s, {file}; `bts bench page` joins all results")
@@ -82,6 +84,8 @@ def device_for(family: str, asked: str | None, *, has_gpu: bool) -> str:
         raise UserError(f"bts bench {family} measures the CPU alone; leave out --device cuda")
     if asked == "cuda" and not has_gpu:
         raise UserError("--device cuda, but torch finds none; leave it out to measure the CPU")
+    if family == "gpu" and not asked and not has_gpu:
+        raise UserError("torch finds no GPU; --device cpu runs the same, small, on the processor")
     return asked or ("cuda" if has_gpu and family in ON_GPU else "cpu")
 
 
@@ -105,14 +109,15 @@ def _measure_all(args: argparse.Namespace) -> int:
         if getattr(args, name) != args.parser.get_default(name)
     ]
     options += ["--quick"] * args.quick + ["--no-peers"] * args.no_peers
-    turns = [(family, device) for device in _devices() for family in FAMILIES]
+    turns = [(family, "cpu") for family in FAMILIES if family != "gpu"]
+    turns += [("gpu", device) for device in _devices() if device != "cpu"]
     failed = []
     for family, device in turns:
-        if device == "cuda" and family not in ON_GPU:
-            continue
         print(f"— {family} ({device}): {FAMILIES[family]}", flush=True)
         command = [python, "-P", "-m", "bts_lightning", "bench", family, *options]
         command += ["--device", device]
+        # By itself it has a folder of its own.
+        command += ["--results", str(args.results)] * (family == "gpu")
         if subprocess.run(command, env=environment(), check=False).returncode:
             failed.append(f"{family} ({device})")
     args.results = [args.results]

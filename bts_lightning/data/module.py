@@ -15,7 +15,7 @@ from bts_lightning.data.augment import Augment
 from bts_lightning.data.cache.normalise import Crop, Normalisation, Recipe
 from bts_lightning.data.cache.prepare import CachedCase, fingerprint, prepare
 from bts_lightning.data.cases import CaseLoader
-from bts_lightning.data.patches import Batch, PatchLoader, whole_steps
+from bts_lightning.data.patches import Batch, PatchLoader, to_device, whole_steps
 from bts_lightning.data.samples import PatchDataset, triple
 from bts_lightning.data.sampling import TorchioSampler
 from bts_lightning.data.splits import PARTS, Part, Split, split_from
@@ -259,6 +259,12 @@ class BratsDataModule(LightningDataModule):
             (case, self.shows(case.name) if part == "train" else case.available)
             for case in self._cases(part)
         )
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Upload a batch without making the host forget which modalities it shows."""
+        return to_device(batch, device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Cast patches to float32 and augment them, on the device; leave whole cases alone."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from bts_lightning.data.samples import PatchDataset, Sample
 from bts_lightning.data.transformed import transform_patch
 from bts_lightning.data.workers import Workers
 from bts_lightning.errors import ConfigError
-from bts_lightning.modalities import MODALITIES
+from bts_lightning.modalities import MODALITIES, tell
 
 Batch = dict[str, Any]
 Array = NDArray[Any]
@@ -197,6 +198,15 @@ class PatchLoader:
                 arrays = wide[0].numpy(), wide[1].numpy()
             reads.append(partial(sample.fill, row, truth, arrays, transform))
         return {**_as_batch(samples, image, label), "around": around}, reads
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move what is a tensor; the flags of a sample stay known to the host."""
+    moved: Batch = move_data_to_device(batch, device)
+    for name in ("present", "available"):
+        if name in batch:
+            tell(moved[name], batch[name])
+    return moved
 
 
 def whole_steps(samples: int, step: int) -> int:

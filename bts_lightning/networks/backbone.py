@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bts_lightning.errors import ConfigError
-from bts_lightning.modalities import MODALITIES, Subset
+from bts_lightning.modalities import MODALITIES, TOLD, Subset, on_host, tell
 from bts_lightning.networks.convolutions import OneDNN
 
 # The subset of every row, while a graph is recorded for it; see `Backbone.recording`.
@@ -43,7 +43,7 @@ class Features:
 
     def restrict(self, present: Tensor) -> "Features":
         """Let `decode` see only these modalities (B×4 bool) of those that were encoded."""
-        return replace(self, present=tuple(level & present for level in self.present))
+        return replace(self, present=tuple(_both(level, present) for level in self.present))
 
     def selected(self, level: int) -> Tensor:
         """Give one level with absent slots set to zero by selection, so that NaN cannot pass."""
@@ -64,6 +64,15 @@ class Features:
             original=self.original.repeat(times) if self.original is not None else None,
             heads=self.heads,
         )
+
+
+def _both(level: Tensor, present: Tensor) -> Tensor:
+    if level is present:
+        return level
+    both = level & present
+    if not torch.compiler.is_compiling() and hasattr(level, TOLD) and hasattr(present, TOLD):
+        tell(both, on_host(level) & on_host(present))
+    return both
 
 
 @dataclass(frozen=True)

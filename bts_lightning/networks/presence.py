@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from bts_lightning.modalities import COMPLETE, MODALITIES
+from bts_lightning.modalities import COMPLETE, MODALITIES, on_host
 from bts_lightning.networks.backbone import over, recorded
 
 # Rows of a batch: all, some by number, or unknown to Python.
@@ -19,8 +19,9 @@ LARGE = 2**22
 class Presence:
     """Say, level by level, which rows of a batch have which modality.
 
-    Python learns the flags in one transfer, which waits for a GPU. A compiled graph must not depend
-    on them: there nothing is known, everything is computed, and what is absent is selected away.
+    Python knows the flags of a training batch (`tell`); of others it learns them by a transfer,
+    which waits for a GPU. A compiled graph must not depend on them: there nothing is known,
+    everything is computed, and what is absent is selected away.
 
     Attributes:
         present: per level B×M bool, on the device.
@@ -30,7 +31,7 @@ class Presence:
         self.present = tuple(present)
         self.known: Tensor | None = None  # L B M
         if read and not torch.compiler.is_compiling() and not self.present[0].is_meta:
-            self.known = torch.stack(self.present).cpu()
+            self.known = torch.stack([on_host(flags) for flags in self.present])
 
     @property
     def batch(self) -> int:

@@ -268,6 +268,12 @@ def test_a_gpu_is_measured_where_it_does_something(
     assert device_for(family, asked, has_gpu=has_gpu) == device
 
 
+def test_rows_of_a_gpu_need_one_or_the_word_for_their_twin() -> None:
+    assert device_for("gpu", "cpu", has_gpu=False) == "cpu"
+    with pytest.raises(UserError, match="torch finds no GPU; --device cpu runs the same"):
+        device_for("gpu", None, has_gpu=False)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -20,11 +20,6 @@ from bts_lightning.networks.backbone import Backbone
 # mmFormer's positions attend where their modality is absent too; the law of encoders sees them.
 OTHER_FOURS = re.compile(r"\b(weigh|experts|blocks|positions|around)$")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-# How often a training step of an experiment asks a GPU for a value, and so waits; all others never.
-WAITS = dict.fromkeys(["demo", "lckd", "mfi"], 2) | {"shaspec": 3, "uhemis": 1, "unimrseg": 1}
-WAITS |= dict.fromkeys(
-    [f"a2fseg{form}" for form in ("", "_base", "_decoder", "_paper", "_post")], 2
-)
 
 
 @cache
