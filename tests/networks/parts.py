@@ -21,6 +21,9 @@ from bts_lightning.networks.backbone import Backbone
 OTHER_FOURS = re.compile(r"\b(weigh|experts|blocks|positions|around)$")
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
+# How often a training step of an experiment asks a GPU for a value, and so waits; all others never.
+WAITS = {"unimrseg": 1}
+
 
 @cache
 def networks() -> dict[str, DictConfig]:
