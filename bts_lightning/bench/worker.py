@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shlex
 import signal
+import time
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -139,5 +140,7 @@ def _result(row: Row, device: torch.device, scratch: Path, results: Path) -> Res
     args = argparse.Namespace(device=device, scratch=scratch, results=results)
     args.command = f"bts bench {row.words} --device {device.type}"
     args.quick, args.no_peers = False, True
+    began = time.monotonic()
     result: Result = module.measure(parser.parse_args(words, args))
+    result.seconds = time.monotonic() - began
     return result
