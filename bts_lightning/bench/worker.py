@@ -7,7 +7,6 @@ import shlex
 import signal
 import time
 from contextlib import suppress
-from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
@@ -15,12 +14,15 @@ from typing import Any
 
 import torch
 
+from bts_lightning.bench import loader, step, subsets
 from bts_lightning.bench.plan import Pace, Row
 from bts_lightning.bench.result import Result
 from bts_lightning.bench.step import FAILED
 from bts_lightning.bench.timing import OUT_OF_MEMORY, free, reason
 from bts_lightning.errors import Parser
 
+# What a row can ask for.
+MODULES = {"loader": loader, "step": step, "subsets": subsets}
 # Imports and the arithmetic of a network, on a slow processor.
 PATIENCE = 300.0
 # A row may take so many times as long as was planned, and these seconds more; a processor may be
@@ -134,7 +136,7 @@ def _end_with_parent() -> None:
 
 def _result(row: Row, device: torch.device, scratch: Path, results: Path) -> Result:
     family, *words = shlex.split(row.words)
-    module = import_module(f"bts_lightning.bench.{family}")
+    module: Any = MODULES[family]
     parser = Parser(prog=f"bts bench {family}")
     module.add_arguments(parser)
     args = argparse.Namespace(device=device, scratch=scratch, results=results)
