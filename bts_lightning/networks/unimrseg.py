@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import combinations
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -127,19 +127,12 @@ class UniMRSeg(Backbone):
             adapters = zip(inputs, self.widths, HEADS, strict=True)
             self.adapters = Modules(Adapter(a, b, heads=heads) for a, b, heads in adapters)
             self.stages.requires_grad_(False)
-            self.train()
+            self.freeze(True)
 
     @classmethod
     def small(cls) -> dict[str, Any]:
         """Give arguments of the same wiring that run in a blink."""
         return {"width": 4, "pairs": 1}
-
-    def train(self, mode: bool = True) -> Self:
-        """Leave a frozen encoder in evaluation."""
-        super().train(mode)
-        if self.stage == "adapters":
-            self.stages.eval()
-        return self
 
     def encode_levels(self, image: Tensor, present: Tensor) -> tuple[Tensor, ...]:
         """Give the image as its own and only level."""
@@ -219,11 +212,17 @@ class UniMRSeg(Backbone):
         """Give the levels of a complete image."""
         if not (self.training and self.moves_statistics):
             return self.plain(image)
-        self.stages.train()
+        self.freeze(False)
         try:
             return self.plain(image)
         finally:
-            self.stages.eval()
+            self.freeze(True)
+
+    def freeze(self, is_frozen: bool) -> None:
+        """Let the encoder normalise by its statistics as they are, or by those of a batch."""
+        for module in self.stages.modules():
+            if isinstance(module, Norm):
+                module.is_frozen = is_frozen
 
     def adapted(self, x: Tensor) -> list[Tensor]:
         """Give the levels of an image that lacks something."""
@@ -290,7 +289,7 @@ class UniMRSeg(Backbone):
     @contextmanager
     def once_more(self) -> Iterator[None]:
         """Compute again what was computed: no statistics move, and convolutions are the same."""
-        norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm3d)]
+        norms = [module for module in self.modules() if isinstance(module, Norm)]
         before = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 0.0
@@ -329,7 +328,7 @@ class Surroundings(nn.Module):
         )
         self.whole = nn.Conv3d(width, width, 1, bias=False)
         self.mix = nn.Conv3d((len(DILATIONS) + 1) * width, width, 1, bias=False)
-        self.finish = nn.Sequential(nn.BatchNorm3d(width), nn.ReLU(inplace=True))
+        self.finish = nn.Sequential(Norm(width), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
         whole = self.whole(x.mean(dim=(2, 3, 4), keepdim=True)).expand_as(x)
@@ -338,11 +337,23 @@ class Surroundings(nn.Module):
         return finished
 
 
+class Norm(nn.BatchNorm3d):
+    """Normalise over the batch in training, unless it is frozen."""
+
+    is_frozen = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.is_frozen:
+            return super().forward(x)
+        kept = self.running_mean, self.running_var
+        return F.batch_norm(x, *kept, self.weight, self.bias, eps=self.eps)
+
+
 def single(inputs: int, outputs: int) -> nn.Sequential:
     """Convolve, normalise over the batch, activate."""
     return nn.Sequential(
         nn.Conv3d(inputs, outputs, 3, padding=1, bias=False),
-        nn.BatchNorm3d(outputs),
+        Norm(outputs),
         nn.ReLU(inplace=True),
     )
 

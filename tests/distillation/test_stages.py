@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from bts_lightning import config
+from bts_lightning.__main__ import main
 from bts_lightning.distillation.stages import StagedTask, take_weights
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.losses import RegionLoss
 from bts_lightning.networks.unimrseg import Stage, UniMRSeg
+from tests.tiny_training import final, the_run, train
 
 STAGES = (["unimrseg_reconstruct"], ["unimrseg_contrast"], [])
 
@@ -61,3 +63,29 @@ def test_the_stages_of_unimrseg_fit_each_other(tmp_path: Path) -> None:
             take_weights(made.net, file, made.anew)
         assert made.segments is (made.net.stage != "reconstruction")
         torch.save({"state_dict": made.state_dict()}, file)
+
+
+TINY = [
+    *["smoke", "net.width=4", "net.pairs=1", "data.patch=16", "data.steps_per_epoch=1"],
+    *["trainer.max_epochs=1", "trainer.accelerator=cpu", "trainer.devices=1"],
+    *["evaluation.subsets=[flair,t1+t1c+t2+flair]", "callbacks.overlays=null"],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_an_empty_folder")
+def test_each_stage_begins_from_the_one_before(
+    phantom: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before: list[str] = []
+    for mixins in STAGES:
+        words = ["unimrseg", *mixins, *TINY, *before, f"data.root={phantom}"]
+        assert train(*words) == 0, capsys.readouterr().err
+        before = [f"task.pretraining={the_run('+'.join(['unimrseg', *mixins, 'smoke']))}"]
+    first, second, third = (final(the_run("+".join(["unimrseg", *m, "smoke"]))) for m in STAGES)
+    assert not torch.equal(first["net.stages.0.0.weight"], second["net.stages.0.0.weight"])
+    for name, x in second.items():
+        if name.startswith("net.stages"):  # frozen, with its statistics
+            assert torch.equal(third[name], x), name
+    run = the_run("unimrseg+smoke")
+    assert main(["evaluate", str(run), "--device", "cpu"]) == 0, capsys.readouterr().err

@@ -11,6 +11,7 @@ from bts_lightning.networks.convolutions import OneDNN
 from bts_lightning.networks.likeness import agreement, distance
 from bts_lightning.networks.pyramid import to_maps
 from bts_lightning.networks.unimrseg import UniMRSeg
+from tests.golden.fill_rule import make_input
 from tests.networks.conformity import Lesson, Recorded, unowned
 
 
@@ -50,8 +51,9 @@ def losses(lesson: Lesson) -> dict[str, Tensor]:
     net, features = lesson.net, lesson.output.features
     assert isinstance(net, Told)
     assert features is not None
+    x = features.levels[0]  # without what the mask takes
     with torch.no_grad():
-        levels, logits = net.of_complete(features.levels[0].squeeze(2))
+        levels, logits = net.of_complete(torch.from_numpy(make_input(x.shape[-1])).to(x))
     far = [distance(x, y)[0] for x, y in zip(net.read, levels, strict=True)]
     maps = 1 - agreement(to_maps(lesson.output.logits), to_maps(logits))[0]
     by_label = lesson.loss(lesson.output.logits, lesson.label)
