@@ -20,7 +20,8 @@ class StagedTask(SegmentationTask):
 
     Args:
         net: any network.
-        pretraining: the run of the stage before; null begins from nothing.
+        pretraining: the run of the stage before; null begins from nothing. `bts train` also takes
+            the mix-in that makes that stage of this experiment, and finds its run or trains it.
         anew: parts of the network, as `head`, that the stage before has not, or not learned.
         segments: a stage that only prepares for the next may not.
 
@@ -66,8 +67,8 @@ class StagedTask(SegmentationTask):
         run = Path(self.pretraining)
         if not runs.is_run(run) or not runs.checkpoint_files(run):
             raise ConfigError(
-                f"task.pretraining is {run}, which is no run with a checkpoint; give the folder "
-                "of a run of the stage before, or null to begin without"
+                f"task.pretraining is {run}, which is no run with a checkpoint; give the mix-in of "
+                "the stage before, or the folder of its run, or null to begin without"
             )
         take_weights(self.net, runs.best_checkpoint(run), self.anew)
 

@@ -48,7 +48,8 @@ MIXED = {
     "phantom": ["unet_small", "phantom"],
     "smoke": ["unet_small"],
     "tensorboard": ["unet_small", "tensorboard"],
-    "unimrseg_contrast": ["unimrseg", "unimrseg_contrast"],
+    "unimrseg": ["unimrseg", "task.pretraining=null"],
+    "unimrseg_contrast": ["unimrseg", "unimrseg_contrast", "task.pretraining=null"],
 }
 # `torch.compile` takes a while, and torch 2.13 imports on the way what it deprecates itself.
 MARKS: dict[str, list[pytest.MarkDecorator]] = {

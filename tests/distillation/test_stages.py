@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from bts_lightning import config
+from bts_lightning import config, runs
 from bts_lightning.__main__ import main
+from bts_lightning.distillation.chain.before import first_stage
 from bts_lightning.distillation.stages import StagedTask, take_weights
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.losses import RegionLoss
@@ -72,20 +74,32 @@ TINY = [
 ]
 
 
+@pytest.mark.usefixtures("in_an_empty_folder")
+def test_a_stage_before_another_one_has_a_stage_before_it(phantom: Path) -> None:
+    words = ["unimrseg", *TINY, "task.anew=[]", f"data.root={phantom}"]
+    second = first_stage(words, "unimrseg_contrast", ())
+    task = OmegaConf.load(runs.config_file(second)).task
+    assert Path(task.pretraining).parent == Path("runs/unimrseg+unimrseg_reconstruct+smoke")
+    assert task.anew == ["head"]  # what a command says of the task is for the last stage alone
+    first = OmegaConf.load(runs.config_file(Path(task.pretraining)))
+    assert first.task.pretraining is None
+    assert first.net.width == 4
+    assert first_stage(words, "unimrseg_contrast", ()) == second
+    assert len(list(Path("runs").glob("*/*/config.yaml"))) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_an_empty_folder")
-def test_each_stage_begins_from_the_one_before(
+def test_one_command_trains_all_three_stages(
     phantom: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before: list[str] = []
-    for mixins in STAGES:
-        words = ["unimrseg", *mixins, *TINY, *before, f"data.root={phantom}"]
-        assert train(*words) == 0, capsys.readouterr().err
-        before = [f"task.pretraining={the_run('+'.join(['unimrseg', *mixins, 'smoke']))}"]
-    first, second, third = (final(the_run("+".join(["unimrseg", *m, "smoke"]))) for m in STAGES)
+    assert train("unimrseg", *TINY, f"data.root={phantom}") == 0, capsys.readouterr().err
+    folders = [the_run("+".join(["unimrseg", *mixins, "smoke"])) for mixins in STAGES]
+    first, second, third = map(final, folders)
     assert not torch.equal(first["net.stages.0.0.weight"], second["net.stages.0.0.weight"])
     for name, x in second.items():
         if name.startswith("net.stages"):  # frozen, with its statistics
             assert torch.equal(third[name], x), name
-    run = the_run("unimrseg+smoke")
-    assert main(["evaluate", str(run), "--device", "cpu"]) == 0, capsys.readouterr().err
+    assert main(["evaluate", str(folders[-1]), "--device", "cpu"]) == 0, capsys.readouterr().err
+    assert main(["evaluate", str(folders[0]), "--device", "cpu"]) == 2
+    assert "is of a first stage, which segments nothing" in capsys.readouterr().err

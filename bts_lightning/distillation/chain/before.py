@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
-from bts_lightning.config.merge import is_override
+from bts_lightning.config.merge import experiments, is_override
 from bts_lightning.distillation.chain.plan import Stage
 from bts_lightning.errors import UserError
 from bts_lightning.files import alone
@@ -27,12 +27,15 @@ _ASK_EVERY = 10.0
 def first_stage(words: Sequence[str], mixin: str, allow: Sequence[str]) -> Path:
     """Find the run that these words with the mix-in have made, or begin one.
 
-    A run is the same when its whole configuration is; one that ended is taken before others.
+    A run is the same when its whole configuration is; one that ended is taken before others. It may
+    begin from another one itself, made of the same words by the mix-in that it names.
     """
-    words = words_of_first(words, mixin)
+    given, words = words, words_of_first(words, mixin)
     names = [Path(word).stem for word in words if not is_override(word)]
     config = configuration.load(words, allow=allow)
     configuration.check(config, allow=allow, supplied=configuration.SUPPLIED)
+    if (before := OmegaConf.select(config, "task.pretraining")) in experiments():
+        config.task.pretraining = str(first_stage(given, before, allow))
     home = runs.RUNS / re.sub(r"[^\w.+-]+", "_", "+".join(names))
     home.mkdir(parents=True, exist_ok=True)
     with alone(home / ".first"):
