@@ -17,7 +17,7 @@ from bts_lightning.errors import UserError
 from bts_lightning.files import alone
 from bts_lightning.report.screen import Screen
 from bts_lightning.runs.jobs import TrainAndEvaluate, is_trained
-from bts_lightning.runs.processes import is_worked_on
+from bts_lightning.runs.processes import LOG, is_worked_on
 
 # Overrides that are of the second stage alone; the mix-ins of a command are for both.
 _OWN = ("task.", "evaluation.", "callbacks.", "trainer.max_epochs=")
@@ -41,11 +41,13 @@ def first_stage(words: Sequence[str], mixin: str, allow: Sequence[str]) -> Path:
     with alone(home / ".first"):
         same = [file.parent for file in home.glob("*/config.yaml") if _is_same(file, config)]
         if same:
-            return max(same, key=lambda run: (is_trained(run), run.name))
-        run = home / time.strftime("%Y%m%d-%H%M%S")
-        while run.exists():
-            run = run.with_name(f"{run.name}-2")
-        runs.save_config(run, config)
+            run = max(same, key=lambda run: (is_trained(run), run.name))
+        else:
+            run = home / time.strftime("%Y%m%d-%H%M%S")
+            while run.exists():
+                run = run.with_name(f"{run.name}-2")
+            runs.save_config(run, config)
+        (run / LOG).touch()  # whoever begins from it brings it to its end
     return run
 
 
