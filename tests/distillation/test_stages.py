@@ -16,7 +16,7 @@ from bts_lightning.losses import RegionLoss
 from bts_lightning.networks.unimrseg import Stage, UniMRSeg
 from tests.tiny_training import final, the_run, train
 
-STAGES = (["unimrseg_reconstruct"], ["unimrseg_contrast"], [])
+STAGES: tuple[list[str], ...] = (["unimrseg_reconstruct"], ["unimrseg_contrast"], [])
 
 
 def net(stage: Stage = "adapters", width: int = 4) -> UniMRSeg:
