@@ -345,6 +345,7 @@ def test_the_naive_loop_gives_our_label_maps(
     assert not net.training
 
 
+@pytest.mark.slow
 def test_both_sides_of_the_race_agree_and_every_stage_has_its_seconds(tmp_path: Path) -> None:
     args = Namespace(
         networks=["a2fseg:variant=paper,width=4,poolings=2"],

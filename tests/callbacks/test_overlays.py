@@ -43,6 +43,7 @@ def test_the_sheet_is_sent_to_wandb_with_its_subsets(tmp_path: Path) -> None:
         image=np.ones((4, 16, 16, 16), np.float16),
         label=np.ones((16, 16, 16), np.uint8),
         available=(True,) * 4,
+        geometry=SimpleNamespace(origin=(0, 0, 0)),
     )
     overlays = Overlays(Protocol(window=16), subsets=["t1c", "flair"])
     overlays.on_validation_batch_end(trainer, module, None, {"case": case}, 0)

@@ -158,6 +158,7 @@ def test_another_recipe_needs_another_name() -> None:
         plan("kd_unet", *TINY, "net.width=6")
 
 
+@pytest.mark.slow  # a student is planned for each mistake
 def test_the_command_line_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for words, line in {
         (): "name an experiment, as in: bts distill kd_unet",
