@@ -15,7 +15,7 @@ def _hide(name: str, *args: Any) -> ModuleSpec | None:
     return None if name.partition(".")[0] in ABSENT else _find(name, *args)
 
 
-# A finder that raised would end those who only ask whether there is such a package. A test that reads
-# ABSENT imports this by another name, and its process keeps what it has.
+# A finder that raised would end those who only ask whether there is such a package.
+# A test that reads ABSENT imports this by another name, and its process keeps what it has.
 if __name__ == "sitecustomize":
     PathFinder.find_spec = _hide
