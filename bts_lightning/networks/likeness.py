@@ -34,8 +34,8 @@ def contrast(
     holds the other case alone, which has no gradient.
     """
     total = []
-    for incomplete, whole in zip(levels, complete, strict=True):
-        own = torch.stack([mean_direction(whole), mean_direction(incomplete)], dim=1)  # B 2 C
+    for incomplete, full in zip(levels, complete, strict=True):
+        own = torch.stack([mean_direction(full), mean_direction(incomplete)], dim=1)  # B 2 C
         other = own.detach().roll(-1, dims=0)
         across = own @ other.mT / temperature  # B own other
         pairs = [(v[:, 0] * v[:, 1]).sum(dim=1, keepdim=True) / temperature for v in (own, other)]
