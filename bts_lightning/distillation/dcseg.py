@@ -1,14 +1,11 @@
 """DC-Seg: in training, pull apart what each image shows and how it looks, by contrast."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from bts_lightning.losses import SegmentationLoss
 from bts_lightning.losses.contrast import anatomy_contrast, modality_contrast
 from bts_lightning.networks.backbone import Backbone, Output, over
 from bts_lightning.task import SegmentationTask
@@ -49,27 +46,14 @@ class DCSegTask(SegmentationTask):
         self,
         net: Backbone,
         *,
-        loss: SegmentationLoss,
         painting: Callable[[Backbone], nn.Module],
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[Optimizer], LRScheduler] | None = None,
         reconstruction_weight: float = 0.4,
         anatomy_weight: float = 0.4,
         modality_weight: float = 0.4,
         kl_weight: float = 0.1,
-        main_loss_from_epoch: int = 0,
-        channels_last: bool = False,
-        compile_net: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            net,
-            loss=loss,
-            optimizer=optimizer,
-            schedule=schedule,
-            main_loss_from_epoch=main_loss_from_epoch,
-            channels_last=channels_last,
-            compile_net=compile_net,
-        )
+        super().__init__(net, **options)
         self.weights = {
             "reconstruction": reconstruction_weight,
             "anatomy": anatomy_weight,

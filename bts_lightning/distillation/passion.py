@@ -1,14 +1,11 @@
 """PASSION: the fusion of a network teaches it to segment from each modality alone, in balance."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from bts_lightning.distillation.answer import Answer
 from bts_lightning.distillation.terms import similarities
@@ -59,27 +56,14 @@ class PassionTask(SegmentationTask):
         self,
         net: Backbone,
         *,
-        loss: SegmentationLoss,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[Optimizer], LRScheduler] | None = None,
         temperature: float = 4.0,
         distillation_weight: float = 0.5,
         prototype_weight: float = 0.1,
         balance_rate: float = 0.01,
         classes: Literal["sample", "batch"] = "sample",
-        main_loss_from_epoch: int = 0,
-        channels_last: bool = False,
-        compile_net: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            net,
-            loss=loss,
-            optimizer=optimizer,
-            schedule=schedule,
-            main_loss_from_epoch=main_loss_from_epoch,
-            channels_last=channels_last,
-            compile_net=compile_net,
-        )
+        super().__init__(net, **options)
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}; give a positive number")
         self.temperature = temperature

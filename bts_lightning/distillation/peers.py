@@ -1,7 +1,6 @@
 """Modalities of a sample teach each other: LCKD elects the teachers, MetaKD weighs them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +8,6 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from bts_lightning.chance import generator
 from bts_lightning.data.cache.prepare import CachedCase
@@ -85,23 +82,10 @@ class PeerTask(SegmentationTask):
         net: Backbone,
         *,
         teaching: Teaching,
-        loss: SegmentationLoss,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[Optimizer], LRScheduler] | None = None,
         weight: float = 0.1,
-        main_loss_from_epoch: int = 0,
-        channels_last: bool = False,
-        compile_net: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            net,
-            loss=loss,
-            optimizer=optimizer,
-            schedule=schedule,
-            main_loss_from_epoch=main_loss_from_epoch,
-            channels_last=channels_last,
-            compile_net=compile_net,
-        )
+        super().__init__(net, **options)
         if not net.fused_levels:
             raise ConfigError(
                 f"{type(net).__name__} mixes the modalities in its first layer, so none can teach "

@@ -1,15 +1,13 @@
 """A training in stages: each begins with the weights of the one before."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from bts_lightning import runs
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.losses import SegmentationLoss
 from bts_lightning.networks.backbone import Backbone
 from bts_lightning.runs.checkpoints import read_checkpoint
 from bts_lightning.task import SegmentationTask
@@ -32,25 +30,12 @@ class StagedTask(SegmentationTask):
         self,
         net: Backbone,
         *,
-        loss: SegmentationLoss,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-        schedule: Callable[[Optimizer], LRScheduler] | None = None,
         pretraining: str | None = None,
         anew: Sequence[str] = (),
         segments: bool = True,
-        main_loss_from_epoch: int = 0,
-        channels_last: bool = False,
-        compile_net: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            net,
-            loss=loss,
-            optimizer=optimizer,
-            schedule=schedule,
-            main_loss_from_epoch=main_loss_from_epoch,
-            channels_last=channels_last,
-            compile_net=compile_net,
-        )
+        super().__init__(net, **options)
         parts = dict(net.named_children())
         if unknown := [name for name in anew if name not in parts]:
             raise ConfigError(

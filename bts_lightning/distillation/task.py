@@ -1,18 +1,15 @@
 """The step of a student: that of the plain task, and terms that compare it with a teacher."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 
 from bts_lightning.distillation.answer import Answer
 from bts_lightning.distillation.teacher import Teacher
 from bts_lightning.distillation.terms import LogitTerm, PrototypeTerm, Term
 from bts_lightning.errors import ConfigError, UserError
-from bts_lightning.losses import SegmentationLoss
 from bts_lightning.networks.backbone import Backbone, Output
 from bts_lightning.task import SegmentationTask
 
@@ -37,23 +34,10 @@ class DistillationTask(SegmentationTask):
         net: Backbone,
         *,
         teacher: str | None,
-        loss: SegmentationLoss,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         terms: Mapping[str, Term | None] | None = None,
-        schedule: Callable[[Optimizer], LRScheduler] | None = None,
-        main_loss_from_epoch: int = 0,
-        channels_last: bool = False,
-        compile_net: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            net,
-            loss=loss,
-            optimizer=optimizer,
-            schedule=schedule,
-            main_loss_from_epoch=main_loss_from_epoch,
-            channels_last=channels_last,
-            compile_net=compile_net,
-        )
+        super().__init__(net, **options)
         if terms is None:
             terms = {"logits": LogitTerm(), "prototypes": PrototypeTerm()}
         self.terms = {name: term for name, term in terms.items() if term is not None}
