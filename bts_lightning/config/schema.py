@@ -8,11 +8,13 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Optional, TypeVar, Union
+
+from bts_lightning.config.source import handed
 
 REQUIRED = inspect.Parameter.empty
 
@@ -59,28 +61,30 @@ class MisfitError(Exception):
 def signature(cls: type) -> Signature:
     """List what a constructor takes, following `**kwargs` to the bases that receive them."""
     arguments: dict[str, Argument] = {}
-    is_inherited = False
+    calls: list[ast.Call] = []
+    filled: set[str] = set()
     for owner in cls.__mro__[:-1]:
         function = vars(owner).get("__init__")
         if function is None:
             continue
         _, *parameters = inspect.signature(function).parameters.values()
+        names = [parameter.name for parameter in parameters]
+        filled = filled.union(*(_filled(call, names) for call in calls))
         for parameter in parameters:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             default = parameter.default
-            if is_inherited and default is REQUIRED:
-                # The derived constructor may well fill it in itself.
-                default = None
+            if parameter.name in filled and default is REQUIRED:
+                default = None  # the derived constructor fills it in itself
             hint = _hint(parameter.annotation, owner, function)
             if default is None:
                 hint = Optional[hint]  # noqa: UP045 (a string cannot take `|`)
             arguments.setdefault(parameter.name, Argument(hint, default))
         rest = [one.name for one in parameters if one.kind is one.VAR_KEYWORD]
-        if not rest or not _hands_to_base(function, rest[0]):
+        calls = _handed_to_base(function, rest[0]) if rest else []
+        if not calls:
             return Signature(arguments, is_open=bool(rest))
-        is_inherited = True
-    return Signature(arguments, is_open=is_inherited)
+    return Signature(arguments, is_open=bool(calls))
 
 
 def fit(value: Any, annotation: Any) -> Any:
@@ -179,18 +183,20 @@ def _hint(annotation: Any, owner: type, function: Any) -> Any:
         return Any
 
 
-def _hands_to_base(function: Any, keywords: str) -> bool:
-    """Say whether a constructor gives its `**kwargs` to the next one, rather than use them."""
+def _handed_to_base(function: Any, keywords: str) -> list[ast.Call]:
+    """List the calls that give a constructor's `**kwargs` to the next one, rather than use them."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
     except (OSError, TypeError, SyntaxError):
-        return False
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return any(
-        ast.unparse(call.func).startswith("super(")
-        and any(one.arg is None and ast.unparse(one.value) == keywords for one in call.keywords)
-        for call in calls
-    )
+        return []
+    return handed(tree, keywords)
+
+
+def _filled(call: ast.Call, names: Sequence[str]) -> set[str]:
+    """Name what such a call gives the base besides: all of it, where a list is unpacked."""
+    if any(isinstance(one, ast.Starred) for one in call.args):
+        return set(names)
+    return {*names[: len(call.args)], *(one.arg for one in call.keywords if one.arg)}
 
 
 def _require(holds: bool, value: Value) -> Value:

@@ -1,7 +1,8 @@
 """Read what a class takes from its source, so that a misspelt key is found before torch is loaded.
 
 Only what the text says for certain counts: a class of that name, with a constructor of its own that
-takes no `**kwargs`. Of everything else `check` judges, by the class itself.
+takes no `**kwargs`, or hands them to that of its only base. Of everything else `check` judges, by
+the class itself.
 """
 
 import ast
@@ -24,7 +25,7 @@ def arguments(target: str) -> list[str] | None:
             (n for n in reversed(ast.parse(file.read_bytes()).body) if _binds(n, name)), None
         )
         if isinstance(last, ast.ClassDef):
-            return _constructor(last)
+            return _constructor(last, place)
         if not isinstance(last, ast.ImportFrom) or last.level or last.names[0].name == "*":
             return None
         place = last.module or ""
@@ -56,13 +57,31 @@ def _binds(node: ast.stmt, name: str) -> bool:
     )
 
 
-def _constructor(cls: ast.ClassDef) -> list[str] | None:
+def _constructor(cls: ast.ClassDef, place: str) -> list[str] | None:
     found = [node for node in cls.body if _binds(node, "__init__")]
     if len(found) != 1 or not isinstance(found[0], ast.FunctionDef):
         return None
     decorators = [*cls.decorator_list, *cls.keywords, *found[0].decorator_list]
-    takes = found[0].args
-    if takes.kwarg or {ast.unparse(one) for one in decorators} - _TRANSPARENT:
+    if {ast.unparse(one) for one in decorators} - _TRANSPARENT:
         return None
+    takes = found[0].args
     _, *others = [*takes.posonlyargs, *takes.args, *takes.kwonlyargs]
-    return [one.arg for one in others]
+    own = [one.arg for one in others]
+    if takes.kwarg is None:
+        return own
+    bases = [name for base in cls.bases if (name := ast.unparse(base)) != "ABC"]
+    if len(bases) != 1 or not bases[0].isidentifier() or not handed(found[0], takes.kwarg.arg):
+        return None
+    inherited = arguments(f"{place}.{bases[0]}")
+    return None if inherited is None else list(dict.fromkeys([*own, *inherited]))
+
+
+def handed(constructor: ast.AST, keywords: str) -> list[ast.Call]:
+    """List the calls by which a constructor gives its `**kwargs` to the next one."""
+    return [
+        call
+        for call in ast.walk(constructor)
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func).startswith("super(")
+        and any(one.arg is None and ast.unparse(one.value) == keywords for one in call.keywords)
+    ]

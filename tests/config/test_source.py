@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from bts_lightning.config import check_names, load, source, targets
 from bts_lightning.config.merge import SEARCH
-from bts_lightning.config.schema import signature
+from bts_lightning.config.schema import REQUIRED, signature
 from bts_lightning.errors import ConfigError
 
 
@@ -58,6 +58,9 @@ def test_the_source_knows_the_heavy_ones():
         "bts_lightning.data.module.BratsDataModule",
         "bts_lightning.networks.a2fseg.A2FSeg",
         "torch.optim.AdamW",
+        # What these hand on to their base is read there.
+        "bts_lightning.distillation.peers.PeerTask",
+        "bts_lightning.distillation.cotraining.CoTrainingTask",
     ):
         assert said[target], target
 
@@ -94,6 +97,32 @@ def test_a_class_is_followed_to_where_it_is_written(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert source.arguments("own_house.Face") == ["a", "b", "c"]
     assert "own_house" not in sys.modules
+
+
+class Base:
+    def __init__(self, net: int, *, loss: int, weight: float = 1.0) -> None: ...
+
+
+class Hands(Base):
+    def __init__(self, net: int, *, own: int = 0, **options: Any) -> None:
+        super().__init__(net, **options)
+
+
+class Fills(Base):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(3, loss=2, **options)
+
+
+def test_what_a_base_needs_and_nobody_fills_in_is_needed():
+    takes = signature(Hands).arguments
+    assert {name: one.default for name, one in takes.items()} == {
+        "net": REQUIRED,
+        "own": 0,
+        "loss": REQUIRED,
+        "weight": 1.0,
+    }
+    filled = signature(Fills).arguments
+    assert [filled[name].default for name in ("net", "loss", "weight")] == [None, None, 1.0]
 
 
 @pytest.mark.parametrize("target", ["", "Net", ".", "no_such_package.Net", "sys.Net", "torch..Net"])
