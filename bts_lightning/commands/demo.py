@@ -17,7 +17,7 @@ CASES = 30
 # Voxels of 2.5 mm along two axes, of 1.9 along the third: heads of about 58×73×75 voxels.
 SIZE = (96, 96, 80)
 # About how many seconds each stage takes on two cores: what share of the whole it is.
-STAGES = {"phantom": 17, "cache": 2, "train": 290, "evaluate": 33}
+STAGES = {"phantom": 25, "cache": 1, "train": 300, "evaluate": 22}
 console = Screen()
 
 

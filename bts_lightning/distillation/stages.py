@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from bts_lightning import runs
+from bts_lightning.distillation.leaks import refuse_leaks
 from bts_lightning.errors import ConfigError, UserError
 from bts_lightning.networks.backbone import Backbone
 from bts_lightning.runs.checkpoints import read_checkpoint
@@ -56,6 +57,13 @@ class StagedTask(SegmentationTask):
                 "the stage before, or the folder of its run, or null to begin without"
             )
         take_weights(self.net, runs.best_checkpoint(run), self.anew)
+
+    def setup(self, stage: str) -> None:
+        """Refuse a stage before that saw patients whom this one is chosen by or scored on."""
+        super().setup(stage)
+        if stage == "fit" and self.pretraining is not None:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            refuse_leaks(Path(self.pretraining), data, who="first stage", learner="this training")
 
 
 def take_weights(net: nn.Module, file: Path, anew: tuple[str, ...]) -> None:

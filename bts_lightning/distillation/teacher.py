@@ -1,7 +1,5 @@
 """A teacher: the network of a finished run, frozen, checked against what its student may see."""
 
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +9,14 @@ from torch import Tensor
 
 from bts_lightning import config as configuration
 from bts_lightning import runs
-from bts_lightning.data.splits import PARTS, Split
 from bts_lightning.distillation.answer import Answer
+from bts_lightning.distillation.leaks import refuse_leaks
 from bts_lightning.errors import ConfigError
 from bts_lightning.files import sha256
 from bts_lightning.losses import SegmentationLoss
 from bts_lightning.networks.backbone import Backbone
 from bts_lightning.runs.checkpoints import load_weights, read_checkpoint
 from bts_lightning.runs.container import is_package
-from bts_lightning.runs.seen import Seen
 
 
 class Teacher:
@@ -92,45 +89,4 @@ class Teacher:
                     f"teacher {self.run} saw data.{name}={saw}, the student has {sees}; both look "
                     "at one image, so give both the same"
                 )
-        patients = {name: case.patient for name, case in data.cases.items()}
-        seen, chosen, left = self._lists(patients)
-        if not (seen | chosen | left) & set(patients.values()):
-            raise ConfigError(
-                f"teacher {self.run} knows none of the cases in {data.root}, so nobody can tell "
-                "whether it was trained on test cases; train it on this data set"
-            )
-        for part, did, theirs in (
-            ("test", "trained on", seen),
-            ("test", "was chosen by its score on", chosen),
-            ("val", "trained on", seen),
-        ):
-            cases = getattr(data.split, part)
-            leaked = [name for name in cases if patients.get(name, name) in theirs]
-            if leaked:
-                raise ConfigError(
-                    f"teacher {self.run} {did} {len(leaked)} of the student's {len(cases)} {part} "
-                    f"cases, such as {leaked[0]}; give the student the teacher's split, "
-                    f"data.split={self.run / 'split.json'}"
-                )
-
-    def _lists(self, patients: dict[str, str]) -> list[set[str]]:
-        """Give the patients of each part of the teacher's split, as far as the data have them."""
-        if (digests := Seen.load(self.run)) is None:
-            if not (self.run / "split.json").exists():
-                raise ConfigError(
-                    f"teacher {self.run} has no split.json, as one that was imported, so nobody "
-                    "can tell what it was trained on; import it with the lists of its authors, as "
-                    "data.split=split.json"
-                )
-            split = Split.load(self.run / "split.json")
-            return [set(_patients(getattr(split, part), patients)) for part in PARTS]
-        its = {patient: digests.part_of(name, patient) for name, patient in patients.items()}
-        return [{patient for patient, part in its.items() if part == one} for one in PARTS]
-
-
-def _patients(cases: Iterable[str], known: dict[str, str]) -> list[str]:
-    """Tell whom cases show; one that is not there may be another scan of a patient who is."""
-    there = set(known.values())
-    # `BraTS-GLI-00005-101` and `Brats18_TCIA01_131_1` are a patient's name and a number.
-    names = ((case, re.sub(r"[-_]\d+$", "", case)) for case in cases)
-    return [known.get(case, stem if stem in there else case) for case, stem in names]
+        refuse_leaks(self.run, data, who="teacher", learner="the student")

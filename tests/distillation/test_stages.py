@@ -1,6 +1,7 @@
 """Trainings that begin from others: what is handed on, and the three stages of UniMRSeg."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 
 from bts_lightning import config, runs
 from bts_lightning.__main__ import main
+from bts_lightning.data.splits import Split
 from bts_lightning.distillation.chain.before import first_stage
 from bts_lightning.distillation.stages import StagedTask, take_weights
 from bts_lightning.errors import ConfigError, UserError
@@ -54,6 +56,20 @@ def test_a_run_to_begin_from_must_be_one() -> None:
         task(net(), pretraining="nowhere").prepare_fit()
     with pytest.raises(ConfigError, match=r"task.anew names adapter, but UniMRSeg has stages, up"):
         task(net(), anew=["adapter"])
+
+
+def test_a_stage_that_saw_test_cases_of_the_next_is_refused(tmp_path: Path) -> None:
+    cases = {name: SimpleNamespace(patient=name) for name in ("a", "b", "c")}
+    Split(("a", "c"), ("b",), (), "theirs", "").save(tmp_path / "split.json")
+    made = task(net(), pretraining=str(tmp_path))
+    data = SimpleNamespace(cases=cases, root="data")
+    made._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
+    data.split = Split(("a",), ("b",), ("c",), "ours", "")
+    line = "trained on 1 of this training's 1 test cases, such as c; give this training the first"
+    with pytest.raises(ConfigError, match=line):
+        made.setup("fit")
+    data.split = Split(("a", "c"), ("b",), (), "ours", "")
+    made.setup("fit")
 
 
 def test_the_stages_of_unimrseg_fit_each_other(tmp_path: Path) -> None:
