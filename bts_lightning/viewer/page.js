@@ -120,7 +120,7 @@ class Pane {
 
   async show(picture) {
     this.maps.clear();
-    this.heat = this.hot = this.glows = null;
+    this.heat = this.hot = this.glows = this.grid = null; // nothing is painted until the picture is there
     this.state = { stage: 'waiting', rows: {}, weights: [], shapley: null };
     for (const volume of [...this.nv.volumes]) this.nv.removeVolume(volume);
     this.nv.setDrawColormap(tables().drawn);

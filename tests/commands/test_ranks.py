@@ -203,7 +203,7 @@ def test_two_ranks_choose_the_teachers_that_one_does(
     words: list[str], phantom: Path, tmp_path: Path
 ) -> None:
     words = [*words, "smoke", "data.patch=32", "data.augment=null", "data.steps_per_epoch=2"]
-    # No longer: differences grow from 1e-5 to 7 % in a third epoch, and to 0.5 % with patches of 64,
+    # No longer: differences grow from 1e-5 to 7 % in a third epoch; to 0.5 % with patches of 64,
     # whose deepest features have more voxels to normalise over. So we take them for rounding.
     words += ["trainer.max_epochs=2", "trainer.accelerator=cpu", "task.teaching.every=2"]
     words += [*NOT_VALIDATED, "callbacks.overlays=null", f"data.root={phantom}"]
