@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bts_lightning import config as configuration
 from bts_lightning import runs
 from bts_lightning.commands.evaluate import evaluate
 from bts_lightning.commands.train import train
@@ -29,6 +30,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the stages one after the other and say how long each took."""
+    # What is misspelt is said now, not after the patients are made.
+    config = configuration.load(["demo", *args.words])
+    configuration.check(config, supplied=configuration.SUPPLIED)
     from bts_lightning.data.cache.prepare import prepare
     from bts_lightning.data.phantom.write import write_phantom
 
@@ -59,9 +63,10 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _stage(stages: dict[str, float], title: str) -> Iterator[None]:
-    """Say how long all that is left will take, as fast as the stages before went."""
+    """Say how long the rest will take: as planned, or as slowly as the stages before went."""
     usual = sum(STAGES[name] for name in stages)
-    pace = sum(stages.values()) / usual if usual else 1
+    # Patients of an earlier demo take no time, which promises nothing.
+    pace = max(1, sum(stages.values()) / usual) if usual else 1
     left = pace * (sum(STAGES.values()) - usual)
     console.print(f"{title}  (about {max(1, round(left / 60))} min to the report)", style="bold")
     started = time.monotonic()

@@ -98,6 +98,7 @@ def test_no_verb_prints_the_help_and_fails(capsys):
         ("sweep data.root=data", "name the experiment to search"),
         ("sweep a2fseg --local", "data.root is data, which does not exist"),
         ("study", "name the experiments in one word"),
+        ("demo trainer.max_epoch=1", "did you mean trainer.max_epochs?"),
         ("study a2fseg --only 0 --table", "--only trains, and --table does not; leave one"),
         ("study a2fseg --name", "argument --name: expected one argument; see: bts study --help"),
         ("distill kd_unet --agents x", "argument --agents: invalid int value: 'x'; see: bts dist"),
